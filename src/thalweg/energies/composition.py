@@ -1,0 +1,61 @@
+"""Energies made of energies: sums (products of experts) and disjunctions (mixtures)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.energies.base import Energy
+
+
+class WeightedSum(Energy):
+    """E(x) = sum_i w_i E_i(x): a product of experts, each to the power w_i.
+
+    A negative weight is a negation; keep it below 1 in size, or the density need not exist.
+
+    Source: [Hinton 2002]; [Du 2020, sec. 3].
+    """
+
+    def __init__(self, energies: Sequence[Energy], weights: Sequence[float]):
+        super().__init__()
+        _same_space(energies)
+        self.energies = nn.ModuleList(energies)
+        self.weights = [float(w) for w in weights]
+        self.support = energies[0].support
+        self.event_ndim = energies[0].event_ndim
+
+    def forward(self, x: Tensor) -> Tensor:
+        terms = [w * e(x) for w, e in zip(self.weights, self.energies, strict=True)]
+        return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+
+
+class Disjunction(Energy):
+    """E(x) = -log sum_i exp(-E_i(x)): the mixture of the unnormalised densities.
+
+    Each part counts in proportion to its own Z; add a constant to an energy to change its share.
+
+    Source: [Du 2020, sec. 3].
+    """
+
+    def __init__(self, energies: Sequence[Energy]):
+        super().__init__()
+        _same_space(energies)
+        self.energies = nn.ModuleList(energies)
+        self.support = energies[0].support
+        self.event_ndim = energies[0].event_ndim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -torch.logsumexp(torch.stack([-e(x) for e in self.energies]), 0)
+
+
+def _same_space(energies: Sequence[Energy]) -> None:
+    for e in energies:
+        if not isinstance(e, Energy):
+            raise TypeError(f"only energies combine with energies, got {type(e).__name__}")
+        if e.event_ndim != energies[0].event_ndim:
+            raise ValueError(
+                f"energies over different spaces do not combine: event_ndim {energies[0].event_ndim} "
+                f"and {e.event_ndim}"
+            )

@@ -1,0 +1,65 @@
+"""Expectations under p(y|x) for y in R^K: self-normalised importance sampling."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from thalweg.energies.base import Conditioned
+
+
+class WeightedSamples(NamedTuple):
+    """Draws from a proposal with weights that make them draws from p(y|x).
+
+    Attributes:
+        y: ``[B, M, K]``.
+        weights: ``[B, M]``, each row sums to 1.
+        log_normaliser: estimate of log Z(x) ``[B]``.
+        effective_sample_size: 1 / sum of squared weights ``[B]``, between 1 and M.
+    """
+
+    y: Tensor
+    weights: Tensor
+    log_normaliser: Tensor
+    effective_sample_size: Tensor
+
+    def mean(self) -> Tensor:
+        """``[B, K]``."""
+        return (self.weights.unsqueeze(-1) * self.y).sum(1)
+
+    def quantile(self, probability: Tensor) -> Tensor:
+        """Marginal quantiles ``[B, m, K]`` at probabilities ``[m]``."""
+        y, order = self.y.sort(1)
+        cumulative = self.weights.unsqueeze(-1).expand_as(y).gather(1, order).cumsum(1)
+        index = torch.searchsorted(
+            cumulative.transpose(1, 2).contiguous(),
+            probability.to(y).expand(*y.shape[::2], -1).contiguous(),
+        ).clamp(max=y.shape[1] - 1)
+        return y.gather(1, index.transpose(1, 2))
+
+    def resample(self, n_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """``[B, n_samples, K]`` draws from the weighted sample, with replacement."""
+        index = torch.multinomial(self.weights, n_samples, replacement=True, generator=generator)
+        return self.y.gather(1, index.unsqueeze(-1).expand(-1, -1, self.y.shape[-1]))
+
+
+def importance_sample(energy: Conditioned, samples: Tensor, log_proposal: Tensor) -> WeightedSamples:
+    """Weigh draws from a proposal by exp(-E) / q.
+
+    Args:
+        energy: of B rows.
+        samples: ``[B, M, K]`` from q(.|x).
+        log_proposal: log q of them ``[B, M]``.
+
+    Source: [Gustafsson 2022, sec. 3.2].
+    """
+    with torch.no_grad():
+        log_weights = (-energy(samples) - log_proposal).double()
+    log_total = torch.logsumexp(log_weights, 1)
+    weights = (log_weights - log_total.unsqueeze(1)).exp()
+    return WeightedSamples(
+        samples, weights.to(samples), log_total - math.log(samples.shape[1]), 1 / weights.square().sum(1)
+    )

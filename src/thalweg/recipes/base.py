@@ -1,0 +1,91 @@
+"""What a recipe is, and what it hands back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number that a recipe measures, for every seed, and the target it must reach.
+
+    Attributes:
+        name: what was measured, with its unit.
+        values: one for each seed.
+        target: the bound, None if the figure is only reported.
+        at_most: whether the bound is an upper one.
+    """
+
+    name: str
+    values: Sequence[float]
+    target: float | None = None
+    at_most: bool = True
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.values))
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the mean over all seeds reaches the target; None if there is none."""
+        if self.target is None:
+            return None
+        return bool(self.mean <= self.target if self.at_most else self.mean >= self.target)
+
+
+@dataclass
+class Result:
+    """What a recipe hands back.
+
+    Attributes:
+        figures: the numbers.
+        pictures: Plotly figures by title.
+        notes: sentences that a reader of the numbers needs.
+        seconds: how long it took.
+    """
+
+    figures: list[Figure]
+    pictures: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run a recipe.
+
+    Attributes:
+        seeds: one run for each.
+        data: a folder with real data, for the recipes that can use it.
+        quick: a small run that only shows that the recipe works; its targets do not apply.
+        tell: called with a line of progress.
+    """
+
+    seeds: Sequence[int] = (0, 1, 2)
+    data: Path | None = None
+    quick: bool = False
+    tell: Callable[[str], None] = lambda line: None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A published system put together from the parts.
+
+    Attributes:
+        name: as given on the command line.
+        title: one line that says what it shows.
+        source: where it comes from.
+        run: does it.
+        minutes: about how long it takes on two cores, at full size.
+    """
+
+    name: str
+    title: str
+    source: str
+    run: Callable[[Settings], Result]
+    minutes: float

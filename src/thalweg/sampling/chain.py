@@ -1,0 +1,72 @@
+"""A kernel is one step of a Markov chain; a chain is a kernel, a start and a length."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from thalweg.energies.base import Energy, check_energy
+
+
+class State(NamedTuple):
+    """Where the chains are, and what the next step can use again.
+
+    position ``[*batch, *event]``, energy ``[*batch]``, gradient of the energy (as position) and the
+    probability ``[*batch]`` with which the last proposal was accepted (1 for kernels that always do).
+    """
+
+    position: Tensor
+    energy: Tensor
+    grad: Tensor
+    acceptance: Tensor
+
+
+class Kernel(Protocol):
+    """One step, pure: the state that comes in is not changed."""
+
+    def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> State: ...
+
+
+def initial_state(energy: Energy, position: Tensor) -> State:
+    value, grad = energy.value_and_grad(position)
+    return State(position.detach(), value, grad, torch.ones_like(value))
+
+
+def run_chain(
+    kernel: Kernel,
+    energy: Energy,
+    start: Tensor,
+    n_steps: int,
+    generator: torch.Generator | None = None,
+    check: bool = False,
+) -> State:
+    """Run all chains of ``start`` for n_steps and return the last state; it carries no graph.
+
+    Args:
+        check: refuse an energy that does not keep its contract, before the first step.
+    """
+    if check:
+        check_energy(energy, start)
+    state = initial_state(energy, start)
+    for _ in range(n_steps):
+        state = kernel.step(energy, state, generator)
+    return state
+
+
+def accept(current: State, proposed: State, log_ratio: Tensor, generator: torch.Generator | None) -> State:
+    """Metropolis-Hastings: take the proposal with probability min(1, exp(log_ratio)), else stay.
+
+    A proposal whose ratio is not finite is refused.
+    """
+    probability = torch.nan_to_num(log_ratio, nan=-torch.inf).clamp(max=0.0).exp()
+    uniform = torch.rand(probability.shape, generator=generator, device=probability.device)
+    taken = uniform < probability
+    wide = taken.reshape(*taken.shape, *([1] * (current.position.dim() - taken.dim())))
+    return State(
+        torch.where(wide, proposed.position, current.position),
+        torch.where(taken, proposed.energy, current.energy),
+        torch.where(wide, proposed.grad, current.grad),
+        probability,
+    )

@@ -1,0 +1,57 @@
+"""Checkpoints that are whole or not there: written aside, flushed, then renamed into place."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_NAME = "checkpoint.pt"
+
+
+def write_checkpoint(run_dir: Path, state: dict[str, Any]) -> None:
+    """Replace the checkpoint of a run. A kill at any moment leaves the old one or the new one."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    aside = run_dir / (_NAME + ".part")
+    try:
+        with open(aside, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, run_dir / _NAME)
+    except (OSError, RuntimeError) as error:
+        # A full disk comes as OSError from the file and as RuntimeError from torch's writer.
+        aside.unlink(missing_ok=True)
+        raise OSError(
+            f"could not write the checkpoint to {run_dir} ({error}); the one before it is untouched: free some "
+            "space and resume"
+        ) from error
+
+
+def read_checkpoint(run_dir: Path) -> dict[str, Any] | None:
+    """The checkpoint of a run, or None if it has none. No code in the file is run.
+
+    Raises:
+        ValueError: if the file is damaged or not a checkpoint.
+    """
+    path = run_dir / _NAME
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is damaged or not a checkpoint: delete the run and start anew") from error
+    if not isinstance(state, dict) or "weights" not in state:
+        raise ValueError(f"{path} is not a checkpoint of this library")
+    return state
+
+
+def remove_checkpoint(run_dir: Path) -> None:
+    (run_dir / _NAME).unlink(missing_ok=True)
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    return (run_dir / _NAME).exists()

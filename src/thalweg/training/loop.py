@@ -1,0 +1,451 @@
+"""The one training loop: batches, steps, validation, early stopping, checkpoints, divergence guard."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from thalweg.objectives.base import Batch
+from thalweg.training.checkpoint import read_checkpoint, write_checkpoint
+from thalweg.training.progress import Progress, SilentProgress
+
+Validate = Callable[[nn.Module], Tensor]
+
+
+class DivergenceError(RuntimeError):
+    """Training diverged again and again; no model is handed over."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train. A run with the same plan, data and seed ends with the same weights.
+
+    Attributes:
+        max_epochs: passes over the data, at most.
+        max_steps: updates, at most (None: no limit of its own).
+        batch_size: rows in a step, over all processes.
+        learning_rate: the highest one; AdamW.
+        weight_decay: of AdamW.
+        schedule: "cosine" (to 5 % over the planned steps), "constant" or "exponential" (x ``decay`` an epoch).
+        warmup_steps: steps over which the rate rises linearly from 0.
+        patience: epochs without a better validation figure before training stops (None: never).
+        min_delta: what counts as better.
+        clip_norm: the gradient's norm is clipped here (None: not).
+        ema_decay: validate and keep an exponential moving average of the weights (None: not).
+        max_rollbacks: how often a diverged run goes back to its last good state, at half the rate,
+            before it gives up.
+        checkpoint_seconds: least time between two checkpoints.
+        seed: of the order of the rows, of the objective's noise and of dropout.
+    """
+
+    max_epochs: int = 100
+    max_steps: int | None = None
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    decay: float = 0.99
+    warmup_steps: int = 0
+    patience: int | None = None
+    min_delta: float = 1e-4
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    max_rollbacks: int = 5
+    checkpoint_seconds: float = 5.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("cosine", "constant", "exponential"):
+            raise ValueError(f"schedule must be cosine, constant or exponential, got {self.schedule!r}")
+        for name in ("max_epochs", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+@dataclass
+class History:
+    """What happened: one entry an epoch, and every event worth telling."""
+
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    stopped: str = ""
+
+
+class _Step(nn.Module):
+    """Energy and objective as one module, so that distributed wrappers see one forward."""
+
+    def __init__(self, energy: nn.Module, objective: nn.Module):
+        super().__init__()
+        self.energy = energy
+        self.objective = objective
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        return self.objective(self.energy, batch, generator).value
+
+
+class Trainer:
+    """Fits an energy by an objective.
+
+    Args:
+        plan: the settings.
+        fabric: device, precision and processes; one CPU process in full precision by default.
+        run_dir: where checkpoints go; None keeps none.
+        progress: shows how far the run is.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        fabric: Fabric | None = None,
+        run_dir: Path | None = None,
+        progress: Progress | None = None,
+    ):
+        self.plan = plan
+        self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
+        self.run_dir = run_dir
+        self.progress = progress or SilentProgress()
+
+    def fit(
+        self,
+        energy: nn.Module,
+        objective: nn.Module,
+        data: Batch,
+        validate: Validate | None = None,
+        resume: bool = False,
+    ) -> History:
+        """Train in place; afterwards the energy and the objective hold the best weights found.
+
+        Args:
+            data: the whole training set, on the CPU or the device.
+            validate: maps the energy to its validation figure, lower is better: a scalar, or one figure
+                for each member of an ensemble (whose parameters have the member as first dimension). Each
+                member then keeps its own best weights.
+            resume: go on from the checkpoint in ``run_dir``, if there is one.
+
+        Returns:
+            the history. It is the same for a run that was interrupted and resumed, but for the seconds.
+
+        Raises:
+            DivergenceError: after ``max_rollbacks`` returns to the last good state.
+        """
+        run = _Run(self, energy, objective, data, validate)
+        # Dropout draws from the global generator: it is seeded here and given back as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.plan.seed + 7919 * self.fabric.global_rank)
+            if resume and self.run_dir is not None:
+                run.load(self.run_dir)
+            try:
+                run.loop()
+            except KeyboardInterrupt:
+                run.save()
+                raise
+        return run.history
+
+
+class _Run:
+    """One run in progress: everything that a checkpoint must hold."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        energy: nn.Module,
+        objective: nn.Module,
+        data: Batch,
+        validate: Validate | None,
+    ):
+        plan, fabric = trainer.plan, trainer.fabric
+        self.trainer, self.plan, self.fabric = trainer, plan, fabric
+        self.energy, self.objective, self.validate = energy, objective, validate
+        self.data = data.to(fabric.device)
+        self.n_rows = len(data.x)
+        self.batch_size = min(plan.batch_size, self.n_rows)
+        self.steps_per_epoch = self.n_rows // self.batch_size
+        self.n_epochs = plan.max_epochs
+        if plan.max_steps is not None:
+            self.n_epochs = max(1, min(self.n_epochs, plan.max_steps // self.steps_per_epoch))
+        self.n_steps = self.n_epochs * self.steps_per_epoch
+
+        self.module = _Step(energy, objective)
+        optimizer = torch.optim.AdamW(
+            self.module.parameters(), plan.learning_rate, weight_decay=plan.weight_decay, fused=True
+        )
+        self.step_module, self.optimizer = fabric.setup(self.module, optimizer)
+        self.weights = list(self.module.parameters())
+        self.n_energy_weights = len(list(energy.parameters()))
+
+        self.order_generator = torch.Generator().manual_seed(plan.seed)
+        self.noise_generator = torch.Generator(fabric.device)
+        self.noise_generator.manual_seed(plan.seed + 1 + 104729 * fabric.global_rank)
+        self.epoch = 0
+        self.position = 0
+        self.order = torch.empty(0, dtype=torch.long)
+        self.rate_scale = 1.0
+        self.rollbacks = 0
+        self.loss_sum = 0.0
+        self.history = History()
+        self.best_figure: Tensor | None = None
+        self.epochs_without_gain: Tensor | None = None
+        self.best = [w.detach().clone() for w in self.weights]
+        self.average = [w.detach().clone() for w in self.weights] if plan.ema_decay else []
+        self.good: dict[str, Any] = {}
+        self.last_checkpoint = time.monotonic()
+        self.seconds_before = 0.0
+        self.start = time.monotonic()
+
+    # -- the loop ------------------------------------------------------------------------------------
+
+    def loop(self) -> None:
+        self.trainer.progress.start(self.n_epochs, self.epoch)
+        self.start = time.monotonic()
+        self.remember_good()
+        try:
+            while self.epoch < self.n_epochs and not self.history.stopped:
+                self.run_epoch()
+        finally:
+            self.trainer.progress.stop()
+        self.history.stopped = self.history.stopped or "all epochs done"
+        self.history.seconds = self.elapsed()
+        with torch.no_grad():
+            for weight, best in zip(self.weights, self.best, strict=True):
+                weight.copy_(best)
+        self.module.eval()
+        self.save()
+
+    def run_epoch(self) -> None:
+        if not len(self.order):
+            self.order = torch.randperm(self.n_rows, generator=self.order_generator)
+            self.position = 0
+            self.loss_sum = 0.0
+        self.module.train()
+        while self.position < self.steps_per_epoch:
+            if not self.step():
+                self.roll_back()
+                return
+            self.maybe_save()
+        self.order = torch.empty(0, dtype=torch.long)
+        record = {"epoch": self.epoch + 1.0, "loss": self.loss_sum / self.steps_per_epoch}
+        self.epoch += 1
+        if self.validate is not None:
+            figure = self.validated()
+            if not torch.isfinite(figure).all():
+                self.epoch -= 1
+                self.roll_back()
+                return
+            self.keep_best(figure)
+            record["validation"] = float(figure.mean())
+            assert self.best_figure is not None
+            record["best"] = float(self.best_figure.mean())
+        else:
+            self.keep_all()
+        self.history.epochs.append(record)
+        self.trainer.progress.update(record)
+        self.remember_good()
+        self.maybe_save()
+
+    def step(self) -> bool:
+        """One update; False if it would not be sound."""
+        plan = self.plan
+        step = self.epoch * self.steps_per_epoch + self.position
+        index = self.order[self.position * self.batch_size : (self.position + 1) * self.batch_size]
+        index = index[self.fabric.global_rank :: self.fabric.world_size]
+        for group in self.optimizer.param_groups:
+            group["lr"] = plan.learning_rate * self.rate_scale * self.rate(step)
+        loss = self.step_module(self.data.rows(index.to(self.fabric.device)), self.noise_generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(loss)
+        norm = self.gradient_norm()
+        value = float(self.fabric.all_reduce(loss.detach(), reduce_op="mean"))  # type: ignore[arg-type]
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            return False
+        if plan.clip_norm is not None and norm > plan.clip_norm:
+            gradients = [w.grad for w in self.weights if w.grad is not None]
+            torch._foreach_mul_(gradients, plan.clip_norm / norm)
+        self.optimizer.step()
+        if self.average:
+            assert plan.ema_decay is not None
+            torch._foreach_lerp_(self.average, [w.detach() for w in self.weights], 1 - plan.ema_decay)
+        self.loss_sum += value
+        self.position += 1
+        return True
+
+    def gradient_norm(self) -> float:
+        gradients = [w.grad for w in self.weights if w.grad is not None]
+        return float(torch.stack(torch._foreach_norm(gradients)).norm())
+
+    def rate(self, step: int) -> float:
+        """The learning rate as a part of the highest."""
+        plan = self.plan
+        warm = min(1.0, (step + 1) / plan.warmup_steps) if plan.warmup_steps else 1.0
+        if plan.schedule == "cosine":
+            return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / self.n_steps)))
+        if plan.schedule == "exponential":
+            return warm * plan.decay**self.epoch
+        return warm
+
+    # -- validation ----------------------------------------------------------------------------------
+
+    def validated(self) -> Tensor:
+        assert self.validate is not None
+        self.module.eval()
+        with torch.no_grad():
+            if self.average:
+                self.swap_average()
+            figure = self.validate(self.energy).detach().double().cpu().reshape(-1)
+            if self.average:
+                self.swap_average()
+        return figure
+
+    def swap_average(self) -> None:
+        for weight, average in zip(self.weights, self.average, strict=True):
+            kept = weight.detach().clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+    def keep_best(self, figure: Tensor) -> None:
+        if self.best_figure is None:
+            self.best_figure = torch.full_like(figure, torch.inf)
+            self.epochs_without_gain = torch.zeros_like(figure)
+        assert self.epochs_without_gain is not None
+        better = figure < self.best_figure - self.plan.min_delta
+        self.best_figure = torch.where(better, figure, self.best_figure)
+        self.epochs_without_gain = torch.where(better, 0.0, self.epochs_without_gain + 1)
+        source = self.average or self.weights
+        with torch.no_grad():
+            for i, (best, weight) in enumerate(zip(self.best, source, strict=True)):
+                if len(figure) == 1 or i >= self.n_energy_weights:
+                    if better.any():
+                        best.copy_(weight)
+                else:
+                    best[better] = weight[better]
+        if self.plan.patience is not None and bool((self.epochs_without_gain > self.plan.patience).all()):
+            self.history.stopped = f"no better figure for {self.plan.patience} epochs"
+
+    def keep_all(self) -> None:
+        with torch.no_grad():
+            for best, weight in zip(self.best, self.average or self.weights, strict=True):
+                best.copy_(weight)
+
+    # -- divergence ----------------------------------------------------------------------------------
+
+    def remember_good(self) -> None:
+        self.good = self.state(copy=True)
+
+    def roll_back(self) -> None:
+        self.rollbacks += 1
+        message = (
+            f"epoch {self.epoch + 1}, step {self.position + 1}: loss or gradient not finite; back to the last "
+            f"good state, learning rate halved (roll-back {self.rollbacks})"
+        )
+        rollbacks, scale, events = self.rollbacks, self.rate_scale / 2, [*self.history.events, message]
+        if self.rollbacks > self.plan.max_rollbacks:
+            raise DivergenceError(
+                f"training diverged {self.rollbacks} times and was stopped; last: {message}. "
+                "Lower the learning rate, or look for extreme values in the data."
+            )
+        self.restore(self.good)
+        self.rollbacks, self.rate_scale, self.history.events = rollbacks, scale, events
+        # Another order and other noise, or the same accident would happen again.
+        self.order = torch.empty(0, dtype=torch.long)
+        self.order_generator.manual_seed(self.plan.seed + 15485863 * rollbacks)
+        self.noise_generator.manual_seed(
+            self.plan.seed + 15485863 * rollbacks + 1 + 104729 * self.fabric.global_rank
+        )
+        self.trainer.progress.message(message)
+        self.remember_good()
+
+    # -- checkpoints ---------------------------------------------------------------------------------
+
+    def state(self, copy: bool = False) -> dict[str, Any]:
+        """Everything the run needs to go on as if it had never stopped."""
+
+        def keep(t: Tensor) -> Tensor:
+            return t.detach().clone() if copy else t.detach()
+
+        optimizer = self.optimizer.state_dict()
+        if copy:
+            optimizer = {
+                "state": {
+                    i: {k: keep(v) if isinstance(v, Tensor) else v for k, v in entry.items()}
+                    for i, entry in optimizer["state"].items()
+                },
+                "param_groups": [dict(g) for g in optimizer["param_groups"]],
+            }
+        return {
+            "plan": asdict(self.plan),
+            "weights": [keep(w) for w in self.weights],
+            "buffers": {k: keep(v) for k, v in self.module.named_buffers()},
+            "optimizer": optimizer,
+            "best": [keep(w) for w in self.best],
+            "average": [keep(w) for w in self.average],
+            "best_figure": None if self.best_figure is None else keep(self.best_figure),
+            "epochs_without_gain": None
+            if self.epochs_without_gain is None
+            else keep(self.epochs_without_gain),
+            "epoch": self.epoch,
+            "position": self.position,
+            "order": self.order,
+            "loss_sum": self.loss_sum,
+            "rate_scale": self.rate_scale,
+            "rollbacks": self.rollbacks,
+            "order_generator": self.order_generator.get_state(),
+            "noise_generator": self.noise_generator.get_state(),
+            "global_generator": torch.get_rng_state(),
+            "history": {**asdict(self.history), "seconds": self.elapsed()},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for name in ("weights", "best", "average"):
+                for own, kept in zip(getattr(self, name), state[name], strict=True):
+                    own.copy_(kept)
+            for name, buffer in self.module.named_buffers():
+                buffer.copy_(state["buffers"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in ("epoch", "position", "order", "loss_sum", "rate_scale", "rollbacks"):
+            setattr(self, name, state[name])
+        for name in ("best_figure", "epochs_without_gain"):
+            setattr(self, name, None if state[name] is None else state[name].clone())
+        self.order_generator.set_state(state["order_generator"])
+        self.noise_generator.set_state(state["noise_generator"])
+        torch.set_rng_state(state["global_generator"])
+        history = state["history"]
+        self.history = History(
+            [dict(e) for e in history["epochs"]], list(history["events"]), 0.0, history["stopped"]
+        )
+
+    def elapsed(self) -> float:
+        return self.seconds_before + time.monotonic() - self.start
+
+    def maybe_save(self) -> None:
+        if time.monotonic() - self.last_checkpoint >= self.plan.checkpoint_seconds:
+            self.save()
+
+    def save(self) -> None:
+        if self.trainer.run_dir is not None and self.fabric.is_global_zero:
+            write_checkpoint(self.trainer.run_dir, self.state())
+        self.last_checkpoint = time.monotonic()
+
+    def load(self, run_dir: Path) -> None:
+        state = read_checkpoint(run_dir)
+        if state is None:
+            return
+        if state["plan"] != asdict(self.plan):
+            changed = [k for k, v in asdict(self.plan).items() if state["plan"].get(k) != v]
+            raise ValueError(
+                f"the run in {run_dir} was started with other settings ({', '.join(changed)}): resume it with "
+                "the same ones, or start a new run"
+            )
+        shapes = [tuple(w.shape) for w in self.weights]
+        if [tuple(w.shape) for w in state["weights"]] != shapes:
+            raise ValueError(f"the checkpoint in {run_dir} belongs to another network: start a new run")
+        self.seconds_before = state["history"]["seconds"]
+        self.restore(state)

@@ -1,0 +1,72 @@
+"""Progress of a run: a bar with the loss and the held-out figure, or silence."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+
+class Progress(Protocol):
+    def start(self, n_epochs: int, done: int) -> None: ...
+    def update(self, record: dict[str, float]) -> None: ...
+    def message(self, text: str) -> None: ...
+    def stop(self) -> None: ...
+
+
+class SilentProgress:
+    def start(self, n_epochs: int, done: int) -> None: ...
+
+    def update(self, record: dict[str, float]) -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class BarProgress:
+    """A bar on the console.
+
+    Args:
+        figure: name of the validation figure, and what to add to it to have it in the user's units.
+    """
+
+    def __init__(self, figure: str = "held-out NLL", offset: float = 0.0, console: Console | None = None):
+        self.figure = figure
+        self.offset = offset
+        self.console = console or Console(stderr=True)
+        self.bar: RichProgress | None = None
+
+    def start(self, n_epochs: int, done: int) -> None:
+        self.bar = RichProgress(
+            TextColumn("fit"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("epochs"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=self.console,
+        )
+        self.bar.start()
+        self.task = self.bar.add_task("fit", total=n_epochs, completed=done, figures="")
+
+    def update(self, record: dict[str, float]) -> None:
+        assert self.bar is not None
+        figures = f"loss {record['loss']:.3f}"
+        if "best" in record:
+            figures += (
+                f"  {self.figure} {record['validation'] + self.offset:.4f}"
+                f" (best {record['best'] + self.offset:.4f})"
+            )
+        self.bar.update(self.task, completed=record["epoch"], figures=figures)
+
+    def message(self, text: str) -> None:
+        self.console.print(f"[yellow]{text}[/yellow]")
+
+    def stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None

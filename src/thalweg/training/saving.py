@@ -1,0 +1,75 @@
+"""Saved models: a folder with ``config.json`` and ``model.safetensors``. Loading never runs code from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+FORMAT = "thalweg-model"
+VERSION = 1
+
+
+def save_model(folder: Path, kind: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write a model. Files are written aside and renamed, the config last: a folder with one is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": kind,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "config": config,
+    }
+    _replace(folder / "model.safetensors", data)
+    _replace(folder / "config.json", (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+
+
+def load_model(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a model's config and tensors.
+
+    Raises:
+        ValueError: if the folder is missing, damaged, foreign, of another kind or of a newer version.
+    """
+    config_path, tensor_path = folder / "config.json", folder / "model.safetensors"
+    if not config_path.is_file() or not tensor_path.is_file():
+        raise ValueError(f"{folder} holds no model: config.json and model.safetensors are expected there")
+    try:
+        document = json.loads(config_path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config_path} is damaged: it is not JSON") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ValueError(f"{config_path} was not written by thalweg")
+    if not isinstance(document.get("version"), int) or document["version"] > VERSION:
+        raise ValueError(
+            f"{folder} was written by a newer thalweg (model version {document.get('version')}, this one reads "
+            f"{VERSION}): upgrade thalweg"
+        )
+    if document.get("kind") != kind:
+        raise ValueError(f"{folder} holds a {document.get('kind')}, not a {kind}")
+    if hashlib.sha256(tensor_path.read_bytes()).hexdigest() != document.get("sha256"):
+        raise ValueError(f"{tensor_path} is damaged, or does not belong to the config beside it")
+    try:
+        tensors = load_file(tensor_path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{tensor_path} is damaged: {error}") from error
+    return document["config"], tensors
+
+
+def _replace(path: Path, data: bytes) -> None:
+    aside = path.with_name(path.name + ".part")
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(f"could not write {path} ({error}): free some space and save again") from error
