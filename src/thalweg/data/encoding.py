@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ class TableEncoder:
         numbers = np.where(gaps, column["median"], numbers)
         parts = [np.clip((numbers - column["mean"]) / column["std"], -5, 5)]
         edges = np.asarray(column["edges"])
-        for left, right in zip(edges[:-1], edges[1:], strict=True):
+        for left, right in itertools.pairwise(edges):
             parts.append(2 * np.clip((numbers - left) / (right - left), 0, 1) - 1)
         if column["has_gaps"]:
             parts.append(gaps)

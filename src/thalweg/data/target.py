@@ -25,9 +25,7 @@ def check_target(y: np.ndarray) -> None:
         if constant.any():
             k = int(np.flatnonzero(constant)[0])
             which = f"target {k}" if y.shape[1] > 1 else "the target"
-            raise ValueError(
-                f"{which} is constant ({y[0, k]:g} in all {len(y)} rows): there is nothing to learn"
-            )
+            raise ValueError(f"{which} is constant ({y[0, k]:g} in all {len(y)} rows): there is nothing to learn")
 
 
 def find_resolution(y: np.ndarray, max_decimals: int = 6) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -50,7 +51,7 @@ class MixtureDensity(ConditionalEnergy):
 
         def head(n_out: int) -> nn.Sequential:
             layers: list[nn.Module] = []
-            for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+            for a, b in itertools.pairwise(sizes):
                 layers += [nn.Linear(a, b), nn.ReLU()]
             return nn.Sequential(*layers, nn.Linear(sizes[-1], n_out))
 
@@ -185,9 +186,7 @@ class TiltedMixtureEnsemble(ConditionalEnergy):
         self.dropout = dropout
         self.log_std_floor = log_std_floor
         sizes = [n_inputs, *hidden]
-        self.hidden = nn.ModuleList(
-            BatchedLinear(n_members, a, b, gain=1.4) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.hidden = nn.ModuleList(BatchedLinear(n_members, a, b, gain=1.4) for a, b in itertools.pairwise(sizes))
         n_out = 3 * n_components + len(self.atoms) + n_tilts
         self.out = BatchedLinear(n_members, sizes[-1], n_out, gain=0.1)
         with torch.no_grad():
@@ -248,7 +247,7 @@ class TiltedMixtureEnsemble(ConditionalEnergy):
         return (features[3] * j).square().sum(-1)
 
     def landmarks(self, features: Features) -> tuple[Tensor, Tensor] | None:
-        log_weights, means, log_stds, *_ = features
+        _log_weights, means, log_stds, *_ = features
         return means.flatten(1), log_stds.exp().flatten(1)
 
 

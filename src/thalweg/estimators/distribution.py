@@ -89,8 +89,7 @@ class PredictiveDistribution:
         # Gauss-Legendre over the cell: keeps its accuracy in the tails, where cdf differences lose it.
         nodes, weights = np.polynomial.legendre.leggauss(9)
         logs = [
-            self.log_prob(y + width / 2 * node) + np.log(w / 2)
-            for node, w in zip(nodes, weights, strict=True)
+            self.log_prob(y + width / 2 * node) + np.log(w / 2) for node, w in zip(nodes, weights, strict=True)
         ]
         fine = np.logaddexp.reduce(logs, axis=0) + np.log(width)
         mass = self.cdf(y + width / 2) - self.cdf(y - width / 2)
@@ -136,9 +135,7 @@ class PredictiveDistribution:
             found += [m.numpy() * self._scale + self._location for m in self._density(rows).modes()]
         return found
 
-    def sample(
-        self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
-    ) -> np.ndarray:
+    def sample(self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None) -> np.ndarray:
         """Independent draws ``[B, n_samples]``, by inverting the distribution function."""
         rng = np.random.RandomState(random_state) if not isinstance(random_state, np.random.RandomState) else (
             random_state
@@ -174,9 +171,7 @@ class PredictiveDistribution:
     def _per_value(self, y: np.ndarray, function: Callable[[slice, Tensor], Tensor]) -> np.ndarray:
         y = np.asarray(y, np.float64)
         if y.ndim not in (1, 2) or len(y) != len(self):
-            raise ValueError(
-                f"y must be [{len(self)}] or [{len(self)}, m], one line for each row, got {y.shape}"
-            )
+            raise ValueError(f"y must be [{len(self)}] or [{len(self)}, m], one line for each row, got {y.shape}")
         values = torch.as_tensor((y.reshape(len(y), -1) - self._location) / self._scale)
         out = torch.cat([function(rows, values[rows]) for rows in self._chunks()]).numpy()
         return out.reshape(y.shape)

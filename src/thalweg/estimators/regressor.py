@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -192,9 +193,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
         targets = y.reshape(len(y), -1)
         check_target(targets)
         if len(y) < 2:
-            raise ValueError(
-                f"Found array with n_samples={len(y)}: at least 2 rows are needed to fit a density"
-            )
+            raise ValueError(f"Found array with n_samples={len(y)}: at least 2 rows are needed to fit a density")
 
         rng = check_random_state(self.random_state)
         seed = int(rng.randint(2**31 - 1))
@@ -257,9 +256,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
         else:
             X = self._check_table(X, reset=True)
         if y is None:
-            raise ValueError(
-                "This EnergyRegressor estimator requires y to be passed, but the target y is None"
-            )
+            raise ValueError("This EnergyRegressor estimator requires y to be passed, but the target y is None")
         y = np.asarray(y)
         if y.dtype == object or y.dtype.kind in "US":
             try:
@@ -537,9 +534,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
                     {k.removeprefix("proposal."): v for k, v in tensors.items() if k.startswith("proposal.")}
                 )
         except (KeyError, TypeError, RuntimeError, StopIteration, AttributeError) as error:
-            raise ValueError(
-                f"{folder} is damaged: its config and its tensors do not fit ({error})"
-            ) from error
+            raise ValueError(f"{folder} is damaged: its config and its tensors do not fit ({error})") from error
         return model
 
 
@@ -615,7 +610,7 @@ class _BroadProposal(MixtureDensity):
 
 def _dropped_mlp(sizes: Sequence[int], dropout: float) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), nn.SiLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers)
 

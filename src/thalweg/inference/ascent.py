@@ -8,9 +8,7 @@ from torch import Tensor
 from thalweg.energies.base import Energy
 
 
-def gradient_ascent(
-    energy: Energy, start: Tensor, n_steps: int = 10, step_size: float | Tensor = 0.1
-) -> Tensor:
+def gradient_ascent(energy: Energy, start: Tensor, n_steps: int = 10, step_size: float | Tensor = 0.1) -> Tensor:
     """T steps y + lambda * grad(-E), each taken only if the energy does not rise, else lambda is halved.
 
     Args:

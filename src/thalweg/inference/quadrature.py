@@ -60,9 +60,7 @@ class PiecewiseDensity:
         relative_error: estimated error of Z(x), as a part of it ``[B]``.
     """
 
-    def __init__(
-        self, row: Tensor, left: Tensor, right: Tensor, log_values: Tensor, errors: Tensor, n_rows: int
-    ):
+    def __init__(self, row: Tensor, left: Tensor, right: Tensor, log_values: Tensor, errors: Tensor, n_rows: int):
         order = np.lexsort((left.numpy(), row.numpy()))
         order_ = torch.from_numpy(order)
         row, left, right = row[order_], left[order_], right[order_]
@@ -218,9 +216,7 @@ def normalise(
         if round_ == max_rounds:
             fine = torch.ones_like(fine)
         # Kept with the shift they were measured at, so that all is brought to one scale at the end.
-        done.append(
-            (row[fine], left[fine], right[fine], log_values[fine], error[fine].log() + shift[row[fine]])
-        )
+        done.append((row[fine], left[fine], right[fine], log_values[fine], error[fine].log() + shift[row[fine]]))
         settled = settled.index_add(0, row[fine], kronrod[fine])
         if bool(fine.all()):
             break

@@ -46,9 +46,7 @@ class ConditionalObjective(nn.Module):
         """Loss of each row ``[B]``, or ``[B, n_members]`` for an ensemble."""
         raise NotImplementedError
 
-    def forward(
-        self, energy: ConditionalEnergy, batch: Batch, generator: torch.Generator | None = None
-    ) -> Loss:
+    def forward(self, energy: ConditionalEnergy, batch: Batch, generator: torch.Generator | None = None) -> Loss:
         loss = self.per_row(energy, batch, generator)
         if batch.weight is not None:
             loss = loss * batch.weight

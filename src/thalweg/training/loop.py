@@ -387,9 +387,7 @@ class _Run:
             "best": [keep(w) for w in self.best],
             "average": [keep(w) for w in self.average],
             "best_figure": None if self.best_figure is None else keep(self.best_figure),
-            "epochs_without_gain": None
-            if self.epochs_without_gain is None
-            else keep(self.epochs_without_gain),
+            "epochs_without_gain": None if self.epochs_without_gain is None else keep(self.epochs_without_gain),
             "epoch": self.epoch,
             "position": self.position,
             "order": self.order,
