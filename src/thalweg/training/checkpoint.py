@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 _NAME = "checkpoint.pt"
+_FORMAT = "thalweg-checkpoint"
+_VERSION = 1
 
 
 def write_checkpoint(run_dir: Path, state: dict[str, Any]) -> None:
@@ -18,7 +21,7 @@ def write_checkpoint(run_dir: Path, state: dict[str, Any]) -> None:
     aside = run_dir / (_NAME + ".part")
     try:
         with open(aside, "wb") as file:
-            torch.save(state, file)
+            torch.save({**state, "format": _FORMAT, "version": _VERSION}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, run_dir / _NAME)
@@ -35,17 +38,24 @@ def read_checkpoint(run_dir: Path) -> dict[str, Any] | None:
     """The checkpoint of a run, or None if it has none. No code in the file is run.
 
     Raises:
-        ValueError: if the file is damaged or not a checkpoint.
+        ValueError: if the file is damaged, not a checkpoint or of a newer version.
     """
     path = run_dir / _NAME
     if not path.exists():
         return None
+    damaged = f"{path} is damaged or not a checkpoint: delete the run and start anew"
     try:
+        # torch does not compare the sums that it writes with the tensors.
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise ValueError(damaged)
         state = torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is damaged or not a checkpoint: delete the run and start anew") from error
-    if not isinstance(state, dict) or "weights" not in state:
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(damaged) from error
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise ValueError(f"{path} is not a checkpoint of this library")
+    if state["version"] > _VERSION:
+        raise ValueError(f"{path} was written by a newer version of this library: upgrade it to resume the run")
     return state
 
 

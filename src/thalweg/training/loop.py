@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -65,9 +67,10 @@ class Plan:
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "constant", "exponential"):
             raise ValueError(f"schedule must be cosine, constant or exponential, got {self.schedule!r}")
-        for name in ("max_epochs", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("max_epochs", "max_steps", "batch_size", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
 
 
 @dataclass
@@ -124,6 +127,9 @@ class Trainer:
     ) -> History:
         """Train in place; afterwards the energy and the objective hold the best weights found.
 
+        A run that is interrupted or killed goes on from its last checkpoint, which is at most
+        ``plan.checkpoint_seconds`` (and one validation) old.
+
         Args:
             data: the whole training set, on the CPU or the device.
             validate: maps the energy to its validation figure, lower is better: a scalar, or one figure
@@ -135,19 +141,19 @@ class Trainer:
             the history. It is the same for a run that was interrupted and resumed, but for the seconds.
 
         Raises:
-            DivergenceError: after ``max_rollbacks`` returns to the last good state.
+            DivergenceError: after ``max_rollbacks`` returns to the last good state, which the energy and the
+                objective then hold.
+            ValueError: if there are fewer rows than processes, or the checkpoint in ``run_dir`` is damaged or
+                belongs to another run.
         """
         run = _Run(self, energy, objective, data, validate)
+        device = self.fabric.device
         # Dropout draws from the global generator: it is seeded here and given back as it was.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.plan.seed + 7919 * self.fabric.global_rank)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            run.seed_generators(self.plan.seed)
             if resume and self.run_dir is not None:
                 run.load(self.run_dir)
-            try:
-                run.loop()
-            except KeyboardInterrupt:
-                run.save()
-                raise
+            run.loop()
         return run.history
 
 
@@ -168,10 +174,16 @@ class _Run:
         self.data = data.to(fabric.device)
         self.n_rows = len(data.x)
         self.batch_size = min(plan.batch_size, self.n_rows)
+        if self.batch_size < fabric.world_size:
+            raise ValueError(
+                f"a batch of {self.batch_size} rows does not go round {fabric.world_size} processes: each needs "
+                "at least one row of every batch"
+            )
         self.steps_per_epoch = self.n_rows // self.batch_size
         self.n_epochs = plan.max_epochs
         if plan.max_steps is not None:
-            self.n_epochs = max(1, min(self.n_epochs, plan.max_steps // self.steps_per_epoch))
+            self.steps_per_epoch = min(self.steps_per_epoch, plan.max_steps)
+            self.n_epochs = min(self.n_epochs, plan.max_steps // self.steps_per_epoch)
         self.n_steps = self.n_epochs * self.steps_per_epoch
 
         self.module = _Step(energy, objective)
@@ -182,31 +194,44 @@ class _Run:
         self.weights = list(self.module.parameters())
         self.n_energy_weights = len(list(energy.parameters()))
 
-        self.order_generator = torch.Generator().manual_seed(plan.seed)
+        self.buffers = list(self.module.buffers())
+
+        self.order_generator = torch.Generator()
         self.noise_generator = torch.Generator(fabric.device)
-        self.noise_generator.manual_seed(plan.seed + 1 + 104729 * fabric.global_rank)
         self.epoch = 0
         self.position = 0
         self.order = torch.empty(0, dtype=torch.long)
         self.rate_scale = 1.0
         self.rollbacks = 0
-        self.loss_sum = 0.0
+        self.losses: list[float] = []
+        self.largest_loss: float | None = None
         self.history = History()
         self.best_figure: Tensor | None = None
         self.epochs_without_gain: Tensor | None = None
         self.best = [w.detach().clone() for w in self.weights]
+        self.best_buffers = [b.detach().clone() for b in self.buffers]
         self.average = [w.detach().clone() for w in self.weights] if plan.ema_decay else []
         self.good: dict[str, Any] = {}
         self.last_checkpoint = time.monotonic()
         self.seconds_before = 0.0
         self.start = time.monotonic()
 
+    def seed_generators(self, seed: int) -> None:
+        """The order of the rows is the same in all processes; noise and dropout are each process's own."""
+        rank = self.fabric.global_rank
+        self.order_generator.manual_seed(seed)
+        self.noise_generator.manual_seed(seed + 1 + 104729 * rank)
+        torch.manual_seed(seed + 7919 * rank)
+
     # -- the loop ------------------------------------------------------------------------------------
 
     def loop(self) -> None:
         self.trainer.progress.start(self.n_epochs, self.epoch)
         self.start = time.monotonic()
-        self.remember_good()
+        if not self.good:
+            self.remember_good()
+        # From here on a resumed run finds this one, and never one that was in the folder before it.
+        self.save()
         try:
             while self.epoch < self.n_epochs and not self.history.stopped:
                 self.run_epoch()
@@ -215,8 +240,9 @@ class _Run:
         self.history.stopped = self.history.stopped or "all epochs done"
         self.history.seconds = self.elapsed()
         with torch.no_grad():
-            for weight, best in zip(self.weights, self.best, strict=True):
-                weight.copy_(best)
+            for kept, best in zip(self.weights + self.buffers, self.best + self.best_buffers, strict=True):
+                kept.copy_(best)
+        self.optimizer.zero_grad(set_to_none=True)
         self.module.eval()
         self.save()
 
@@ -224,21 +250,24 @@ class _Run:
         if not len(self.order):
             self.order = torch.randperm(self.n_rows, generator=self.order_generator)
             self.position = 0
-            self.loss_sum = 0.0
+            self.losses = []
         self.module.train()
         while self.position < self.steps_per_epoch:
             if not self.step():
-                self.roll_back()
+                self.roll_back("loss or gradient not finite")
                 return
             self.maybe_save()
+        if self.ran_away():
+            self.roll_back(f"the loss ran away to {self.losses[-1]:.3g}")
+            return
         self.order = torch.empty(0, dtype=torch.long)
-        record = {"epoch": self.epoch + 1.0, "loss": self.loss_sum / self.steps_per_epoch}
+        record = {"epoch": self.epoch + 1.0, "loss": math.fsum(self.losses) / self.steps_per_epoch}
         self.epoch += 1
         if self.validate is not None:
             figure = self.validated()
             if not torch.isfinite(figure).all():
                 self.epoch -= 1
-                self.roll_back()
+                self.roll_back("the validation figure is not finite")
                 return
             self.keep_best(figure)
             record["validation"] = float(figure.mean())
@@ -260,6 +289,8 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = plan.learning_rate * self.rate_scale * self.rate(step)
         loss = self.step_module(self.data.rows(index.to(self.fabric.device)), self.noise_generator)
+        # Processes may hold unequal parts of the batch; each row counts the same in the mean over them.
+        loss = loss * (len(index) * self.fabric.world_size / self.batch_size)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
         norm = self.gradient_norm()
@@ -273,7 +304,9 @@ class _Run:
         if self.average:
             assert plan.ema_decay is not None
             torch._foreach_lerp_(self.average, [w.detach() for w in self.weights], 1 - plan.ema_decay)
-        self.loss_sum += value
+        if self.largest_loss is None:
+            self.largest_loss = abs(value)
+        self.losses.append(value)
         self.position += 1
         return True
 
@@ -302,7 +335,8 @@ class _Run:
             figure = self.validate(self.energy).detach().double().cpu().reshape(-1)
             if self.average:
                 self.swap_average()
-        return figure
+        # One figure for all processes, or they could part ways over when to stop.
+        return self.fabric.broadcast(figure) if self.fabric.world_size > 1 else figure
 
     def swap_average(self) -> None:
         for weight, average in zip(self.weights, self.average, strict=True):
@@ -326,46 +360,63 @@ class _Run:
                         best.copy_(weight)
                 else:
                     best[better] = weight[better]
+            if better.any():
+                for best, buffer in zip(self.best_buffers, self.buffers, strict=True):
+                    best.copy_(buffer)
         if self.plan.patience is not None and bool((self.epochs_without_gain > self.plan.patience).all()):
             self.history.stopped = f"no better figure for {self.plan.patience} epochs"
 
     def keep_all(self) -> None:
         with torch.no_grad():
-            for best, weight in zip(self.best, self.average or self.weights, strict=True):
-                best.copy_(weight)
+            source = [*(self.average or self.weights), *self.buffers]
+            for best, kept in zip(self.best + self.best_buffers, source, strict=True):
+                best.copy_(kept)
 
     # -- divergence ----------------------------------------------------------------------------------
 
     def remember_good(self) -> None:
         self.good = self.state(copy=True)
 
-    def roll_back(self) -> None:
-        self.rollbacks += 1
-        message = (
-            f"epoch {self.epoch + 1}, step {self.position + 1}: loss or gradient not finite; back to the last "
-            f"good state, learning rate halved (roll-back {self.rollbacks})"
-        )
-        rollbacks, scale, events = self.rollbacks, self.rate_scale / 2, [*self.history.events, message]
-        if self.rollbacks > self.plan.max_rollbacks:
+    def ran_away(self) -> bool:
+        """Whether the epoch ends with a loss out of all proportion to those before it.
+
+        The median of the last steps is compared, so one odd batch is no alarm, with the largest seen, that
+        of the untrained energy included. Upwards a factor of 1000 is far. Downwards a score-matching loss
+        may fall far by learning, and only an energy gap without bound falls by a million.
+        """
+        assert self.largest_loss is not None
+        loss = statistics.median(self.losses[-15:])
+        scale = max(1.0, self.largest_loss)
+        if not -1e6 * scale < loss < 1e3 * scale:
+            return True
+        self.largest_loss = max(self.largest_loss, abs(loss))
+        return False
+
+    def roll_back(self, why: str) -> None:
+        rollbacks, scale, events = self.rollbacks + 1, self.rate_scale / 2, self.history.events
+        first_loss = self.largest_loss
+        where = f"epoch {self.epoch + 1}, step {min(self.position + 1, self.steps_per_epoch)}: {why}"
+        self.restore(self.good)
+        self.optimizer.zero_grad(set_to_none=True)
+        if rollbacks > self.plan.max_rollbacks:
             raise DivergenceError(
-                f"training diverged {self.rollbacks} times and was stopped; last: {message}. "
+                f"training diverged {rollbacks} times and was stopped; last: {where}. "
                 "Lower the learning rate, or look for extreme values in the data."
             )
-        self.restore(self.good)
-        self.rollbacks, self.rate_scale, self.history.events = rollbacks, scale, events
+        message = f"{where}; back to the last good state, learning rate halved (roll-back {rollbacks})"
+        self.rollbacks, self.rate_scale, self.history.events = rollbacks, scale, [*events, message]
+        if self.largest_loss is None:
+            # In the first epoch: the untrained energy's loss stays the measure.
+            self.largest_loss = first_loss
         # Another order and other noise, or the same accident would happen again.
-        self.order = torch.empty(0, dtype=torch.long)
-        self.order_generator.manual_seed(self.plan.seed + 15485863 * rollbacks)
-        self.noise_generator.manual_seed(
-            self.plan.seed + 15485863 * rollbacks + 1 + 104729 * self.fabric.global_rank
-        )
+        self.seed_generators(self.plan.seed + 15485863 * rollbacks)
         self.trainer.progress.message(message)
         self.remember_good()
 
     # -- checkpoints ---------------------------------------------------------------------------------
 
     def state(self, copy: bool = False) -> dict[str, Any]:
-        """Everything the run needs to go on as if it had never stopped."""
+        """Everything the run needs to go on as if it had never stopped, but for each process's noise."""
 
         def keep(t: Tensor) -> Tensor:
             return t.detach().clone() if copy else t.detach()
@@ -380,56 +431,85 @@ class _Run:
                 "param_groups": [dict(g) for g in optimizer["param_groups"]],
             }
         return {
-            "plan": asdict(self.plan),
             "weights": [keep(w) for w in self.weights],
-            "buffers": {k: keep(v) for k, v in self.module.named_buffers()},
+            "buffers": [keep(b) for b in self.buffers],
             "optimizer": optimizer,
             "best": [keep(w) for w in self.best],
+            "best_buffers": [keep(b) for b in self.best_buffers],
             "average": [keep(w) for w in self.average],
             "best_figure": None if self.best_figure is None else keep(self.best_figure),
             "epochs_without_gain": None if self.epochs_without_gain is None else keep(self.epochs_without_gain),
             "epoch": self.epoch,
             "position": self.position,
             "order": self.order,
-            "loss_sum": self.loss_sum,
+            "losses": list(self.losses),
+            "largest_loss": self.largest_loss,
             "rate_scale": self.rate_scale,
             "rollbacks": self.rollbacks,
             "order_generator": self.order_generator.get_state(),
-            "noise_generator": self.noise_generator.get_state(),
-            "global_generator": torch.get_rng_state(),
             "history": {**asdict(self.history), "seconds": self.elapsed()},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
-            for name in ("weights", "best", "average"):
+            for name in ("weights", "buffers", "best", "best_buffers", "average"):
                 for own, kept in zip(getattr(self, name), state[name], strict=True):
                     own.copy_(kept)
-            for name, buffer in self.module.named_buffers():
-                buffer.copy_(state["buffers"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("epoch", "position", "order", "loss_sum", "rate_scale", "rollbacks"):
+        for name in ("epoch", "position", "order", "largest_loss", "rate_scale", "rollbacks"):
             setattr(self, name, state[name])
+        self.losses = list(state["losses"])
         for name in ("best_figure", "epochs_without_gain"):
             setattr(self, name, None if state[name] is None else state[name].clone())
         self.order_generator.set_state(state["order_generator"])
-        self.noise_generator.set_state(state["noise_generator"])
-        torch.set_rng_state(state["global_generator"])
         history = state["history"]
         self.history = History(
             [dict(e) for e in history["epochs"]], list(history["events"]), 0.0, history["stopped"]
         )
 
+    def noise_state(self) -> dict[str, Tensor]:
+        """Where this process's random numbers stand."""
+        device = self.fabric.device
+        state = {"noise": self.noise_generator.get_state(), "global": torch.get_rng_state()}
+        if device.type == "cuda":
+            state["device"] = torch.cuda.get_rng_state(device)
+        return state
+
+    def restore_noise(self, state: dict[str, Tensor]) -> None:
+        self.noise_generator.set_state(state["noise"])
+        torch.set_rng_state(state["global"])
+        if "device" in state:
+            torch.cuda.set_rng_state(state["device"], self.fabric.device)
+
+    def gathered(self, state: Tensor) -> Tensor:
+        """The tensors of all processes, stacked."""
+        if self.fabric.world_size == 1:
+            return state.unsqueeze(0)
+        parts = [torch.empty_like(state) for _ in range(self.fabric.world_size)]
+        torch.distributed.all_gather(parts, state)
+        return torch.stack(parts)
+
     def elapsed(self) -> float:
         return self.seconds_before + time.monotonic() - self.start
 
     def maybe_save(self) -> None:
-        if time.monotonic() - self.last_checkpoint >= self.plan.checkpoint_seconds:
+        due = time.monotonic() - self.last_checkpoint >= self.plan.checkpoint_seconds
+        if self.fabric.world_size > 1:
+            # Clocks differ, and a save is something that all processes do together.
+            due = self.fabric.broadcast(due)
+        if due:
             self.save()
 
     def save(self) -> None:
-        if self.trainer.run_dir is not None and self.fabric.is_global_zero:
-            write_checkpoint(self.trainer.run_dir, self.state())
+        run_dir, fabric = self.trainer.run_dir, self.fabric
+        if run_dir is None:
+            return
+        noise = {name: self.gathered(state.to(fabric.device)).cpu() for name, state in self.noise_state().items()}
+        if fabric.is_global_zero:
+            plan, data = asdict(self.plan), _fingerprint(self.data)
+            write_checkpoint(
+                run_dir, {**self.state(), "noise": noise, "good": self.good, "plan": plan, "data": data}
+            )
         self.last_checkpoint = time.monotonic()
 
     def load(self, run_dir: Path) -> None:
@@ -442,8 +522,29 @@ class _Run:
                 f"the run in {run_dir} was started with other settings ({', '.join(changed)}): resume it with "
                 "the same ones, or start a new run"
             )
-        shapes = [tuple(w.shape) for w in self.weights]
-        if [tuple(w.shape) for w in state["weights"]] != shapes:
+        shapes = [tuple(t.shape) for t in self.weights + self.buffers]
+        if [tuple(t.shape) for t in state["weights"] + state["buffers"]] != shapes:
             raise ValueError(f"the checkpoint in {run_dir} belongs to another network: start a new run")
+        if state["data"] != _fingerprint(self.data):
+            raise ValueError(f"the run in {run_dir} was started with other data: start a new run")
+        world_size = len(state["noise"]["noise"])
+        if world_size != self.fabric.world_size:
+            raise ValueError(
+                f"the run in {run_dir} was started with {world_size} processes, not {self.fabric.world_size}: "
+                "resume it with as many"
+            )
         self.seconds_before = state["history"]["seconds"]
         self.restore(state)
+        self.restore_noise({name: s[self.fabric.global_rank] for name, s in state["noise"].items()})
+        self.good = state["good"]
+
+
+def _fingerprint(data: Batch) -> str:
+    """Tells one data set from another by its shapes and some of its rows."""
+    digest = hashlib.sha256()
+    for tensor in data:
+        if tensor is not None:
+            some = tensor[:: max(1, len(tensor) // 64)].contiguous().cpu()
+            digest.update(repr((tuple(tensor.shape), some.dtype)).encode())
+            digest.update(some.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
