@@ -167,6 +167,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
         *,
         run_dir: str | os.PathLike[str] | None = None,
         resume: bool = False,
+        checkpoint_seconds: float = 5.0,
     ) -> EnergyRegressor:
         """Fit the density of y given X.
 
@@ -176,6 +177,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             sample_weight: ``[rows]``, not negative; rows of weight 0 are left out.
             run_dir: keep checkpoints here.
             resume: go on from the checkpoint in run_dir; the result is that of a run never interrupted.
+            checkpoint_seconds: least time between two checkpoints.
 
         Raises:
             ValueError: for settings or data that can't be used, in words.
@@ -212,7 +214,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.energy_, objective = self._build()
-        plan = self._plan(len(y), seed)
+        plan = self._plan(len(y), seed, checkpoint_seconds)
         mask = torch.from_numpy(~held_out).float()
         mask = mask / mask.mean(0)
         if weight is not None:
@@ -343,7 +345,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             "n_inputs": n_inputs,
             "atoms": [(a - float(self.location_[0])) / float(self.scale_[0]) for a in atoms],
             "atom_std": max(resolution / math.sqrt(12), 1e-4),
-            "log_std_floor": math.log(max(1e-3, 0.25 * resolution)),
+            "log_std_floor": math.log(max(1e-3, 0.02 * resolution)),
         }
 
     def _build(self) -> tuple[ConditionalEnergy, ConditionalObjective]:
@@ -402,7 +404,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             return objective.proposal
         return _BroadProposal(self.n_outputs_)
 
-    def _plan(self, n_rows: int, seed: int) -> Plan:
+    def _plan(self, n_rows: int, seed: int, checkpoint_seconds: float) -> Plan:
         size = self.batch_size
         batch = int(min(512, max(32, n_rows // 10))) if size == "auto" else int(size)
         return Plan(
@@ -414,6 +416,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             warmup_steps=50,
             patience=self.patience,
             clip_norm=5.0 * math.sqrt(self.n_members),
+            checkpoint_seconds=checkpoint_seconds,
             seed=seed,
         )
 

@@ -1,0 +1,245 @@
+"""What a model must beat: a Gaussian by least squares, and gradient boosting with quantiles."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import log_ndtr, ndtr, ndtri
+from sklearn.ensemble import HistGradientBoostingRegressor
+
+from thalweg.data.encoding import TableEncoder
+
+
+class GaussianPredictive:
+    """A Gaussian for each row.
+
+    Args:
+        mean: ``[rows]``.
+        std: ``[rows]`` or one number.
+    """
+
+    def __init__(self, mean: np.ndarray, std: np.ndarray | float):
+        self._mean = np.asarray(mean, np.float64)
+        self._std = np.broadcast_to(np.asarray(std, np.float64), self._mean.shape)
+
+    def __len__(self) -> int:
+        return len(self._mean)
+
+    def mean(self) -> np.ndarray:
+        return self._mean
+
+    def log_prob(self, y: np.ndarray) -> np.ndarray:
+        """Log density, of the shape of y: ``[rows]`` or ``[rows, m]``."""
+        z, std = self._standard(y)
+        return -0.5 * z**2 - np.log(std) - 0.5 * math.log(2 * math.pi)
+
+    def cdf(self, y: np.ndarray) -> np.ndarray:
+        return ndtr(self._standard(y)[0])
+
+    def log_mass(self, y: np.ndarray, width: float | None = None) -> np.ndarray:
+        """log P(y - width/2 < Y < y + width/2); the log density for a width of 0 or None."""
+        if not width:
+            return self.log_prob(y)
+        z, std = self._standard(y)
+        half = width / 2 / std
+        # By symmetry both ends are put into the lower tail, where the logarithm keeps its digits.
+        z = -np.abs(z)
+        upper, lower = log_ndtr(z + half), log_ndtr(z - half)
+        return upper + np.log1p(-np.exp(np.minimum(lower - upper, -1e-300)))
+
+    def quantile(self, probability: float | np.ndarray) -> np.ndarray:
+        """A number gives ``[rows]``, m probabilities give ``[rows, m]``."""
+        z = ndtri(np.asarray(probability, np.float64))
+        return self._mean + self._std * z if z.ndim == 0 else self._mean[:, None] + self._std[:, None] * z
+
+    def _standard(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        y = np.asarray(y, np.float64)
+        mean, std = (self._mean, self._std) if y.ndim == 1 else (self._mean[:, None], self._std[:, None])
+        return (y - mean) / std, std
+
+
+class QuantilePredictive:
+    """A distribution for each row from some of its quantiles.
+
+    The distribution function is linear between the quantiles. Beyond the outermost it has exponential
+    tails, as wide as those of a Gaussian with the same quantiles, so that every y has a density.
+
+    Args:
+        quantiles: ``[rows, m]``; crossing ones are sorted [Chernozhukov 2010].
+        levels: their probabilities ``[m]``, rising, at least 5.
+        mean: ``[rows]``, if it is known better than by the quantiles.
+        min_gap: least distance of two quantiles, which bounds the density.
+    """
+
+    def __init__(
+        self, quantiles: np.ndarray, levels: np.ndarray, mean: np.ndarray | None = None, min_gap: float = 1e-9
+    ):
+        self._p = np.asarray(levels, np.float64)
+        quantiles = np.sort(np.asarray(quantiles, np.float64), axis=1)
+        # Pushed apart upward and downward, and the two averaged, so that a spike keeps its place.
+        steps = min_gap * np.arange(len(self._p))
+        upward = np.maximum.accumulate(quantiles - steps, axis=1)
+        downward = np.minimum.accumulate((quantiles - steps)[:, ::-1], axis=1)[:, ::-1]
+        q = (upward + downward) / 2 + steps
+        self._q = q
+        self._mean = mean
+        z, k = ndtri(self._p), max(1, len(self._p) // 4)
+        # The mean excess of a Gaussian over the outermost level, in units of the span of the outer quarter.
+        excess = [np.exp(-0.5 * z[i] ** 2) / math.sqrt(2 * math.pi) / min(self._p[i], 1 - self._p[i]) - abs(z[i])
+                  for i in (0, -1)]  # fmt: skip
+        self._lower_scale = excess[0] * (q[:, k] - q[:, 0]) / (z[k] - z[0])
+        self._upper_scale = excess[1] * (q[:, -1] - q[:, -1 - k]) / (z[-1] - z[-1 - k])
+
+    def __len__(self) -> int:
+        return len(self._q)
+
+    def mean(self) -> np.ndarray:
+        if self._mean is not None:
+            return self._mean
+        q, p = self._q, self._p
+        inner = (np.diff(p) * (q[:, 1:] + q[:, :-1]) / 2).sum(1)
+        outer = p[0] * (q[:, 0] - self._lower_scale) + (1 - p[-1]) * (q[:, -1] + self._upper_scale)
+        return inner + outer
+
+    def cdf(self, y: np.ndarray) -> np.ndarray:
+        """P(Y <= y), of the shape of y: ``[rows]`` or ``[rows, m]``."""
+        return self._by_column(y, lambda v: self._cdf_and_survival(v)[0])
+
+    def log_prob(self, y: np.ndarray) -> np.ndarray:
+        return self._by_column(y, self._log_prob)
+
+    def log_mass(self, y: np.ndarray, width: float | None = None) -> np.ndarray:
+        """log P(y - width/2 < Y < y + width/2); the log density for a width of 0 or None."""
+        if not width:
+            return self.log_prob(y)
+        return self._by_column(y, lambda v: self._log_mass(v, width))
+
+    def quantile(self, probability: float | np.ndarray) -> np.ndarray:
+        """A number gives ``[rows]``, m probabilities give ``[rows, m]``."""
+        p = np.asarray(probability, np.float64)
+        columns = [self._quantile(v) for v in np.atleast_1d(p)]
+        return columns[0] if p.ndim == 0 else np.stack(columns, 1)
+
+    def _quantile(self, v: float) -> np.ndarray:
+        p, q = self._p, self._q
+        if v < p[0]:
+            return q[:, 0] + self._lower_scale * math.log(v / p[0])
+        if v >= p[-1]:
+            return q[:, -1] - self._upper_scale * math.log((1 - v) / (1 - p[-1]))
+        i = int(np.searchsorted(p, v, side="right")) - 1
+        return q[:, i] + (v - p[i]) / (p[i + 1] - p[i]) * (q[:, i + 1] - q[:, i])
+
+    def _cdf_and_survival(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        p, q = self._p, self._q
+        i = np.clip((q <= y[:, None]).sum(1) - 1, 0, len(p) - 2)
+        row = np.arange(len(y))
+        part = np.clip((y - q[row, i]) / (q[row, i + 1] - q[row, i]), 0, 1)
+        cdf = p[i] + part * (p[i + 1] - p[i])
+        lower = p[0] * np.exp(np.minimum(y - q[:, 0], 0) / self._lower_scale)
+        upper = (1 - p[-1]) * np.exp(np.minimum(q[:, -1] - y, 0) / self._upper_scale)
+        below, above = y < q[:, 0], y > q[:, -1]
+        return np.where(below, lower, np.where(above, 1 - upper, cdf)), np.where(above, upper, 1 - np.where(
+            below, lower, cdf))  # fmt: skip
+
+    def _log_prob(self, y: np.ndarray) -> np.ndarray:
+        p, q = self._p, self._q
+        i = np.clip((q <= y[:, None]).sum(1) - 1, 0, len(p) - 2)
+        row = np.arange(len(y))
+        inner = np.log((p[i + 1] - p[i]) / (q[row, i + 1] - q[row, i]))
+        lower = np.log(p[0] / self._lower_scale) + (y - q[:, 0]) / self._lower_scale
+        upper = np.log((1 - p[-1]) / self._upper_scale) - (y - q[:, -1]) / self._upper_scale
+        return np.where(y < q[:, 0], lower, np.where(y > q[:, -1], upper, inner))
+
+    def _log_mass(self, y: np.ndarray, width: float) -> np.ndarray:
+        low, low_survival = self._cdf_and_survival(y - width / 2)
+        high, high_survival = self._cdf_and_survival(y + width / 2)
+        # The difference is taken on the side where the numbers are small.
+        mass = np.where(low > 0.5, low_survival - high_survival, high - low)
+        with np.errstate(divide="ignore"):
+            logs = np.log(mass)
+        return np.where(mass > 1e-290, logs, np.minimum(self._log_prob(y) + math.log(width), 0.0))
+
+    def _by_column(self, y: np.ndarray, function: Any) -> np.ndarray:
+        y = np.asarray(y, np.float64)
+        if y.ndim == 1:
+            return function(y)
+        return np.stack([function(column) for column in y.T], 1)
+
+
+class LeastSquaresGaussian:
+    """Linear least squares, with a Gaussian of one spread round the line for all rows."""
+
+    name = "Gaussian by least squares"
+
+    def fit(self, X: pd.DataFrame, y: np.ndarray) -> LeastSquaresGaussian:
+        self._encoder = _plain_encoder(X)
+        design = self._design(X)
+        self._weights, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
+        residual = y - design @ self._weights
+        std = math.sqrt(float(residual @ residual) / max(1, len(y) - int(rank)))
+        # A line through every point still has to say something about the next one.
+        self._std = max(std, 1e-3 * float(np.std(y)))
+        return self
+
+    def predict_distribution(self, X: pd.DataFrame) -> GaussianPredictive:
+        return GaussianPredictive(self._design(X) @ self._weights, self._std)
+
+    def _design(self, X: pd.DataFrame) -> np.ndarray:
+        features = self._encoder.transform(X).astype(np.float64)
+        return np.column_stack([np.ones(len(features)), features])
+
+
+class BoostedQuantiles:
+    """Gradient boosting, one model for each of 19 quantiles and one for the mean.
+
+    Args:
+        random_state: seed of the rows held out to stop early.
+        max_iter: trees in a model, at most.
+    """
+
+    name = "gradient boosting, quantiles"
+    levels = np.arange(1, 20) / 20
+
+    def __init__(self, random_state: int = 0, max_iter: int = 200):
+        self.random_state = random_state
+        self.max_iter = max_iter
+
+    def fit(self, X: pd.DataFrame, y: np.ndarray) -> BoostedQuantiles:
+        self._encoder = _plain_encoder(X)
+        features = self._encoder.transform(X)
+        self._models = [self._model("quantile", float(p)).fit(features, y) for p in self.levels]
+        self._mean_model = self._model("squared_error", None).fit(features, y)
+        self._min_gap = 1e-3 * float(np.std(y))
+        return self
+
+    def _model(self, loss: str, level: float | None) -> HistGradientBoostingRegressor:
+        return HistGradientBoostingRegressor(
+            loss=loss,
+            quantile=level,
+            learning_rate=0.06,
+            max_iter=self.max_iter,
+            max_leaf_nodes=15,
+            early_stopping=True,
+            n_iter_no_change=15,
+            random_state=self.random_state,
+        )
+
+    def predict_distribution(self, X: pd.DataFrame) -> QuantilePredictive:
+        features = self._encoder.transform(X)
+        quantiles = np.stack([m.predict(features) for m in self._models], 1)
+        return QuantilePredictive(quantiles, self.levels, self._mean_model.predict(features), self._min_gap)
+
+
+BASELINES = (LeastSquaresGaussian, BoostedQuantiles)
+
+
+def _plain_encoder(X: pd.DataFrame) -> TableEncoder:
+    """Numbers as they are (standardised), without the pieces that only a network makes use of."""
+    encoder = TableEncoder().fit(X)
+    for column in encoder.columns:
+        if column["kind"] == "number":
+            column["edges"] = []
+    return encoder

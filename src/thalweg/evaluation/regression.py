@@ -1,0 +1,175 @@
+"""How good predictive distributions are: likelihood, CRPS, errors of the point, calibration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import scoringrules
+
+# The CRPS is an integral over the levels of the quantiles; with 199 of them it is good to three digits.
+CRPS_LEVELS = np.arange(1, 200) / 200
+NOMINAL = np.arange(1, 20) / 20
+PIT_BINS = 20
+
+
+class Predictive(Protocol):
+    """What a distribution p(y|x) of B rows must be able to tell, in the units of y."""
+
+    def cdf(self, y: np.ndarray) -> np.ndarray: ...
+
+    def log_mass(self, y: np.ndarray, width: float | None = None) -> np.ndarray: ...
+
+    def quantile(self, probability: Any) -> np.ndarray: ...
+
+    def mean(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The figures of one model on one set of rows. Lower is better but for the coverage.
+
+    Attributes:
+        n_rows: rows scored.
+        nll: mean negative log-likelihood, nats per unit of the target.
+        nll_error: its standard error.
+        crps: mean continuous ranked probability score, in units of the target.
+        crps_error: its standard error.
+        rmse: root mean square error of the predicted mean, in units of the target.
+        mae: mean absolute error of the predicted median, in units of the target.
+        coverage: share of the rows inside the central 90 % interval.
+        width: mean width of that interval, in units of the target.
+        nominal: probabilities of central intervals, and
+        covered: the share of the rows inside each of them.
+        pit: the distribution function at the truth, one value a row; uniform for a calibrated model.
+        log_score: log-likelihood of each row, nats per unit of the target.
+    """
+
+    n_rows: int
+    nll: float
+    nll_error: float
+    crps: float
+    crps_error: float
+    rmse: float
+    mae: float
+    coverage: float
+    width: float
+    nominal: np.ndarray = field(repr=False)
+    covered: np.ndarray = field(repr=False)
+    pit: np.ndarray = field(repr=False)
+    log_score: np.ndarray = field(repr=False)
+
+    def summary(self) -> dict[str, Any]:
+        """All figures, fit for JSON; the rows are summed up in a histogram and a curve."""
+        names = (
+            "n_rows", "nll", "nll_error", "crps", "crps_error", "rmse", "mae", "coverage", "width"
+        )  # fmt: skip
+        return {
+            **{name: getattr(self, name) for name in names},
+            "nominal": self.nominal.tolist(),
+            "covered": self.covered.tolist(),
+            "pit_histogram": np.histogram(self.pit, PIT_BINS, (0, 1))[0].tolist(),
+        }
+
+
+def score(y: np.ndarray, distribution: Predictive, resolution: float = 0.0, seed: int = 0) -> Scores:
+    """Score predictive distributions against the truth.
+
+    A target rounded to a grid has no density of its own. It is scored by the probability of the cell that
+    the truth was rounded from, log P(cell) - log(width), which no model can inflate by putting spikes on the
+    grid; and its PIT value is drawn uniformly within the cell [Czado 2009, sec. 2].
+
+    Args:
+        y: the truth ``[rows]``.
+        distribution: p(y|x) of the same rows.
+        resolution: spacing of the grid that y is rounded to, 0 if it isn't.
+        seed: of the draws within the cells.
+
+    Raises:
+        ValueError: if y isn't a finite vector of at least one row.
+    """
+    y = _checked(y, 1)
+    log_score = score_rows(y, distribution, resolution)
+    pit = pit_values(y, distribution, resolution, seed)
+    quantiles = np.asarray(distribution.quantile(CRPS_LEVELS))
+    crps = np.asarray(scoringrules.crps_quantile(y, quantiles, CRPS_LEVELS))
+    # |PIT - 1/2| <= c/2 says that the truth lies in the central interval of probability c, and counts the
+    # part of a rounding cell that does.
+    covered = np.array([np.mean(np.abs(pit - 0.5) <= c / 2 + 1e-12) for c in NOMINAL])
+    lower, upper = np.asarray(distribution.quantile(np.array([0.05, 0.95]))).T
+    return Scores(
+        n_rows=len(y),
+        nll=float(-log_score.mean()),
+        nll_error=_standard_error(log_score),
+        crps=float(crps.mean()),
+        crps_error=_standard_error(crps),
+        rmse=float(np.sqrt(np.mean((y - distribution.mean()) ** 2))),
+        mae=float(np.mean(np.abs(y - quantiles[:, len(CRPS_LEVELS) // 2]))),
+        coverage=float(np.mean(np.abs(pit - 0.5) <= 0.45 + 1e-12)),
+        width=float(np.mean(upper - lower)),
+        nominal=NOMINAL,
+        covered=covered,
+        pit=pit,
+        log_score=log_score,
+    )
+
+
+def score_rows(y: np.ndarray, distribution: Predictive, resolution: float = 0.0) -> np.ndarray:
+    """Log-likelihood of each row, nats per unit of the target; of the rounding cell if y is rounded."""
+    log_mass = np.asarray(distribution.log_mass(y, resolution))
+    return log_mass - math.log(resolution) if resolution else log_mass
+
+
+def pit_values(y: np.ndarray, distribution: Predictive, resolution: float = 0.0, seed: int = 0) -> np.ndarray:
+    """The distribution function at the truth ``[rows]``; at a random place of the rounding cell."""
+    if not resolution:
+        return np.asarray(distribution.cdf(y))
+    u = np.random.default_rng(seed).uniform(size=len(y))
+    lower, upper = distribution.cdf(y - resolution / 2), distribution.cdf(y + resolution / 2)
+    return np.asarray(lower + u * (upper - lower))
+
+
+def score_targets(y: np.ndarray, distribution: Any, names: Sequence[str]) -> dict[str, Any]:
+    """The figures of a distribution over several targets: the joint likelihood, and the rest by target.
+
+    Args:
+        y: the truth ``[rows, K]``.
+        distribution: with ``log_prob`` ``[rows]``, ``mean`` ``[rows, K]`` and ``quantile`` ``[rows, m, K]``.
+        names: of the targets.
+
+    Returns:
+        a dict fit for JSON: ``n_rows``, ``nll`` and ``nll_error`` (joint, nats), and ``targets``: for each
+        name its ``crps``, ``rmse``, ``mae`` and ``coverage`` of the 90 % interval.
+    """
+    y = _checked(y, 2)
+    log_prob = np.asarray(distribution.log_prob(y))
+    quantiles = np.asarray(distribution.quantile(CRPS_LEVELS))
+    mean = np.asarray(distribution.mean())
+    targets = {}
+    for k, name in enumerate(names):
+        truth, marginal = y[:, k], quantiles[:, :, k]
+        lower, upper = np.asarray(distribution.quantile(np.array([0.05, 0.95])))[:, :, k].T
+        targets[name] = {
+            "crps": float(np.mean(scoringrules.crps_quantile(truth, marginal, CRPS_LEVELS))),
+            "rmse": float(np.sqrt(np.mean((truth - mean[:, k]) ** 2))),
+            "mae": float(np.mean(np.abs(truth - marginal[:, len(CRPS_LEVELS) // 2]))),
+            "coverage": float(np.mean((truth >= lower) & (truth <= upper))),
+        }
+    nll_error = _standard_error(log_prob)
+    return {"n_rows": len(y), "nll": float(-log_prob.mean()), "nll_error": nll_error, "targets": targets}
+
+
+def _checked(y: np.ndarray, ndim: int) -> np.ndarray:
+    y = np.asarray(y, np.float64)
+    if y.ndim != ndim or len(y) == 0:
+        raise ValueError(f"the truth must have {ndim} dimension(s) and at least one row, got shape {y.shape}")
+    if not np.isfinite(y).all():
+        raise ValueError("the truth contains NaN or infinity: remove those rows")
+    return y
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.inf
