@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 import zipfile
 from pathlib import Path
 
@@ -481,57 +482,66 @@ def test_two_processes_train_the_same_weights_as_one_and_resume(tmp_path):
     energy = mixture()
     Trainer(DDP_PLAN).fit(energy, MaximumLikelihood(), toy_data(), held_out_nll)
     run_in_subprocess("distributed", tmp_path)
-    results = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    results = [torch.load(tmp_path / f"first{rank}.pt") for rank in range(2)]
     assert_same(results[0]["weights"], results[1]["weights"])
     assert results[0]["figures"] == results[1]["figures"]
     for own, other in zip(results[0]["weights"], energy.parameters(), strict=True):
         torch.testing.assert_close(own, other.detach(), rtol=1e-3, atol=1e-4)
     # With dropout and noise, each process drawing its own: interrupted and resumed against left alone.
-    for result in results:
-        assert_same(result["resumed"], result["alone"])
-    assert_same(results[0]["alone"], results[1]["alone"])
+    for rank, result in enumerate(results):
+        assert_same(torch.load(tmp_path / f"second{rank}.pt"), result["alone"])
     # A run of two processes is not one that a single process could go on with.
     with pytest.raises(ValueError, match="2 processes, not 1"):
         Trainer(DDP_PLAN, run_dir=tmp_path / "run").fit(*dropout_energy(), toy_data(), held_out_loss, resume=True)
 
 
 def distributed(folder: Path) -> None:
-    """Body of the subprocess: it forks into two ranks."""
+    """Body of the subprocess: it forks into two ranks, twice; the second pair resumes what the first began."""
     torch.set_num_threads(1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = []
-    for rank in range(2):
-        child = os.fork()
-        if not child:
-            os.environ.update(
-                MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", NODE_RANK="0",
-                LOCAL_RANK=str(rank), RANK=str(rank), LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
-                TORCHELASTIC_RUN_ID="test",
-            )  # fmt: skip
-            code = 1
-            try:
-                one_rank(folder, rank)
-                code = 0
-            finally:
-                os._exit(code)
-        ranks.append(child)
-    codes = [os.waitpid(child, 0)[1] for child in ranks]
-    assert codes == [0, 0], codes
+    for body in (first_rank_body, second_rank_body):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        ranks = []
+        for rank in range(2):
+            child = os.fork()
+            if not child:
+                os.environ.update(
+                    MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", NODE_RANK="0",
+                    LOCAL_RANK=str(rank), RANK=str(rank), LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
+                    TORCHELASTIC_RUN_ID="test",
+                )  # fmt: skip
+                code = 1
+                try:
+                    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+                    fabric.launch()
+                    body(folder, fabric)
+                    fabric.barrier()
+                    code = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(code)
+            ranks.append(child)
+        codes = [os.waitpid(child, 0)[1] for child in ranks]
+        assert codes == [0, 0], codes
 
 
-def one_rank(folder: Path, rank: int) -> None:
-    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
-    fabric.launch()
-    energy = mixture(seed=rank)  # rank 0's weights count
+def first_rank_body(folder: Path, fabric: Fabric) -> None:
+    energy = mixture(seed=fabric.global_rank)  # rank 0's weights count
     history = Trainer(DDP_PLAN, fabric).fit(energy, MaximumLikelihood(), toy_data(), held_out_nll)
-
     alone = dropout_energy()
     Trainer(DDP_PLAN, fabric).fit(*alone, toy_data(), held_out_loss)
-
-    parts = dropout_energy()
-    per_row, calls = parts[1].per_row, [0]
+    torch.save(
+        {
+            "weights": all_tensors(energy),
+            "figures": [e["validation"] for e in history.epochs],
+            "alone": all_tensors(*alone),
+        },
+        folder / f"first{fabric.global_rank}.pt",
+    )
+    energy, objective = dropout_energy()
+    per_row, calls = objective.per_row, [0]
 
     def interrupted(*arguments):
         calls[0] += 1
@@ -539,22 +549,15 @@ def one_rank(folder: Path, rank: int) -> None:
             raise KeyboardInterrupt
         return per_row(*arguments)
 
-    parts[1].per_row = interrupted
+    objective.per_row = interrupted
     with contextlib.suppress(KeyboardInterrupt):
-        Trainer(DDP_PLAN, fabric, folder / "run").fit(*parts, toy_data(), held_out_loss)
-    fabric.barrier()
-    parts = dropout_energy()
-    Trainer(DDP_PLAN, fabric, folder / "run").fit(*parts, toy_data(), held_out_loss, resume=True)
-    torch.save(
-        {
-            "weights": all_tensors(energy),
-            "figures": [e["validation"] for e in history.epochs],
-            "alone": all_tensors(*alone),
-            "resumed": all_tensors(*parts),
-        },
-        folder / f"rank{rank}.pt",
-    )
-    fabric.barrier()
+        Trainer(DDP_PLAN, fabric, folder / "run").fit(energy, objective, toy_data(), held_out_loss)
+
+
+def second_rank_body(folder: Path, fabric: Fabric) -> None:
+    resumed = dropout_energy()
+    Trainer(DDP_PLAN, fabric, folder / "run").fit(*resumed, toy_data(), held_out_loss, resume=True)
+    torch.save(all_tensors(*resumed), folder / f"second{fabric.global_rank}.pt")
 
 
 def run_in_subprocess(body: str, folder: Path) -> None:

@@ -535,7 +535,8 @@ class _Run:
             )
         self.seconds_before = state["history"]["seconds"]
         self.restore(state)
-        self.restore_noise({name: s[self.fabric.global_rank] for name, s in state["noise"].items()})
+        # A clone: torch's generators crash on a state that is a view into a larger tensor.
+        self.restore_noise({name: s[self.fabric.global_rank].clone() for name, s in state["noise"].items()})
         self.good = state["good"]
 
 
