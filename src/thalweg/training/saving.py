@@ -27,8 +27,9 @@ def save_model(folder: Path, kind: str, config: dict[str, Any], tensors: dict[st
         "sha256": hashlib.sha256(data).hexdigest(),
         "config": config,
     }
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     _replace(folder / "model.safetensors", data)
-    _replace(folder / "config.json", (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+    _replace(folder / "config.json", text.encode())
 
 
 def load_model(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -42,7 +43,7 @@ def load_model(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
         raise ValueError(f"{folder} holds no model: config.json and model.safetensors are expected there")
     try:
         document = json.loads(config_path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{config_path} is damaged: it is not JSON") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f"{config_path} was not written by thalweg")
@@ -59,6 +60,8 @@ def load_model(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
         tensors = load_file(tensor_path)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{tensor_path} is damaged: {error}") from error
+    if not isinstance(document.get("config"), dict):
+        raise ValueError(f"{config_path} is damaged: it holds no config")
     return document["config"], tensors
 
 
