@@ -1,0 +1,7 @@
+"""The page of pictures."""
+
+from thalweg.report.page import Card, Tile, render_page
+from thalweg.report.recipe import write_recipe_page
+from thalweg.report.regression import regression_report, write_regression_report
+
+__all__ = ["Card", "Tile", "regression_report", "render_page", "write_recipe_page", "write_regression_report"]

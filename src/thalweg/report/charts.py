@@ -1,0 +1,299 @@
+"""The charts of the report: Plotly figures in one style."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+INK, SOFT, LINE = "#1b2a3a", "#5d6b7a", "#e3e8ee"
+MODEL, TRUTH = "#1f7a9c", "#d1495b"
+COLOURS = [MODEL, "#8d99ae", "#e09f3e", "#6a4c93", "#588157"]
+WATER = [[0, "#ffffff"], [0.15, "#dcecf3"], [0.4, "#8cc3d9"], [0.7, "#2b87a9"], [1, "#0b3a52"]]
+
+
+def styled(figure: go.Figure, height: int, **layout: Any) -> go.Figure:
+    """The look that all charts share."""
+    figure.update_layout(
+        height=height,
+        template="plotly_white",
+        font={"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13, "color": INK},
+        margin={"l": 10, "r": 10, "t": 30, "b": 10},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "xanchor": "left", "x": 0},
+        hoverlabel={"bgcolor": "white"},
+        bargap=0.06,
+        **layout,
+    )
+    figure.update_xaxes(gridcolor=LINE, zeroline=False, automargin=True, linecolor=LINE)
+    figure.update_yaxes(gridcolor=LINE, zeroline=False, automargin=True, linecolor=LINE)
+    return figure
+
+
+def histogram(values: dict[str, np.ndarray], axis: str, resolution: float = 0.0) -> go.Figure:
+    """Histograms on the same bins, each as a share of its own rows; bins hold whole rounding cells."""
+    everything = np.concatenate(list(values.values()))
+    edges = bin_edges(everything, resolution)
+    figure = go.Figure()
+    for (name, part), colour in zip(values.items(), [MODEL, "#e09f3e"], strict=False):
+        counts = np.histogram(part, edges)[0] / max(1, len(part))
+        figure.add_bar(
+            x=(edges[1:] + edges[:-1]) / 2, y=counts, name=name, marker_color=colour,
+            hovertemplate="%{x:.4g}: %{y:.1%}<extra>" + name + "</extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title=axis)
+    figure.update_yaxes(title="share of the rows", tickformat=".0%")
+    return styled(figure, 300, barmode="group", showlegend=len(values) > 1)
+
+
+def bin_edges(values: np.ndarray, resolution: float, most: int = 50) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())
+    if resolution and (high - low) / resolution < 10_000:
+        cells = round((high - low) / resolution) + 1
+        width = resolution * max(1, int(np.ceil(cells / most)))
+        return np.arange(low - resolution / 2, high + width, width)
+    return np.linspace(low, high, int(np.clip(np.sqrt(len(values)), 10, most)) + 1)
+
+
+def curves(
+    x: Sequence[float], lines: dict[str, Sequence[float]], axes: tuple[str, str], marked: tuple[float, str] | None
+) -> go.Figure:
+    """Lines over one axis, with one place of the axis marked."""
+    figure = go.Figure()
+    for (name, values), colour in zip(lines.items(), ["#8d99ae", MODEL, "#e09f3e"], strict=False):
+        figure.add_scatter(x=list(x), y=list(values), name=name, mode="lines", line={"color": colour, "width": 2.2})
+    if marked is not None:
+        figure.add_vline(
+            x=marked[0], line={"color": TRUTH, "dash": "dot", "width": 1.5}, annotation_text=marked[1],
+            annotation_font_color=TRUTH, annotation_position="top right",
+        )  # fmt: skip
+    figure.update_xaxes(title=axes[0])
+    figure.update_yaxes(title=axes[1])
+    return styled(figure, 320)
+
+
+def density_grid(
+    y: np.ndarray,
+    density: np.ndarray,
+    truth: np.ndarray,
+    intervals: np.ndarray,
+    titles: Sequence[str],
+    axis: str,
+    bars: bool,
+) -> go.Figure:
+    """p(y|x) of some rows, each in a panel of its own, with the truth marked.
+
+    Args:
+        y: ``[m]``.
+        density: ``[rows, m]``; probabilities if ``bars``.
+        truth: ``[rows]``.
+        intervals: ``[rows, 2]``, shaded.
+        bars: draw bars, for a target that takes few values.
+    """
+    n_columns = min(3, len(truth))
+    n_rows = -(-len(truth) // n_columns)
+    figure = make_subplots(
+        n_rows, n_columns, subplot_titles=list(titles), vertical_spacing=0.32 / n_rows, horizontal_spacing=0.05,
+        shared_xaxes="all",
+    )  # fmt: skip
+    step = float(y[1] - y[0])
+    for i in range(len(truth)):
+        row, column = divmod(i, n_columns)
+        place = {"row": row + 1, "col": column + 1}
+        top = float(density[i].max())
+        if bars:
+            hit = np.abs(y - truth[i]) < step / 2
+            figure.add_bar(
+                x=y, y=density[i], marker_color=np.where(hit, TRUTH, MODEL).tolist(), width=0.85 * step,
+                hovertemplate="%{x:.4g}: %{y:.1%}<extra></extra>", showlegend=False, **place,
+            )  # fmt: skip
+        else:
+            inside = (y >= intervals[i, 0]) & (y <= intervals[i, 1])
+            figure.add_scatter(
+                x=y[inside], y=density[i][inside], fill="tozeroy", fillcolor="rgba(31,122,156,.22)", mode="none",
+                name="90 % interval", showlegend=i == 0, hoverinfo="skip", **place,
+            )  # fmt: skip
+            figure.add_scatter(
+                x=y, y=density[i], mode="lines", line={"color": MODEL, "width": 2}, name="density",
+                showlegend=i == 0, hovertemplate="%{x:.4g}: %{y:.3g}<extra></extra>", **place,
+            )  # fmt: skip
+            figure.add_scatter(
+                x=[truth[i], truth[i]], y=[0, 1.05 * top], mode="lines", line={"color": TRUTH, "width": 2},
+                name="truth", showlegend=i == 0, hovertemplate="truth %{x:.6g}<extra></extra>", **place,
+            )  # fmt: skip
+        figure.update_yaxes(range=[0, 1.12 * top], showticklabels=bars, tickformat=".0%" if bars else None, **place)
+    figure.update_annotations(font_size=13, font_color=SOFT)
+    for column in range(1, n_columns + 1):
+        figure.update_xaxes(title=axis, row=n_rows, col=column)
+    styled(figure, 60 + 190 * n_rows)
+    figure.update_xaxes(showticklabels=True)
+    return figure.update_layout(
+        margin={"l": 10, "r": 10, "t": 60, "b": 10}, legend={"y": 1.06 if n_rows > 1 else 1.16}
+    )
+
+
+def density_map(
+    x: Sequence[Any],
+    y: np.ndarray,
+    density: np.ndarray,
+    lines: dict[str, np.ndarray],
+    points: tuple[Sequence[Any], np.ndarray],
+    axes: tuple[str, str],
+    unit: str,
+) -> go.Figure:
+    """p(y|x) as a map: colour over an input and the target, with the data and some quantiles.
+
+    Args:
+        x: values of the input ``[n]``: numbers, dates or texts.
+        y: ``[m]``.
+        density: ``[m, n]``.
+        lines: quantiles ``[n]`` by name.
+        points: data to lay over it.
+        unit: what the colour means.
+    """
+    figure = go.Figure()
+    # A spike (a censoring limit, say) would leave all the rest white.
+    top = float(np.quantile(density.max(0), 0.9))
+    shown = np.sqrt(np.clip(density / top, 0, 1))
+    figure.add_heatmap(
+        x=list(x), y=y, z=shown, customdata=density, colorscale=WATER, zmin=0, zmax=1, zsmooth="best"
+        if np.issubdtype(np.asarray(x).dtype, np.number) and len(y) > 60 else False,
+        hovertemplate="%{x}, %{y:.4g}: %{customdata:.3g}<extra></extra>",
+        colorbar={"title": {"text": unit, "side": "right"}, "tickvals": [0, 0.5, 0.7071, 1],
+                  "ticktext": ["0", f"{top / 4:.2g}", f"{top / 2:.2g}", f"≥ {top:.2g}"], "thickness": 12,
+                  "outlinewidth": 0},
+    )  # fmt: skip
+    figure.add_scatter(
+        x=list(points[0]), y=points[1], mode="markers", name="data", hoverinfo="skip",
+        marker={"size": 4.5, "color": "rgba(27,42,58,.30)", "line": {"width": 0}},
+    )  # fmt: skip
+    for i, (name, values) in enumerate(lines.items()):
+        figure.add_scatter(
+            x=list(x), y=values, name=name, mode="lines", hoverinfo="skip", showlegend=name != "95 %",
+            line={"color": "#e0843e", "width": 2.4 if i == 0 else 1.4, "dash": "solid" if i == 0 else "dot"},
+        )  # fmt: skip
+    step = float(y[1] - y[0])
+    figure.update_xaxes(title=axes[0], showgrid=False)
+    figure.update_yaxes(title=axes[1], showgrid=False, range=[y[0] - step / 2, y[-1] + step / 2])
+    return styled(figure, 470)
+
+
+def pit_histogram(counts: Sequence[int]) -> go.Figure:
+    """The PIT histogram, with the band where 90 % of a calibrated model's bars lie."""
+    from scipy.stats import binom
+
+    n, k = int(np.sum(counts)), len(counts)
+    low, high = binom.ppf(0.05, n, 1 / k) * k / n, binom.ppf(0.95, n, 1 / k) * k / n
+    figure = go.Figure()
+    figure.add_hrect(y0=low, y1=high, fillcolor="#8d99ae", opacity=0.18, line_width=0)
+    figure.add_bar(
+        x=(np.arange(k) + 0.5) / k, y=np.asarray(counts) * k / n, marker_color=MODEL, showlegend=False,
+        hovertemplate="%{x:.3f}: %{y:.2f}<extra></extra>",
+    )  # fmt: skip
+    figure.add_hline(y=1, line={"color": INK, "dash": "dot", "width": 1.5})
+    figure.update_xaxes(title="PIT value: the model's distribution function at the truth", range=[0, 1])
+    figure.update_yaxes(title="frequency, 1 = uniform", rangemode="tozero")
+    return styled(figure, 320)
+
+
+def coverage_curve(nominal: Sequence[float], covered: dict[str, Sequence[float]]) -> go.Figure:
+    """The share of the truths inside central intervals, against the share that should be."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", line={"color": INK, "dash": "dot", "width": 1.5}, name="ideal",
+        hoverinfo="skip",
+    )  # fmt: skip
+    for (name, values), colour in reversed(list(zip(covered.items(), COLOURS, strict=False))):
+        figure.add_scatter(
+            x=[0, *nominal, 1], y=[0, *values, 1], mode="lines+markers", name=name,
+            line={"color": colour, "width": 2.4 if colour == MODEL else 1.8}, marker={"size": 5},
+            hovertemplate="%{x:.0%} interval holds %{y:.1%}<extra>" + name + "</extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title="nominal coverage", tickformat=".0%", range=[0, 1])
+    figure.update_yaxes(title="observed coverage", tickformat=".0%", range=[0, 1.01])
+    return styled(figure, 400)
+
+
+def residuals(predicted: np.ndarray, truth: np.ndarray, name: str) -> go.Figure:
+    """Truth minus predicted mean, over the predicted mean, and its histogram beside it."""
+    error = truth - predicted
+    figure = make_subplots(1, 2, column_widths=[0.76, 0.24], shared_yaxes=True, horizontal_spacing=0.02)
+    figure.add_scatter(
+        x=predicted, y=error, mode="markers", marker={"color": MODEL, "size": 6, "opacity": 0.5}, row=1, col=1,
+        hovertemplate="predicted %{x:.4g}, off by %{y:.4g}<extra></extra>",
+    )  # fmt: skip
+    edges = np.linspace(error.min(), error.max(), int(np.clip(np.sqrt(len(error)), 8, 40)) + 1)
+    figure.add_bar(
+        y=(edges[1:] + edges[:-1]) / 2, x=np.histogram(error, edges)[0], orientation="h", marker_color=MODEL,
+        row=1, col=2, hovertemplate="%{x} rows<extra></extra>",
+    )  # fmt: skip
+    figure.add_hline(y=0, line={"color": TRUTH, "width": 1.5})
+    figure.update_xaxes(title=f"predicted mean of {name}", row=1, col=1)
+    figure.update_xaxes(title="rows", row=1, col=2)
+    figure.update_yaxes(title="truth − predicted", row=1, col=1)
+    return styled(figure, 360, showlegend=False)
+
+
+def effects(names: Sequence[str], values: Sequence[float], axis: str) -> go.Figure:
+    """Horizontal bars, the longest on top."""
+    figure = go.Figure(
+        go.Bar(
+            x=list(values)[::-1], y=[shortened(n) for n in names][::-1], orientation="h", marker_color=MODEL,
+            hovertemplate="%{y}: %{x:.3g}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_xaxes(title=axis)
+    return styled(figure, 80 + 26 * len(names))
+
+
+def scatter_truth(predicted: np.ndarray, truth: np.ndarray, name: str) -> go.Figure:
+    """Truth over predicted mean, with the diagonal."""
+    low, high = float(min(predicted.min(), truth.min())), float(max(predicted.max(), truth.max()))
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[low, high], y=[low, high], mode="lines", line={"color": INK, "dash": "dot", "width": 1.5}, hoverinfo="skip"
+    )
+    figure.add_scatter(x=predicted, y=truth, mode="markers", marker={"color": MODEL, "size": 6, "opacity": 0.5})
+    figure.update_xaxes(title=f"predicted mean of {name}")
+    figure.update_yaxes(title=f"{name}")
+    return styled(figure, 340, showlegend=False)
+
+
+def clouds(draws: np.ndarray, truth: np.ndarray, titles: Sequence[str], axes: tuple[str, str]) -> go.Figure:
+    """Draws from p(y|x) of some rows in a plane, with the truth marked.
+
+    Args:
+        draws: ``[rows, n, 2]``.
+        truth: ``[rows, 2]``.
+    """
+    n_columns = min(3, len(truth))
+    n_rows = -(-len(truth) // n_columns)
+    figure = make_subplots(
+        n_rows, n_columns, subplot_titles=list(titles), vertical_spacing=0.3 / n_rows, horizontal_spacing=0.05,
+        shared_xaxes="all", shared_yaxes="all",
+    )  # fmt: skip
+    for i in range(len(truth)):
+        row, column = divmod(i, n_columns)
+        place = {"row": row + 1, "col": column + 1}
+        figure.add_scatter(
+            x=draws[i, :, 0], y=draws[i, :, 1], mode="markers", name="draws", showlegend=i == 0, hoverinfo="skip",
+            marker={"color": MODEL, "size": 4, "opacity": 0.35}, **place,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[truth[i, 0]], y=[truth[i, 1]], mode="markers", name="truth", showlegend=i == 0,
+            marker={"color": TRUTH, "size": 11, "symbol": "x"}, **place,
+        )  # fmt: skip
+    figure.update_annotations(font_size=13, font_color=SOFT)
+    for column in range(1, n_columns + 1):
+        figure.update_xaxes(title=axes[0], row=n_rows, col=column)
+    figure.update_yaxes(title=axes[1], col=1)
+    styled(figure, 60 + 230 * n_rows)
+    return figure.update_layout(margin={"l": 10, "r": 10, "t": 60, "b": 10}, legend={"y": 1.06})
+
+
+def shortened(text: str, most: int = 28) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

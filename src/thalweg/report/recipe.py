@@ -1,0 +1,39 @@
+"""The page of a recipe: its figures against their targets, and its pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from thalweg.recipes.base import Recipe, Result, Settings
+from thalweg.report.page import Card, Tile, render_page, write_page
+
+
+def write_recipe_page(recipe: Recipe, settings: Settings, result: Result, path: Path) -> Path:
+    """Write what a recipe measured and drew."""
+    bound = [f for f in result.figures if f.reached is not None]
+    reached = sum(bool(f.reached) for f in bound)
+    tiles = [
+        Tile("targets reached", "—" if settings.quick else f"{reached} of {len(bound)}",
+             "a quick run: they do not apply" if settings.quick else ""),
+        Tile("seeds", str(len(settings.seeds)), ", ".join(map(str, settings.seeds))),
+        Tile("time", f"{result.seconds:.0f} s"),
+    ]  # fmt: skip
+    most = max((len(f.values) for f in result.figures), default=0)
+    rows = []
+    for figure in result.figures:
+        target = "" if figure.target is None else f"{'≤' if figure.at_most else '≥'} {figure.target:.4g}"
+        verdict = "" if figure.reached is None or settings.quick else "reached" if figure.reached else "missed"
+        seeds = [f"{v:.4g}" for v in figure.values] + [""] * (most - len(figure.values))
+        rows.append([figure.name, f"{figure.mean:.4g}", *seeds, target, verdict])
+    head = ["figure", "mean", *(f"run {i + 1}" for i in range(most)), "target", ""]
+    cards = [
+        Card(
+            "The figures",
+            "What was measured, for every seed, beside the figure that the mean must reach.",
+            head=head,
+            rows=rows,
+            notes=result.notes,
+        )
+    ]
+    cards += [Card(title, "", [figure]) for title, figure in result.pictures.items()]
+    return write_page(render_page(recipe.title, recipe.source, tiles, cards, "Made with thalweg."), path)

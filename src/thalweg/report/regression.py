@@ -1,0 +1,379 @@
+"""The report of a regression run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from thalweg.data.encoding import is_number
+from thalweg.estimators.distribution import PredictiveDistribution
+from thalweg.estimators.run import MODEL_NAME, FinishedRun
+from thalweg.report import charts
+from thalweg.report.page import Card, Tile, render_page, write_page
+
+_MAX_BARS = 25
+_MAX_POINTS = 1200
+
+
+def write_regression_report(run: FinishedRun, path: Path | None = None) -> Path:
+    """Write the report; beside the run by default."""
+    return write_page(regression_report(run), path or run.folder / "report.html")
+
+
+def regression_report(run: FinishedRun) -> str:
+    """The report of a finished run as one HTML page."""
+    figures = run.figures
+    several = len(run.targets) > 1
+    cards = [_data_card(run), _training_card(run)]
+    if several:
+        cards += _several_targets(run)
+    else:
+        cards += [_densities_card(run), *_map_cards(run)]
+        if figures["scores"]:
+            cards += [_calibration_card(run), _residuals_card(run)]
+    if figures["scores"]:
+        cards.append(_scores_card(run))
+    cards.append(_making_card(run))
+    title = f"{', '.join(run.targets)} from {figures['table']}"
+    made = figures["made_with"]
+    footer = f"thalweg {made['thalweg']} · torch {made['torch']} · Python {made['python']} · {made['on']}"
+    subtitle = "The distribution of the target given the inputs, by an energy-based model"
+    return render_page(title, subtitle, _tiles(run), cards, footer)
+
+
+def _tiles(run: FinishedRun) -> list[Tile]:
+    figures = run.figures
+    tiles = [
+        Tile("rows", f"{figures['rows']:,}", f"{figures['training_rows']:,} training, {figures['test_rows']:,} test"),
+        Tile("inputs", str(len(figures["inputs"])), f"{len(figures['ignored'])} left out" if figures["ignored"] else
+             "all used"),
+    ]  # fmt: skip
+    score = figures["scores"].get(MODEL_NAME)
+    if score is not None:
+        error = score["nll_error"]
+        tiles.append(Tile("test NLL", f"{score['nll']:.3f}", f"± {error:.3f} nats" if error else "nats"))
+    elif figures["validation_nll"] is not None:
+        tiles.append(Tile("held-out NLL", f"{figures['validation_nll']:.3f}", "nats, on folds"))
+    if score is not None and len(run.targets) == 1:
+        tiles += [
+            Tile("CRPS", f"{score['crps']:.3g}", "units of the target"),
+            Tile("90 % interval holds", f"{100 * score['coverage']:.1f} %", "of the test rows"),
+        ]
+    tiles.append(Tile("training", duration(figures["seconds"]["training"]), f"{len(run.model.history_.epochs)} epochs"))
+    return tiles
+
+
+def _data_card(run: FinishedRun) -> Card:
+    parts = {"training": run.training_rows}
+    if run.test_rows is not None:
+        parts["test"] = run.test_rows
+    pictures = [
+        charts.histogram({k: v[t].to_numpy(float) for k, v in parts.items()}, t, run.model.resolution_)
+        for t in run.targets
+    ]
+    kinds = {c["name"]: c["kind"] for c in run.model.encoder_.columns} if run.model.encoder_ else {}
+    rows = []
+    for name in run.figures["inputs"]:
+        column = run.training_rows[name]
+        gaps = f"{100 * column.isna().mean():.1f} %" if column.isna().any() else "none"
+        kind = "date" if pd.api.types.is_datetime64_any_dtype(column) else kinds[name]
+        if not is_number(column):
+            counts = column.astype(str).where(column.notna()).value_counts()
+            middle, span = str(counts.index[0]), f"{len(counts)} values"
+        else:
+            middle = _shown(column.median())
+            span = f"{_shown(column.min())} to {_shown(column.max())}"
+        rows.append([name, kind, gaps, charts.shortened(middle), span])
+    text = "The target over the rows, and every input. The model sees the training rows only."
+    if run.model.resolution_:
+        text += f" The target is rounded to multiples of {run.model.resolution_:g}."
+    head = ["input", "kind", "gaps", "median or most frequent", "range"]
+    return Card("The data", text, pictures, head, rows, folded=len(rows) > 20)
+
+
+def _training_card(run: FinishedRun) -> Card:
+    history = run.model.history_
+    # Training works on the standardised target; a change of scale shifts a log density by a constant.
+    likelihood = run.figures["validation_nll"] is not None
+    shift = float(np.log(run.model.scale_).sum()) if likelihood else 0.0
+    epochs = [e["epoch"] for e in history.epochs]
+    lines: dict[str, Any] = {}
+    objective_is_nll = run.model._objective_name() == "likelihood"
+    if objective_is_nll or not likelihood:
+        lines["training loss"] = [e["loss"] + shift for e in history.epochs]
+    if history.epochs and "validation" in history.epochs[0]:
+        lines["held-out rows"] = [e["validation"] + shift for e in history.epochs]
+    marked = None
+    if "held-out rows" in lines:
+        marked = (epochs[int(np.argmin(lines["held-out rows"]))], "best")
+    text = (
+        "The figure on rows that the networks do not learn from, epoch by epoch. Each network of the ensemble keeps "
+        f"the weights of its own best epoch. It ended because: {history.stopped}."
+    )
+    axes = ("epoch", "NLL, nats" if likelihood else "loss")
+    return Card("Training", text, [charts.curves(epochs, lines, axes, marked)], notes=history.events)
+
+
+def _densities_card(run: FinishedRun) -> Card:
+    rows, which = _shown_rows(run)
+    truth = np.asarray(run.truth(rows))
+    distribution = run.model.predict_distribution(run.inputs(rows))
+    assert isinstance(distribution, PredictiveDistribution)
+    # From a low prediction to a high one, evenly.
+    order = np.argsort(distribution.mean(), kind="stable")
+    picked = order[np.linspace(0, len(order) - 1, min(6, len(order)) + 2).round().astype(int)[1:-1]]
+    picked = picked if len(order) > 8 else order[:6]
+    distribution, truth = distribution[picked], truth[picked]
+    intervals = distribution.interval(0.9)
+    outer = distribution.quantile(np.array([0.002, 0.998]))
+    y, bars = _target_grid(run, min(outer[:, 0].min(), truth.min()), max(outer[:, 1].max(), truth.max()), 500)
+    density = _on_grid(run, distribution, y, bars)
+    titles = [f"row {i + 1}: truth {_shown(t)}" for i, t in zip(picked, truth, strict=True)]
+    text = f"What the model says of six {which} rows, from a low prediction to a high one. " + (
+        "A bar is the probability of a value; the red one is the truth."
+        if bars
+        else "The red line is the truth; the shaded part is the central 90 % interval."
+    )
+    picture = charts.density_grid(y, density, truth, intervals, titles, run.targets[0], bars)
+    return Card("Predictive densities", text, [picture])
+
+
+def _map_cards(run: FinishedRun) -> list[Card]:
+    X = run.inputs(run.training_rows)
+    moved = input_effects(run, X)
+    ranked = sorted(moved, key=lambda name: -moved[name])
+    numeric = [n for n in ranked if is_number(X[n]) and X[n].nunique() > 2]
+    name = numeric[0] if numeric else ranked[0]
+    target = run.targets[0]
+    column = X[name]
+    grid: list[Any]
+    if name in numeric:
+        known = column.dropna()
+        if pd.api.types.is_datetime64_any_dtype(column):
+            grid = list(pd.date_range(known.quantile(0.005), known.quantile(0.995), 100))
+        else:
+            grid = list(np.linspace(known.quantile(0.005), known.quantile(0.995), 120))
+    else:
+        grid = list(column.value_counts().index[:12])
+    # Every other input at its median or its most frequent value.
+    typical = {c: X[c].median() if is_number(X[c]) else _most_frequent(X[c]) for c in X.columns}
+    asked = pd.DataFrame({c: grid if c == name else [typical[c]] * len(grid) for c in X.columns})
+    for c in X.columns:
+        if isinstance(X[c].dtype, pd.CategoricalDtype):
+            asked[c] = asked[c].astype(object)
+    distribution = run.model.predict_distribution(asked)
+    assert isinstance(distribution, PredictiveDistribution)
+    quantiles = distribution.quantile(np.array([0.5, 0.05, 0.95]))
+    truth = np.asarray(run.truth(run.training_rows))
+    low, high = np.quantile(truth, [0.002, 0.998])
+    pad = 0.08 * (high - low)
+    y, bars = _target_grid(
+        run, min(low - pad, quantiles[:, 1].min()), max(high + pad, quantiles[:, 2].max()), 260
+    )
+    density = _on_grid(run, distribution, y, bars).T
+    chosen = np.random.RandomState(0).permutation(len(truth))[:_MAX_POINTS]
+    values = truth[chosen]
+    if bars:
+        # Points of a rounded target would lie on top of each other.
+        values = values + np.random.RandomState(1).uniform(-0.3, 0.3, len(values)) * run.model.resolution_
+    if not is_number(column):
+        grid, points = [str(g) for g in grid], column.iloc[chosen].astype(str).tolist()
+    else:
+        points = column.iloc[chosen].tolist()
+    lines = {"median": quantiles[:, 0], "5 % and 95 %": quantiles[:, 1], "95 %": quantiles[:, 2]}
+    unit = "probability" if bars else "density"
+    text = f"How p({target} | x) changes along {name!r}, the {'numeric ' if numeric else ''}input that moves it most."
+    if X.shape[1] > 1:
+        text += (
+            " The other inputs are held at their median or most frequent value, so the points (training rows, with "
+            "inputs of their own) spread wider."
+        )
+    picture = charts.density_map(grid, y, density, lines, (points, values), (name, target), unit)
+    cards = [Card("A map of p(y|x)", text, [picture])]
+    if X.shape[1] > 1:
+        top = ranked[:15]
+        text = (
+            "How far the 5 %, 50 % and 95 % quantiles move on average when one input is shuffled between the rows, in "
+            f"units of {target}. Inputs that say the same share their effect."
+        )
+        if len(ranked) > len(top):
+            text += f" The first {len(top)} of {len(ranked)}."
+        picture = charts.effects(top, [moved[n] for n in top], f"mean change of the quantiles of {target}")
+        cards.append(Card("Which inputs matter", text, [picture]))
+    return cards
+
+
+def input_effects(run: FinishedRun, X: pd.DataFrame, max_rows: int = 250, max_columns: int = 40) -> dict[str, float]:
+    """How far predicted quantiles move when an input is shuffled between rows, in units of the target.
+
+    Args:
+        X: the inputs ``[rows, columns]``.
+        max_rows: rows that are asked.
+        max_columns: columns that are asked: the first ones, by rank correlation with the prediction.
+    """
+    rng = np.random.RandomState(0)
+    X = X.iloc[np.sort(rng.permutation(len(X))[:max_rows])].reset_index(drop=True)
+    levels = np.array([0.05, 0.5, 0.95])
+    before = run.model.predict_distribution(X).quantile(levels)
+    names = [c for c in X.columns if c not in run.figures["ignored"]]
+    if len(names) > max_columns:
+        median = pd.Series(before[:, 1])
+        codes = {c: X[c] if is_number(X[c]) else pd.Series(pd.factorize(X[c])[0]) for c in names}
+        rank = {c: abs(v.rank().corr(median.rank())) if v.nunique() > 1 else 0.0 for c, v in codes.items()}
+        names = sorted(names, key=lambda c: -np.nan_to_num(rank[c]))[:max_columns]
+    moved = {}
+    for name in names:
+        shuffled = X.copy()
+        shuffled[name] = X[name].to_numpy()[rng.permutation(len(X))]
+        shuffled[name] = shuffled[name].astype(X[name].dtype)
+        moved[name] = float(np.abs(run.model.predict_distribution(shuffled).quantile(levels) - before).mean())
+    return moved
+
+
+def _calibration_card(run: FinishedRun) -> Card:
+    scores = run.figures["scores"]
+    ours = scores[MODEL_NAME]
+    text = (
+        "Whether the model means what it says. On the left of a calibrated model's histogram is as much as on the right "
+        "and in the middle: 90 % of its bars lie in the grey band. Below, central intervals should hold as many truths "
+        "as they promise."
+    )
+    covered = {name: entry["covered"] for name, entry in scores.items()}
+    pictures = [charts.pit_histogram(ours["pit_histogram"]), charts.coverage_curve(ours["nominal"], covered)]
+    return Card("Calibration", text, pictures)
+
+
+def _residuals_card(run: FinishedRun) -> Card:
+    assert run.test_rows is not None
+    rows = run.test_rows.iloc[: 2 * _MAX_POINTS]
+    mean = run.model.predict_distribution(run.inputs(rows)).mean()
+    text = "What the predicted mean leaves over, on the test rows. A good model leaves no pattern."
+    return Card("Residuals", text, [charts.residuals(mean, np.asarray(run.truth(rows)), run.targets[0])])
+
+
+def _scores_card(run: FinishedRun) -> Card:
+    scores = run.figures["scores"]
+    n = run.figures["test_rows"]
+    text = (
+        f"The same {n} test rows, the same split, and three models. Lower is better; the coverage should be 90 %. The "
+        "best figure of a column is set off."
+    )
+    if len(run.targets) > 1:
+        head = ["model", "joint NLL"]
+        rows = [[name, f"{entry['nll']:.4f}"] for name, entry in scores.items()]
+        for target in run.targets:
+            for key, label in (("crps", "CRPS"), ("rmse", "RMSE"), ("coverage", "coverage")):
+                head.append(f"{target}: {label}")
+                for row, entry in zip(rows, scores.values(), strict=True):
+                    value = entry["targets"][target][key]
+                    row.append(f"{100 * value:.1f} %" if key == "coverage" else f"{value:.4g}")
+        return Card("Beside two baselines", text, head=head, rows=rows)
+    columns = {"nll": "NLL", "crps": "CRPS", "rmse": "RMSE", "mae": "MAE", "coverage": "90 % coverage", "width":
+               "width of the 90 % interval"}  # fmt: skip
+    rows, best = [], set()
+    for name, entry in scores.items():
+        cells = [name]
+        for key in columns:
+            value = entry[key]
+            cell = f"{100 * value:.1f} %" if key == "coverage" else f"{value:.4f}" if key == "nll" else f"{value:.4g}"
+            error = entry.get(f"{key}_error")
+            cells.append(f"{cell} ± {error:.2g}" if error else cell)
+        rows.append(cells)
+    for j, key in enumerate(columns):
+        if key in ("nll", "crps", "rmse", "mae"):
+            best.add((int(np.argmin([entry[key] for entry in scores.values()])), j + 1))
+    notes = []
+    for name, entry in scores.items():
+        if "nll_gain" in entry:
+            gain, error = entry["nll_gain"], entry.get("nll_gain_error")
+            word = "more" if gain >= 0 else "less"
+            sure = "" if error is None else f" ± {error:.3f}"
+            notes.append(f"Row by row, the model finds the truth {abs(gain):.3f}{sure} nats {word} likely than {name}.")
+    notes.append("± is one standard error over the test rows. NLL in nats, the others in units of the target.")
+    if run.model.resolution_:
+        notes.append("The target is rounded: NLL is that of the rounding cell, −log P(cell) + log(width), for all three.")
+    return Card("Beside two baselines", text, head=["model", *columns.values()], rows=rows, best=best, notes=notes)
+
+
+def _making_card(run: FinishedRun) -> Card:
+    figures, settings = run.figures, run.settings
+    total = sum(figures["seconds"].values())
+    n_weights = sum(p.numel() for p in run.model.energy_.parameters())
+    names = {"training": "training the model", "scoring": "scoring it"}
+    rows = [[names.get(k, f"fitting and scoring: {k}"), duration(v)] for k, v in figures["seconds"].items()]
+    rows.append(["all", duration(total)])
+    text = (
+        f"Objective {run.model._objective_name()!r}, {run.model.n_members} networks at most, {n_weights:,} weights, seed "
+        f"{settings.seed}. The same command on the same machine gives the same model."
+    )
+    return Card("How it was made", text, head=["step", "time"], rows=rows, notes=figures["remarks"])
+
+
+def _several_targets(run: FinishedRun) -> list[Card]:
+    rows, which = _shown_rows(run)
+    rows = rows.iloc[:300]
+    truth = np.asarray(run.truth(rows))
+    distribution = run.model.predict_distribution(run.inputs(rows))
+    mean = distribution.mean()
+    order = np.argsort(mean[:, 0], kind="stable")
+    picked = order[np.linspace(0, len(order) - 1, min(6, len(order))).round().astype(int)]
+    asked = run.model.predict_distribution(run.inputs(rows.iloc[picked]))
+    draws = asked.sample(300, 0)[:, :, :2]
+    titles = [f"row {i + 1}" for i in picked]
+    cloud = charts.clouds(draws, truth[picked][:, :2], titles, (run.targets[0], run.targets[1]))
+    scatters = [charts.scatter_truth(mean[:, k], truth[:, k], t) for k, t in enumerate(run.targets)]
+    return [
+        Card("Draws", f"Draws from p(y|x) of six {which} rows, in the plane of the first two targets.", [cloud]),
+        Card("Truth and prediction", f"The {which} rows over their predicted means.", scatters),
+    ]
+
+
+# -- small things ------------------------------------------------------------------------------------
+
+
+def _shown_rows(run: FinishedRun) -> tuple[pd.DataFrame, str]:
+    """The rows to show predictions of, and what they are."""
+    if run.test_rows is not None:
+        return run.test_rows.iloc[:2000], "test"
+    return run.training_rows.iloc[:2000], "training"
+
+
+def _target_grid(run: FinishedRun, low: float, high: float, n: int) -> tuple[np.ndarray, bool]:
+    """Values of the target over a range; the rounded values themselves, if they are few."""
+    resolution = run.model.resolution_
+    if resolution:
+        # The grid's origin is that of the data: half-integers are a grid of spacing 1 as well.
+        origin = float(np.asarray(run.truth(run.training_rows)).flat[0])
+        first, last = np.floor((low - origin) / resolution + 0.5), np.ceil((high - origin) / resolution - 0.5)
+        if last - first < _MAX_BARS:
+            return origin + resolution * np.arange(first, max(last, first + 1) + 1), True
+    return np.linspace(low, high, n), False
+
+
+def _on_grid(run: FinishedRun, distribution: PredictiveDistribution, y: np.ndarray, bars: bool) -> np.ndarray:
+    asked = np.broadcast_to(y, (len(distribution), len(y)))
+    return np.exp(distribution.log_mass(asked) if bars else distribution.log_prob(asked))
+
+
+def _most_frequent(column: pd.Series) -> Any:
+    counts = column.value_counts()
+    return counts.index[0] if len(counts) else None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, pd.Timestamp):
+        return f"{value:%Y-%m-%d}"
+    return f"{value:.5g}" if isinstance(value, int | float | np.number) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """In words: 4.2 s, 3 min 20 s, 1 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
