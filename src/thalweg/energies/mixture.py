@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -87,7 +86,7 @@ class MixtureDensity(ConditionalEnergy):
         return torch.logsumexp(log_normal + log_weights, -1)
 
     def sample(self, features: Features, n_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """``[B, n_samples, K]`` draws, stratified over components; no gradient flows through them."""
+        """``[B, n_samples, K]`` draws; no gradient flows through them."""
         log_weights, means, log_stds = (f.detach() for f in features)
         n_rows = len(log_weights)
         which = torch.multinomial(log_weights.exp(), n_samples, replacement=True, generator=generator)
@@ -193,14 +192,12 @@ class TiltedMixtureEnsemble(ConditionalEnergy):
             spread = torch.linspace(-1.0, 1.0, n_components) if n_components > 1 else torch.zeros(1)
             first = n_components + len(self.atoms)
             self.out.bias[:, :, first : first + n_components] = spread
-        nodes, weights = np.polynomial.legendre.leggauss(self.n_quadrature)
-        self.register_buffer("nodes", torch.tensor((nodes + 1) / 2, dtype=torch.float32), persistent=False)
-        self.register_buffer(
-            "log_node_weights", torch.tensor(np.log(weights / 2), dtype=torch.float32), persistent=False
-        )
+        # exp(-r) is even and periodic in u, where midpoints with even weights beat Gauss's nodes: for tilts of
+        # many nats the error of Z is 1e-8 where Gauss's 64 leave 1e-4.
+        nodes = (torch.arange(self.n_quadrature) + 0.5) / self.n_quadrature
+        self.register_buffer("nodes", nodes, persistent=False)
 
     nodes: Tensor
-    log_node_weights: Tensor
 
     def features(self, x: Tensor) -> Features:
         # x is [B, n_inputs], or [n_members, B, n_inputs] where every member has rows of its own.
@@ -222,7 +219,7 @@ class TiltedMixtureEnsemble(ConditionalEnergy):
         if not self.n_tilts:
             return log_weights, means, log_stds, tilts, torch.zeros_like(tilts.sum(-1))
         exponent = -(tilts @ _cosines(self.nodes, self.n_tilts).T)
-        log_normaliser = torch.logsumexp(exponent + self.log_node_weights, -1)
+        log_normaliser = torch.logsumexp(exponent, -1) - math.log(self.n_quadrature)
         return log_weights, means, log_stds, tilts, log_normaliser
 
     def head(self, features: Features, y: Tensor) -> Tensor:

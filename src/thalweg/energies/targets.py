@@ -30,7 +30,7 @@ class GaussianEnergy(Energy):
         return 0.5 * ((x - self.mean) / self.std).square().sum(-1)
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z = (x - self.mean) / self.std
+        z = (x.detach() - self.mean) / self.std
         return 0.5 * z.square().sum(-1), z / self.std
 
     @property
