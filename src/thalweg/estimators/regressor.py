@@ -70,7 +70,10 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
         hidden: widths of the hidden layers.
         n_components: Gaussians in a mixture.
         n_tilts: cosines in a member's tilt.
-        dropout: probability of dropping a hidden unit.
+        dropout: probability of dropping a hidden unit; "auto" is 0.1, and 0 for fewer than four columns, where
+            there is little to overfit and sharp shapes are lost.
+        roughness: weight of the penalty on the members' tilts; "auto" is 0.005, and 0.2 for fewer than four
+            columns.
         noise_stds: of the noise of nce, nce+, ml-is, kld-is and dsm (its first), in standard deviations of
             the target.
         n_samples: candidates for each row, for the objectives that draw them.
@@ -108,7 +111,8 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
         hidden: Sequence[int] = (128, 128),
         n_components: int = 5,
         n_tilts: int = 8,
-        dropout: float = 0.1,
+        dropout: float | str = "auto",
+        roughness: float | str = "auto",
         noise_stds: Sequence[float] = (0.1, 0.8),
         n_samples: int = 128,
         learning_rate: float = 2e-3,
@@ -133,6 +137,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
         self.n_components = n_components
         self.n_tilts = n_tilts
         self.dropout = dropout
+        self.roughness = roughness
         self.noise_stds = noise_stds
         self.n_samples = n_samples
         self.learning_rate = learning_rate
@@ -246,8 +251,8 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             value = getattr(self, name)
             if not isinstance(value, int | np.integer) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout!r}")
+        if self.dropout != "auto" and not 0 <= float(self.dropout) < 1:
+            raise ValueError(f"dropout must be 'auto' or in [0, 1), got {self.dropout!r}")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be in (0, 1), got {self.validation_fraction!r}")
 
@@ -337,12 +342,16 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
 
     def _architecture(self, n_inputs: int, targets: np.ndarray) -> dict[str, Any]:
         """What ``_build`` needs beside the parameters; kept in the saved model."""
+        wide = self.n_features_in_ >= 4
+        dropout = (0.1 if wide else 0.0) if self.dropout == "auto" else float(self.dropout)
         if self.energy is not None or self.n_outputs_ > 1:
-            return {"n_inputs": n_inputs}
+            return {"n_inputs": n_inputs, "dropout": dropout}
         resolution = self.resolution_ / float(self.scale_[0])
         atoms = find_atoms(targets[:, 0])
         return {
             "n_inputs": n_inputs,
+            "dropout": dropout,
+            "roughness": (0.005 if wide else 0.2) if self.roughness == "auto" else float(self.roughness),
             "atoms": [(a - float(self.location_[0])) / float(self.scale_[0]) for a in atoms],
             "atom_std": max(resolution / math.sqrt(12), 1e-4),
             "log_std_floor": math.log(max(1e-3, 0.02 * resolution)),
@@ -364,18 +373,18 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
                 self.hidden,
                 self.n_components,
                 self.n_tilts,
-                self.dropout,
+                architecture["dropout"],
                 architecture["log_std_floor"],
                 architecture["atoms"],
                 architecture["atom_std"],
             )
         elif name == "tilt-nce":
-            trunk = _dropped_mlp([n_inputs, *self.hidden], self.dropout)
+            trunk = _dropped_mlp([n_inputs, *self.hidden], architecture["dropout"])
             proposal = MixtureDensity(trunk, width, k, self.n_components, log_std_floor=-6.0)
             residual = NetworkEnergy(nn.Identity(), width, k, hidden=width // 2, n_residual=1)
             energy = TiltedEnergy(proposal, residual)
         else:
-            trunk = _dropped_mlp([n_inputs, *self.hidden], self.dropout)
+            trunk = _dropped_mlp([n_inputs, *self.hidden], architecture["dropout"])
             energy = NetworkEnergy(trunk, width, k, hidden=width, n_residual=1)
         if name == "proposal-nce":
             if self.energy is not None:
@@ -384,7 +393,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             return energy, JointProposalNCE(mixture, self.n_samples)
         wide = [2 * s for s in stds]
         objectives: dict[str, Callable[[], ConditionalObjective]] = {
-            "likelihood": lambda: MaximumLikelihood(resolution),
+            "likelihood": lambda: MaximumLikelihood(resolution, architecture.get("roughness", 0.0)),
             "tilt-nce": lambda: TiltNCE(self.n_samples),
             "nce": lambda: RankingNCE(stds, self.n_samples),
             "nce+": lambda: RankingNCE(stds, self.n_samples, label_noise=0.025),

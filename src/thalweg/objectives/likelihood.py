@@ -22,7 +22,7 @@ class MaximumLikelihood(ConditionalObjective):
     Source: dequantisation: [Theis 2016, sec. 3.1].
     """
 
-    def __init__(self, resolution: float = 0.0, roughness: float = 1e-3):
+    def __init__(self, resolution: float = 0.0, roughness: float = 5e-3):
         super().__init__()
         self.resolution = resolution
         self.roughness = roughness

@@ -63,12 +63,14 @@ class Settings:
         seeds: one run for each.
         data: a folder with real data, for the recipes that can use it.
         quick: a small run that only shows that the recipe works; its targets do not apply.
+        paper_scale: the source's own numbers of samples, hours on two cores.
         tell: called with a line of progress.
     """
 
     seeds: Sequence[int] = (0, 1, 2)
     data: Path | None = None
     quick: bool = False
+    paper_scale: bool = False
     tell: Callable[[str], None] = lambda line: None
 
 
