@@ -190,16 +190,16 @@ def _tell_run(run: FinishedRun) -> None:
     if figures["validation_nll"] is not None:
         out.print(f"Held-out folds of the training rows: NLL {figures['validation_nll']:.4f} nats.")
     for remark in figures["remarks"]:
-        out.print(escape(remark))
-    out.print(f"Trained in {figures['seconds']['training']:.1f} s. The run lies in [bold]{escape(str(run.folder))}[/]")
-    report = run.folder / "report.html"
-    lines = [f"thalweg predict {run.folder} NEW_TABLE --out predictions.csv"]
-    if not report.exists():
-        lines.insert(0, f"thalweg report {run.folder}")
+        out.print(escape(remark), soft_wrap=True)
+    folder = escape(str(run.folder))
+    out.print(
+        f"Trained in {figures['seconds']['training']:.1f} s. The run lies in [bold]{folder}[/]", soft_wrap=True
+    )
+    if (run.folder / "report.html").exists():
+        out.print(f"Look at [bold]{folder}/report.html[/], and predict with", soft_wrap=True)
     else:
-        out.print(f"Look at {escape(str(report))}, then predict:")
-    for line in lines:
-        out.print(f"  {escape(line)}", soft_wrap=True)
+        out.print(f"See it with `thalweg report {folder}`, and predict with", soft_wrap=True)
+    out.print(f"  thalweg predict {folder} NEW_TABLE --out predictions.csv", soft_wrap=True)
 
 
 def _score_table(run: FinishedRun) -> Table:
@@ -213,7 +213,8 @@ def _score_table(run: FinishedRun) -> Table:
         names = ("crps", "rmse", "coverage")
         for target in run.targets:
             for name in names:
-                table.add_column(f"{target} {'90 % coverage' if name == 'coverage' else name.upper()}", justify="right")
+                heading = "90 % coverage" if name == "coverage" else name.upper()
+                table.add_column(f"{target} {heading}", justify="right")
         for model, entry in scores.items():
             cells = [_cell(entry["targets"][t][n], n) for t in run.targets for n in names]
             table.add_row(model, _cell(entry["nll"], "nll"), *cells, style="bold" if entry is first else None)
@@ -312,7 +313,7 @@ def info(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder 
     if figures["scores"]:
         out.print(_score_table(run))
     for remark in figures["remarks"]:
-        out.print(escape(remark))
+        out.print(escape(remark), soft_wrap=True)
 
 
 @app.command(epilog="Example: thalweg demo --out demo")
@@ -345,6 +346,9 @@ def reproduce(
     seeds: Annotated[int, typer.Option(min=1, help="Runs, each with a seed of its own.")] = 3,
     data: Annotated[Path | None, typer.Option(help="Folder with real data, where a recipe can use it.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small run, whose targets do not apply.")] = False,
+    paper_scale: Annotated[
+        bool, typer.Option("--paper-scale", help="The source's own numbers of samples: hours.")
+    ] = False,
     out_folder: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the page. [default: runs/RECIPE]")
     ] = None,
@@ -364,7 +368,15 @@ def reproduce(
     if data is not None and not data.is_dir():
         raise ValueError(f"there is no folder {data}")
     chosen = RECIPES[recipe]
-    settings = Settings(tuple(range(seeds)), data, quick, lambda line: err.print(escape(line)))
+    if quick and paper_scale:
+        raise ValueError("--quick and --paper-scale exclude each other: give one of them")
+    settings = Settings(
+        seeds=tuple(range(seeds)),
+        data=data,
+        quick=quick,
+        paper_scale=paper_scale,
+        tell=lambda line: err.print(escape(line)),
+    )
     result = chosen.run(settings)
 
     table = Table("figure", title=escape(chosen.title), title_justify="left")

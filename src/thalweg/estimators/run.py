@@ -241,7 +241,8 @@ def _numbers(column: pd.Series, name: str) -> np.ndarray:
         converted = pd.to_numeric(column, errors="coerce")
         bad = column[converted.isna() & column.notna()]
         if len(bad):
-            raise ValueError(f"the target {name!r} must hold numbers, but has {bad.iloc[0]!r} in row {bad.index[0]}")
+            example = f"{bad.iloc[0]!r} in row {bad.index[0]}"
+            raise ValueError(f"the target {name!r} must hold numbers, but has {example}: mend or remove such rows")
         column = converted
     values = column.to_numpy(np.float64, na_value=np.nan)
     try:
@@ -274,7 +275,7 @@ def _scores(
     seconds: dict[str, float] = {}
     start = time.monotonic()
     distribution = model.predict_distribution(X.iloc[test])
-    if model.n_outputs_ > 1:
+    if isinstance(distribution, MultivariateDistribution):
         scores[MODEL_NAME] = score_targets(y[test], distribution, settings.targets)
         seconds["scoring"] = time.monotonic() - start
         for baseline in BASELINES:
@@ -328,8 +329,8 @@ def _remarks(X: pd.DataFrame, model: EnergyRegressor) -> list[str]:
                 )
     if model.resolution_:
         remarks.append(
-            f"The target is rounded to multiples of {model.resolution_:g}: it was spread over its rounding cells in "
-            "training, and is scored by the probability of the cell."
+            f"The target is rounded to multiples of {model.resolution_:g}: it was spread over its rounding cells "
+            "in training (dequantised), and is scored by the probability of the cell."
         )
     remarks += model.history_.events
     return remarks
@@ -501,7 +502,8 @@ def _with_dates(X: pd.DataFrame, dates: list[str]) -> pd.DataFrame:
         parsed = pd.to_datetime(column, format="ISO8601", errors="coerce", utc=True).dt.tz_localize(None)
         bad = column[parsed.isna() & column.notna()]
         if len(bad):
-            raise ValueError(f"column {name!r} held dates in training, but has {bad.iloc[0]!r} in row {bad.index[0]}")
+            example = f"{bad.iloc[0]!r} in row {bad.index[0]}"
+            raise ValueError(f"column {name!r} held dates in training, but has {example}: write it as 2024-05-31")
         X[name] = parsed
     return X
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+from scipy.stats import binom
 
 INK, SOFT, LINE = "#1b2a3a", "#5d6b7a", "#e3e8ee"
 MODEL, TRUTH = "#1f7a9c", "#d1495b"
@@ -37,7 +38,9 @@ def styled(figure: go.Figure, height: int, **layout: Any) -> go.Figure:
 def histogram(values: dict[str, np.ndarray], axis: str, resolution: float = 0.0) -> go.Figure:
     """Histograms on the same bins, each as a share of its own rows; bins hold whole rounding cells."""
     everything = np.concatenate(list(values.values()))
-    edges = bin_edges(everything, resolution)
+    # As many bins as the smallest set can fill.
+    most = int(np.clip(2 * np.sqrt(min(len(v) for v in values.values())), 8, 50))
+    edges = bin_edges(everything, resolution, most)
     figure = go.Figure()
     for (name, part), colour in zip(values.items(), [MODEL, "#e09f3e"], strict=False):
         counts = np.histogram(part, edges)[0] / max(1, len(part))
@@ -65,7 +68,8 @@ def curves(
     """Lines over one axis, with one place of the axis marked."""
     figure = go.Figure()
     for (name, values), colour in zip(lines.items(), ["#8d99ae", MODEL, "#e09f3e"], strict=False):
-        figure.add_scatter(x=list(x), y=list(values), name=name, mode="lines", line={"color": colour, "width": 2.2})
+        line = {"color": colour, "width": 2.2}
+        figure.add_scatter(x=list(x), y=list(values), name=name, mode="lines", line=line)
     if marked is not None:
         figure.add_vline(
             x=marked[0], line={"color": TRUTH, "dash": "dot", "width": 1.5}, annotation_text=marked[1],
@@ -125,7 +129,9 @@ def density_grid(
                 x=[truth[i], truth[i]], y=[0, 1.05 * top], mode="lines", line={"color": TRUTH, "width": 2},
                 name="truth", showlegend=i == 0, hovertemplate="truth %{x:.6g}<extra></extra>", **place,
             )  # fmt: skip
-        figure.update_yaxes(range=[0, 1.12 * top], showticklabels=bars, tickformat=".0%" if bars else None, **place)
+        figure.update_yaxes(range=[0, 1.12 * top], showticklabels=bars, showgrid=bars, **place)
+        if bars:
+            figure.update_yaxes(tickformat=".0%", **place)
     figure.update_annotations(font_size=13, font_color=SOFT)
     for column in range(1, n_columns + 1):
         figure.update_xaxes(title=axis, row=n_rows, col=column)
@@ -178,15 +184,19 @@ def density_map(
         )  # fmt: skip
     step = float(y[1] - y[0])
     figure.update_xaxes(title=axes[0], showgrid=False)
+    if np.issubdtype(np.asarray(x).dtype, np.number):
+        figure.update_xaxes(range=[x[0], x[-1]])
     figure.update_yaxes(title=axes[1], showgrid=False, range=[y[0] - step / 2, y[-1] + step / 2])
     return styled(figure, 470)
 
 
 def pit_histogram(counts: Sequence[int]) -> go.Figure:
     """The PIT histogram, with the band where 90 % of a calibrated model's bars lie."""
-    from scipy.stats import binom
-
-    n, k = int(np.sum(counts)), len(counts)
+    n = int(np.sum(counts))
+    if n < 400:
+        # Few rows: wider bars, which say more than they jitter.
+        counts = np.asarray(counts).reshape(-1, 2).sum(1).tolist()
+    k = len(counts)
     low, high = binom.ppf(0.05, n, 1 / k) * k / n, binom.ppf(0.95, n, 1 / k) * k / n
     figure = go.Figure()
     figure.add_hrect(y0=low, y1=high, fillcolor="#8d99ae", opacity=0.18, line_width=0)
@@ -254,9 +264,8 @@ def scatter_truth(predicted: np.ndarray, truth: np.ndarray, name: str) -> go.Fig
     """Truth over predicted mean, with the diagonal."""
     low, high = float(min(predicted.min(), truth.min())), float(max(predicted.max(), truth.max()))
     figure = go.Figure()
-    figure.add_scatter(
-        x=[low, high], y=[low, high], mode="lines", line={"color": INK, "dash": "dot", "width": 1.5}, hoverinfo="skip"
-    )
+    diagonal = {"color": INK, "dash": "dot", "width": 1.5}
+    figure.add_scatter(x=[low, high], y=[low, high], mode="lines", line=diagonal, hoverinfo="skip")
     figure.add_scatter(x=predicted, y=truth, mode="markers", marker={"color": MODEL, "size": 6, "opacity": 0.5})
     figure.update_xaxes(title=f"predicted mean of {name}")
     figure.update_yaxes(title=f"{name}")

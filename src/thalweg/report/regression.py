@@ -47,10 +47,9 @@ def regression_report(run: FinishedRun) -> str:
 def _tiles(run: FinishedRun) -> list[Tile]:
     figures = run.figures
     tiles = [
-        Tile("rows", f"{figures['rows']:,}", f"{figures['training_rows']:,} training, {figures['test_rows']:,} test"),
-        Tile("inputs", str(len(figures["inputs"])), f"{len(figures['ignored'])} left out" if figures["ignored"] else
-             "all used"),
-    ]  # fmt: skip
+        Tile("rows", f"{figures['rows']:,}", f"of which {figures['test_rows']:,} for testing"),
+        Tile("inputs", str(len(figures["inputs"])), f"{len(figures['ignored']) or 'none'} left out"),
+    ]
     score = figures["scores"].get(MODEL_NAME)
     if score is not None:
         error = score["nll_error"]
@@ -60,9 +59,10 @@ def _tiles(run: FinishedRun) -> list[Tile]:
     if score is not None and len(run.targets) == 1:
         tiles += [
             Tile("CRPS", f"{score['crps']:.3g}", "units of the target"),
-            Tile("90 % interval holds", f"{100 * score['coverage']:.1f} %", "of the test rows"),
+            Tile("90 % coverage", f"{100 * score['coverage']:.1f} %", "of test rows in the interval"),
         ]
-    tiles.append(Tile("training", duration(figures["seconds"]["training"]), f"{len(run.model.history_.epochs)} epochs"))
+    epochs = len(run.model.history_.epochs)
+    tiles.append(Tile("training", duration(figures["seconds"]["training"]), f"{epochs} epochs"))
     return tiles
 
 
@@ -101,17 +101,20 @@ def _training_card(run: FinishedRun) -> Card:
     shift = float(np.log(run.model.scale_).sum()) if likelihood else 0.0
     epochs = [e["epoch"] for e in history.epochs]
     lines: dict[str, Any] = {}
-    objective_is_nll = run.model._objective_name() == "likelihood"
-    if objective_is_nll or not likelihood:
-        lines["training loss"] = [e["loss"] + shift for e in history.epochs]
+    if not likelihood:
+        lines["training loss"] = [e["loss"] for e in history.epochs]
+    elif run.model._objective_name() == "likelihood":
+        # The ensemble's loss is the sum over its members.
+        n_members = run.model.n_members if run.model.n_outputs_ == 1 else 1
+        lines["training rows"] = [e["loss"] / n_members + shift for e in history.epochs]
     if history.epochs and "validation" in history.epochs[0]:
         lines["held-out rows"] = [e["validation"] + shift for e in history.epochs]
     marked = None
     if "held-out rows" in lines:
         marked = (epochs[int(np.argmin(lines["held-out rows"]))], "best")
     text = (
-        "The figure on rows that the networks do not learn from, epoch by epoch. Each network of the ensemble keeps "
-        f"the weights of its own best epoch. It ended because: {history.stopped}."
+        "The loss, epoch by epoch, on the rows that the networks learn from and on rows that they don't. What is "
+        f"kept are the weights of the best epoch (of each network its own). The end: {history.stopped}."
     )
     axes = ("epoch", "NLL, nats" if likelihood else "loss")
     return Card("Training", text, [charts.curves(epochs, lines, axes, marked)], notes=history.events)
@@ -170,9 +173,7 @@ def _map_cards(run: FinishedRun) -> list[Card]:
     truth = np.asarray(run.truth(run.training_rows))
     low, high = np.quantile(truth, [0.002, 0.998])
     pad = 0.08 * (high - low)
-    y, bars = _target_grid(
-        run, min(low - pad, quantiles[:, 1].min()), max(high + pad, quantiles[:, 2].max()), 260
-    )
+    y, bars = _target_grid(run, min(low - pad, quantiles[:, 1].min()), max(high + pad, quantiles[:, 2].max()), 260)
     density = _on_grid(run, distribution, y, bars).T
     chosen = np.random.RandomState(0).permutation(len(truth))[:_MAX_POINTS]
     values = truth[chosen]
@@ -185,19 +186,20 @@ def _map_cards(run: FinishedRun) -> list[Card]:
         points = column.iloc[chosen].tolist()
     lines = {"median": quantiles[:, 0], "5 % and 95 %": quantiles[:, 1], "95 %": quantiles[:, 2]}
     unit = "probability" if bars else "density"
-    text = f"How p({target} | x) changes along {name!r}, the {'numeric ' if numeric else ''}input that moves it most."
+    kind = "numeric input" if numeric else "input"
+    text = f"How p({target} | x) changes along {name!r}, the {kind} that moves it most."
     if X.shape[1] > 1:
         text += (
-            " The other inputs are held at their median or most frequent value, so the points (training rows, with "
-            "inputs of their own) spread wider."
+            " The other inputs are held at their median or most frequent value; the points are training rows, "
+            "whose other inputs differ."
         )
     picture = charts.density_map(grid, y, density, lines, (points, values), (name, target), unit)
     cards = [Card("A map of p(y|x)", text, [picture])]
     if X.shape[1] > 1:
         top = ranked[:15]
         text = (
-            "How far the 5 %, 50 % and 95 % quantiles move on average when one input is shuffled between the rows, in "
-            f"units of {target}. Inputs that say the same share their effect."
+            "How far the 5 %, 50 % and 95 % quantiles move on average when an input is shuffled between the rows. "
+            "Inputs that say the same share their effect."
         )
         if len(ranked) > len(top):
             text += f" The first {len(top)} of {len(ranked)}."
@@ -206,7 +208,9 @@ def _map_cards(run: FinishedRun) -> list[Card]:
     return cards
 
 
-def input_effects(run: FinishedRun, X: pd.DataFrame, max_rows: int = 250, max_columns: int = 40) -> dict[str, float]:
+def input_effects(
+    run: FinishedRun, X: pd.DataFrame, max_rows: int = 250, max_columns: int = 40
+) -> dict[str, float]:
     """How far predicted quantiles move when an input is shuffled between rows, in units of the target.
 
     Args:
@@ -237,9 +241,9 @@ def _calibration_card(run: FinishedRun) -> Card:
     scores = run.figures["scores"]
     ours = scores[MODEL_NAME]
     text = (
-        "Whether the model means what it says. On the left of a calibrated model's histogram is as much as on the right "
-        "and in the middle: 90 % of its bars lie in the grey band. Below, central intervals should hold as many truths "
-        "as they promise."
+        "Whether the model means what it says. A calibrated model's histogram is flat: nine bars in ten end in "
+        "the grey band. A valley says that it is too sure of itself, a hill that it is too careful. Below, central "
+        "intervals should hold as many truths as they promise."
     )
     covered = {name: entry["covered"] for name, entry in scores.items()}
     pictures = [charts.pit_histogram(ours["pit_histogram"]), charts.coverage_curve(ours["nominal"], covered)]
@@ -258,8 +262,8 @@ def _scores_card(run: FinishedRun) -> Card:
     scores = run.figures["scores"]
     n = run.figures["test_rows"]
     text = (
-        f"The same {n} test rows, the same split, and three models. Lower is better; the coverage should be 90 %. The "
-        "best figure of a column is set off."
+        f"Three models on the same {n} test rows. Lower is better; the coverage should be 90 %. The best figure of "
+        "a column is set off."
     )
     if len(run.targets) > 1:
         head = ["model", "joint NLL"]
@@ -272,13 +276,13 @@ def _scores_card(run: FinishedRun) -> Card:
                     row.append(f"{100 * value:.1f} %" if key == "coverage" else f"{value:.4g}")
         return Card("Beside two baselines", text, head=head, rows=rows)
     columns = {"nll": "NLL", "crps": "CRPS", "rmse": "RMSE", "mae": "MAE", "coverage": "90 % coverage", "width":
-               "width of the 90 % interval"}  # fmt: skip
+               "interval width"}  # fmt: skip
     rows, best = [], set()
     for name, entry in scores.items():
         cells = [name]
         for key in columns:
             value = entry[key]
-            cell = f"{100 * value:.1f} %" if key == "coverage" else f"{value:.4f}" if key == "nll" else f"{value:.4g}"
+            cell = f"{100 * value:.1f} %" if key == "coverage" else f"{value:.{4}{'f' if key == 'nll' else 'g'}}"
             error = entry.get(f"{key}_error")
             cells.append(f"{cell} ± {error:.2g}" if error else cell)
         rows.append(cells)
@@ -291,10 +295,14 @@ def _scores_card(run: FinishedRun) -> Card:
             gain, error = entry["nll_gain"], entry.get("nll_gain_error")
             word = "more" if gain >= 0 else "less"
             sure = "" if error is None else f" ± {error:.3f}"
-            notes.append(f"Row by row, the model finds the truth {abs(gain):.3f}{sure} nats {word} likely than {name}.")
+            notes.append(
+                f"Row by row, the truth is {abs(gain):.3f}{sure} nats {word} likely under {MODEL_NAME} than under: {name}."
+            )
     notes.append("± is one standard error over the test rows. NLL in nats, the others in units of the target.")
     if run.model.resolution_:
-        notes.append("The target is rounded: NLL is that of the rounding cell, −log P(cell) + log(width), for all three.")
+        notes.append(
+            "The target is rounded: the NLL of all three is that of the rounding cell, −log P(cell) + log(width)."
+        )
     return Card("Beside two baselines", text, head=["model", *columns.values()], rows=rows, best=best, notes=notes)
 
 
@@ -306,8 +314,8 @@ def _making_card(run: FinishedRun) -> Card:
     rows = [[names.get(k, f"fitting and scoring: {k}"), duration(v)] for k, v in figures["seconds"].items()]
     rows.append(["all", duration(total)])
     text = (
-        f"Objective {run.model._objective_name()!r}, {run.model.n_members} networks at most, {n_weights:,} weights, seed "
-        f"{settings.seed}. The same command on the same machine gives the same model."
+        f"Objective {run.model._objective_name()!r}, {type(run.model.energy_).__name__} with {n_weights:,} "
+        f"weights, seed {settings.seed}. The same command on the same machine gives the same model."
     )
     return Card("How it was made", text, head=["step", "time"], rows=rows, notes=figures["remarks"])
 
