@@ -301,7 +301,7 @@ def _scores(
     seconds["scoring"] = time.monotonic() - start
     for baseline in BASELINES:
         start = time.monotonic()
-        fitted = baseline().fit(X.iloc[training], y[training])
+        fitted = baseline().fit(X.iloc[training], y[training], model.resolution_)
         other = score(y[test], fitted.predict_distribution(X.iloc[test]), model.resolution_)
         gain = ours.log_score - other.log_score
         # The two were scored on the same rows: the difference is known better than either figure.

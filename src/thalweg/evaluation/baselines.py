@@ -72,10 +72,16 @@ class QuantilePredictive:
         levels: their probabilities ``[m]``, rising, at least 5.
         mean: ``[rows]``, if it is known better than by the quantiles.
         min_gap: least distance of two quantiles, which bounds the density.
+        min_scales: least mean excess over the lowest and the highest quantile.
     """
 
     def __init__(
-        self, quantiles: np.ndarray, levels: np.ndarray, mean: np.ndarray | None = None, min_gap: float = 1e-9
+        self,
+        quantiles: np.ndarray,
+        levels: np.ndarray,
+        mean: np.ndarray | None = None,
+        min_gap: float = 1e-9,
+        min_scales: tuple[float, float] = (0.0, 0.0),
     ):
         self._p = np.asarray(levels, np.float64)
         quantiles = np.sort(np.asarray(quantiles, np.float64), axis=1)
@@ -90,8 +96,8 @@ class QuantilePredictive:
         # The mean excess of a Gaussian over the outermost level, in units of the span of the outer quarter.
         excess = [np.exp(-0.5 * z[i] ** 2) / math.sqrt(2 * math.pi) / min(self._p[i], 1 - self._p[i]) - abs(z[i])
                   for i in (0, -1)]  # fmt: skip
-        self._lower_scale = excess[0] * (q[:, k] - q[:, 0]) / (z[k] - z[0])
-        self._upper_scale = excess[1] * (q[:, -1] - q[:, -1 - k]) / (z[-1] - z[-1 - k])
+        self._lower_scale = np.maximum(excess[0] * (q[:, k] - q[:, 0]) / (z[k] - z[0]), min_scales[0])
+        self._upper_scale = np.maximum(excess[1] * (q[:, -1] - q[:, -1 - k]) / (z[-1] - z[-1 - k]), min_scales[1])
 
     def __len__(self) -> int:
         return len(self._q)
@@ -174,7 +180,7 @@ class LeastSquaresGaussian:
 
     name = "Gaussian by least squares"
 
-    def fit(self, X: pd.DataFrame, y: np.ndarray) -> LeastSquaresGaussian:
+    def fit(self, X: pd.DataFrame, y: np.ndarray, resolution: float = 0.0) -> LeastSquaresGaussian:
         self._encoder = _plain_encoder(X)
         design = self._design(X)
         self._weights, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
@@ -207,12 +213,19 @@ class BoostedQuantiles:
         self.random_state = random_state
         self.max_iter = max_iter
 
-    def fit(self, X: pd.DataFrame, y: np.ndarray) -> BoostedQuantiles:
+    def fit(self, X: pd.DataFrame, y: np.ndarray, resolution: float = 0.0) -> BoostedQuantiles:
         self._encoder = _plain_encoder(X)
         features = self._encoder.transform(X)
-        self._models = [self._model("quantile", float(p)).fit(features, y) for p in self.levels]
         self._mean_model = self._model("squared_error", None).fit(features, y)
+        # Rounded targets are spread over their cells, as for the model, or all quantiles fall on the grid.
+        rng = np.random.default_rng(self.random_state)
+        y = y + resolution * rng.uniform(-0.5, 0.5, len(y))
+        self._models = [self._model("quantile", float(p)).fit(features, y) for p in self.levels]
         self._min_gap = 1e-3 * float(np.std(y))
+        # Tails no thinner than the training rows beyond the outermost quantiles show them on average.
+        below = self._models[0].predict(features) - y
+        above = y - self._models[-1].predict(features)
+        self._min_scales = (_mean_excess(below), _mean_excess(above))
         return self
 
     def _model(self, loss: str, level: float | None) -> HistGradientBoostingRegressor:
@@ -230,10 +243,16 @@ class BoostedQuantiles:
     def predict_distribution(self, X: pd.DataFrame) -> QuantilePredictive:
         features = self._encoder.transform(X)
         quantiles = np.stack([m.predict(features) for m in self._models], 1)
-        return QuantilePredictive(quantiles, self.levels, self._mean_model.predict(features), self._min_gap)
+        mean = self._mean_model.predict(features)
+        return QuantilePredictive(quantiles, self.levels, mean, self._min_gap, self._min_scales)
 
 
 BASELINES = (LeastSquaresGaussian, BoostedQuantiles)
+
+
+def _mean_excess(values: np.ndarray) -> float:
+    over = values[values > 0]
+    return float(over.mean()) if len(over) else 0.0
 
 
 def _plain_encoder(X: pd.DataFrame) -> TableEncoder:

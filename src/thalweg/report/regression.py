@@ -242,7 +242,7 @@ def _calibration_card(run: FinishedRun) -> Card:
     ours = scores[MODEL_NAME]
     text = (
         "Whether the model means what it says. A calibrated model's histogram is flat: nine bars in ten end in "
-        "the grey band. A valley says that it is too sure of itself, a hill that it is too careful. Below, central "
+        "the grey band. A valley tells that it is too sure of itself, a hill that it isn't enough. Below, central "
         "intervals should hold as many truths as they promise."
     )
     covered = {name: entry["covered"] for name, entry in scores.items()}
@@ -262,8 +262,8 @@ def _scores_card(run: FinishedRun) -> Card:
     scores = run.figures["scores"]
     n = run.figures["test_rows"]
     text = (
-        f"Three models on the same {n} test rows. Lower is better; the coverage should be 90 %. The best figure of "
-        "a column is set off."
+        f"Three models on the same {n} test rows. Lower is better; the coverage should be 90 %. The best figure "
+        "of a column is set off."
     )
     if len(run.targets) > 1:
         head = ["model", "joint NLL"]
@@ -296,7 +296,8 @@ def _scores_card(run: FinishedRun) -> Card:
             word = "more" if gain >= 0 else "less"
             sure = "" if error is None else f" ± {error:.3f}"
             notes.append(
-                f"Row by row, the truth is {abs(gain):.3f}{sure} nats {word} likely under {MODEL_NAME} than under: {name}."
+                f"Row by row, the truth is {abs(gain):.3f}{sure} nats {word} likely under {MODEL_NAME} than "
+                f"under the baseline “{name}”."
             )
     notes.append("± is one standard error over the test rows. NLL in nats, the others in units of the target.")
     if run.model.resolution_:
