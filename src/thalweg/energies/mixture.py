@@ -61,7 +61,7 @@ class MixtureDensity(ConditionalEnergy):
             spread = torch.linspace(-1.0, 1.0, n_components) if n_components > 1 else torch.zeros(1)
             final = self.means[-1]
             assert isinstance(final, nn.Linear)
-            final.bias += spread.repeat_interleave(n_targets)
+            final.bias.add_(spread.repeat_interleave(n_targets))
 
     def features(self, x: Tensor) -> Features:
         return self.mixture(self.feature_network(x))

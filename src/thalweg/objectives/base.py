@@ -49,6 +49,7 @@ class ConditionalObjective(nn.Module):
     def forward(self, energy: ConditionalEnergy, batch: Batch, generator: torch.Generator | None = None) -> Loss:
         loss = self.per_row(energy, batch, generator)
         if batch.weight is not None:
-            loss = loss * batch.weight
+            weight = batch.weight
+            loss = loss * weight.reshape(*weight.shape, *([1] * (loss.dim() - weight.dim())))
         # Members of an ensemble share no weights: their losses add, and none disturbs another's step.
         return Loss(loss.mean(0).sum(), {})

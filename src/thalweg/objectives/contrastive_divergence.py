@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from thalweg.energies.base import ConditionalEnergy
 from thalweg.objectives.base import Batch, ConditionalObjective
@@ -13,6 +16,9 @@ from thalweg.sampling.langevin import Langevin
 
 class LangevinML(ConditionalObjective):
     """E(y_i) - mean_m E(y_m), the y_m from Langevin chains that start at the true target.
+
+    The chains run with the energy in evaluation mode: dropout does not shake them, nor do they enter the
+    statistics of a batch normalisation.
 
     Args:
         noise_std: lambda; a step is y - (lambda^2 / 2) grad E + lambda * noise, the form with temperature 1.
@@ -31,6 +37,19 @@ class LangevinML(ConditionalObjective):
     def per_row(self, energy: ConditionalEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
         given = energy.given(batch.x)
         start = batch.y.unsqueeze(1).expand(-1, self.n_chains, -1)
-        state = run_chain(self.kernel, given.detach(), start, self.n_steps, generator)
+        with _evaluating(energy):
+            state = run_chain(self.kernel, given.detach(), start, self.n_steps, generator)
         values = given(torch.cat([batch.y.unsqueeze(1), state.position], 1))
         return values[:, 0] - values[:, 1:].mean(1)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards every part back in the mode that it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

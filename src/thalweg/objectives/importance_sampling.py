@@ -54,7 +54,7 @@ class KLDivergenceImportanceSampling(ConditionalObjective):
         n_samples: int = 1024,
     ):
         super().__init__()
-        self.label = TargetNoise([label_std])  # type: ignore[list-item]
+        self.label = TargetNoise([label_std])
         self.noise = TargetNoise(noise_stds)
         self.n_samples = n_samples
 

@@ -19,7 +19,7 @@ class TargetNoise:
     Source: [Gustafsson 2020a, eq. 7].
     """
 
-    def __init__(self, stds: Sequence[float] | Sequence[Sequence[float]]):
+    def __init__(self, stds: Sequence[float | Sequence[float]]):
         self.stds = torch.as_tensor(stds, dtype=torch.float32)
         if self.stds.dim() == 1:
             self.stds = self.stds.unsqueeze(-1)

@@ -101,7 +101,7 @@ class TiltNCE(ConditionalObjective):
         if not isinstance(energy, TiltedEnergy):
             raise TypeError(f"TiltNCE trains a TiltedEnergy, got {type(energy).__name__}")
         features = energy.features(batch.x)
-        samples = energy.proposal.sample(features[:3], self.n_samples, generator)  # type: ignore[arg-type]
+        samples = energy.proposal.sample(features[:3], self.n_samples, generator)
         candidates = torch.cat([batch.y.unsqueeze(1), samples], 1)
         log_q = energy.proposal.log_prob(features[:3], batch.y)
         return _rank(-energy.tilt(features, candidates)) - log_q

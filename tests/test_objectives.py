@@ -1,0 +1,445 @@
+"""Objectives: one contract over all of them, and what each is known to equal in closed form."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from thalweg.energies import (
+    ConditionalEnergy,
+    MixtureDensity,
+    ModuleEnergy,
+    NetworkEnergy,
+    TiltedEnergy,
+    TiltedMixtureEnsemble,
+    mlp,
+)
+from thalweg.objectives.base import Batch
+from thalweg.objectives.contrastive_divergence import LangevinML
+from thalweg.objectives.importance_sampling import ImportanceSampling, KLDivergenceImportanceSampling
+from thalweg.objectives.likelihood import MaximumLikelihood, dequantise
+from thalweg.objectives.noise import TargetNoise
+from thalweg.objectives.noise_contrastive import JointProposalNCE, RankingNCE, TiltNCE, _rank
+from thalweg.objectives.score_matching import DenoisingScoreMatching, ScoreMatching
+from thalweg.sampling.chain import run_chain
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def perturbed(module: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.add_(0.2 * torch.randn(weight.shape, generator=seeded(3)))
+    return module
+
+
+def network(k: int) -> NetworkEnergy:
+    return perturbed(NetworkEnergy(mlp([3, 6]), 6, k, hidden=8))
+
+
+def mixture(k: int) -> MixtureDensity:
+    return perturbed(MixtureDensity(mlp([3, 6]), 6, n_targets=k, n_components=3))
+
+
+def tilted(k: int) -> TiltedEnergy:
+    residual = NetworkEnergy(nn.Identity(), 6, k, hidden=8)
+    return perturbed(TiltedEnergy(MixtureDensity(mlp([3, 6]), 6, n_targets=k), residual))
+
+
+def ensemble(k: int) -> TiltedMixtureEnsemble:
+    return perturbed(TiltedMixtureEnsemble(3, n_members=2, hidden=(8,), n_components=2, n_tilts=2))
+
+
+def batch(k: int, n_rows: int = 8) -> Batch:
+    return Batch(torch.randn(n_rows, 3, generator=seeded(1)), torch.randn(n_rows, k, generator=seeded(2)))
+
+
+# Name: energy, objective, dimensions of y, whether the loss is unchanged under E + c(x).
+CASES = {
+    "NCE": (network, lambda k: RankingNCE(n_samples=16), (1, 3), True),
+    "NCE+": (network, lambda k: RankingNCE(n_samples=16, label_noise=0.2), (1, 3), True),
+    "NCE with scales": (network, lambda k: RankingNCE([[0.1] * k, [0.5] * k], n_samples=16), (1, 3), True),
+    "ML-IS": (network, lambda k: ImportanceSampling(n_samples=16), (1, 3), True),
+    "KLD-IS": (network, lambda k: KLDivergenceImportanceSampling(0.2, n_samples=16), (1, 3), False),
+    "ML-MCMC": (network, lambda k: LangevinML(n_steps=3, n_chains=4), (1, 3), True),
+    "SM": (network, lambda k: ScoreMatching(), (1, 3), True),
+    "DSM": (network, lambda k: DenoisingScoreMatching(n_samples=4), (1, 3), True),
+    "joint NCE": (network, lambda k: JointProposalNCE(mixture(k), n_samples=16), (1, 3), False),
+    "joint NCE on shared features": (
+        network,
+        lambda k: JointProposalNCE(
+            perturbed(MixtureDensity(nn.Identity(), 6, n_targets=k)), n_samples=16, shares_features=True
+        ),
+        (1, 3),
+        False,
+    ),
+    "tilt NCE": (tilted, lambda k: TiltNCE(n_samples=16), (1, 3), None),
+    "ML of a mixture": (mixture, lambda k: MaximumLikelihood(), (1, 3), None),
+    "ML of an ensemble": (ensemble, lambda k: MaximumLikelihood(), (1,), None),
+}
+CONTRACT = [
+    pytest.param(*case[:2], k, case[3], id=f"{name}, {k}-D") for name, case in CASES.items() for k in case[2]
+]
+ARGUMENTS = ("make_energy", "make_objective", "k", "invariant")
+contract = pytest.mark.parametrize(ARGUMENTS, CONTRACT)
+unnormalised = pytest.mark.parametrize(ARGUMENTS, [p for p in CONTRACT if p.values[3] is not None])
+# The others hold their samples fixed, or some of their terms: their gradient is not that of their value.
+plain_gradient = pytest.mark.parametrize(
+    ARGUMENTS, [p for p in CONTRACT if not p.id.startswith(("ML-MCMC", "joint", "tilt"))]
+)
+
+
+@contract
+def test_the_loss_is_finite_and_reaches_every_parameter(make_energy, make_objective, k, invariant):
+    """But for the energy's constant, on which no density depends."""
+    energy, objective = make_energy(k), make_objective(k)
+    loss = objective(energy, batch(k), seeded()).value
+    assert loss.shape == ()
+    assert torch.isfinite(loss)
+    loss.backward()
+    for name, weight in [*energy.named_parameters(), *objective.named_parameters()]:
+        if name in ("out.bias", "residual.out.bias") and not isinstance(energy, TiltedMixtureEnsemble):
+            continue
+        assert weight.grad is not None, name
+        assert torch.isfinite(weight.grad).all(), name
+        assert weight.grad.abs().sum() > 0, name
+
+
+@contract
+def test_the_loss_is_the_weighted_mean_over_rows_and_set_by_the_generator(
+    make_energy, make_objective, k, invariant
+):
+    energy, objective, data = make_energy(k).eval(), make_objective(k), batch(k)
+    torch.manual_seed(4)
+    rows = objective.per_row(energy, data, seeded())
+    assert rows.shape[0] == len(data.x)
+    torch.manual_seed(5)  # the global generator plays no part
+    weight = torch.arange(8.0) / 3.5
+    loss = objective(energy, data._replace(weight=weight), seeded()).value
+    shaped = weight.reshape(-1, *([1] * (rows.dim() - 1)))
+    torch.testing.assert_close(loss, (rows * shaped).mean(0).sum())
+
+
+@plain_gradient
+def test_one_small_step_down_the_gradient_lowers_the_loss(make_energy, make_objective, k, invariant):
+    """The sign and the scale of the gradient: the fall is |grad|^2 times the step, to first order."""
+    energy, objective, data = make_energy(k).double().eval(), make_objective(k).double(), batch(k)
+    data = Batch(data.x.double(), data.y.double())
+    weights = list(energy.parameters())
+    before = objective(energy, data, seeded()).value
+    grads = torch.autograd.grad(before, weights, allow_unused=True)
+    size = sum(float(g.square().sum()) for g in grads if g is not None)
+    step = 1e-6 / size
+    with torch.no_grad():
+        for weight, grad in zip(weights, grads, strict=True):
+            if grad is not None:
+                weight -= step * grad
+    after = objective(energy, data, seeded()).value
+    assert float((before - after).detach()) == pytest.approx(step * size, rel=1e-2)
+
+
+class Lifted(ConditionalEnergy):
+    """Another energy plus a constant, or plus a function of x."""
+
+    def __init__(self, energy: ConditionalEnergy, by: float, with_x: bool = False):
+        super().__init__()
+        self.energy, self.by, self.with_x = energy, by, with_x
+        self.feature_network = getattr(energy, "feature_network", None)
+
+    def features(self, x):
+        lift = self.by * (1 + x[:, 0].abs() if self.with_x else torch.ones_like(x[:, 0]))
+        return self.energy.features(x), lift
+
+    def head(self, features, y):
+        return self.energy.head(features[0], y) + features[1].reshape(-1, *([1] * (y.dim() - 2)))
+
+
+@pytest.mark.parametrize("with_x", [False, True])
+@unnormalised
+def test_a_lift_of_the_energy_leaves_the_loss_unchanged(make_energy, make_objective, k, invariant, with_x):
+    energy, objective, data = make_energy(k).double().eval(), make_objective(k).double(), batch(k)
+    data = Batch(data.x.double(), data.y.double())
+    plain = objective.per_row(energy, data, seeded())
+    lifted = objective.per_row(Lifted(energy, 3.0, with_x), data, seeded())
+    if invariant:
+        torch.testing.assert_close(lifted, plain, rtol=0, atol=1e-9)
+    elif isinstance(objective, JointProposalNCE):
+        # The ranking is unchanged; log Z, which the proposal's term estimates, falls by the lift.
+        lift = 3.0 * (1 + data.x[:, 0].abs()) if with_x else torch.full((8,), 3.0, dtype=torch.float64)
+        torch.testing.assert_close(lifted, plain - lift, rtol=0, atol=1e-9)
+
+
+def test_a_lift_changes_the_kl_estimate_by_the_error_of_its_weights():
+    """The importance weights of the label's own law average to 1 only in expectation."""
+    energy, data = network(1).double(), batch(1, 4)
+    data = Batch(data.x.double(), data.y.double())
+    objective = KLDivergenceImportanceSampling(0.2, n_samples=64)
+    samples = objective.noise.sample(data.y, 64, seeded())
+    weights = objective.label.log_prob(samples, data.y) - objective.noise.log_prob(samples, data.y)
+    change = objective.per_row(Lifted(energy, 3.0), data, seeded()) - objective.per_row(energy, data, seeded())
+    torch.testing.assert_close(change, 3.0 * (weights.exp().mean(1) - 1))
+    assert (change.abs() > 1e-3).all()
+
+
+@pytest.mark.parametrize("by", [-1e3, 1e3])
+@unnormalised
+def test_the_loss_stays_finite_far_from_zero_energy(make_energy, make_objective, k, invariant, by):
+    energy, objective = make_energy(k), make_objective(k)
+    loss = objective(Lifted(energy, by), batch(k), seeded()).value
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(w.grad).all() for w in energy.parameters() if w.grad is not None)
+
+
+# -- against closed forms ---------------------------------------------------------------------------------
+
+
+class GaussianRows(ConditionalEnergy):
+    """E = sum (y - mean)^2 / (2 variance), with a mean and a variance of its own for each row: the gradient
+    of the summed loss is then every row's gradient, and its standard error is at hand."""
+
+    def __init__(self, mean: float, variance: float, n_rows: int):
+        super().__init__()
+        self.mean = nn.Parameter(torch.full((n_rows, 1), mean, dtype=torch.float64))
+        self.variance = nn.Parameter(torch.full((n_rows, 1), variance, dtype=torch.float64))
+
+    def features(self, x):
+        return self.mean, self.variance
+
+    def head(self, features, y):
+        mean, variance = (f.reshape(-1, *([1] * (y.dim() - 2)), 1) for f in features)
+        return ((y - mean).square() / (2 * variance)).sum(-1)
+
+
+def gaussian_data(n_rows: int, mean: float = 0.3, std: float = 0.7) -> Batch:
+    y = mean + std * torch.randn(n_rows, 1, generator=seeded(8), dtype=torch.float64)
+    return Batch(torch.zeros(n_rows, 1, dtype=torch.float64), y)
+
+
+def assert_stationary(objective, energy: GaussianRows, data: Batch) -> None:
+    """The mean gradient is within 4 of its standard errors of zero, and not because it is always zero."""
+    objective.per_row(energy, data, seeded(9)).sum().backward()
+    for weight in energy.parameters():
+        error = weight.grad.std() / math.sqrt(len(data.y))
+        assert float(error) > 0
+        assert abs(float(weight.grad.mean())) < 4 * float(error)
+
+
+def assert_not_stationary(objective, energy: GaussianRows, data: Batch) -> None:
+    objective.per_row(energy, data, seeded(9)).sum().backward()
+    ratios = [abs(float(w.grad.mean() / w.grad.std())) * math.sqrt(len(data.y)) for w in energy.parameters()]
+    assert max(ratios) > 8
+
+
+def test_score_matching_of_a_gaussian_is_its_closed_form():
+    data = gaussian_data(50)
+    loss = ScoreMatching().per_row(GaussianRows(0.1, 0.6, 50), data, None)
+    expected = 0.5 * ((data.y - 0.1) / 0.6).square().squeeze(-1) - 1 / 0.6
+    torch.testing.assert_close(loss, expected)
+
+
+def test_score_matching_is_least_at_the_true_gaussian():
+    data = gaussian_data(20_000)
+    assert_stationary(ScoreMatching(), GaussianRows(0.3, 0.49, 20_000), data)
+    assert_not_stationary(ScoreMatching(), GaussianRows(0.3, 0.6, 20_000), data)
+
+
+def test_denoising_score_matching_is_least_at_the_blurred_gaussian():
+    """Score -(y - mean) / (s^2 + sigma^2)."""
+    data = gaussian_data(20_000)
+    objective = DenoisingScoreMatching(noise_std=0.4, n_samples=2)
+    assert_stationary(objective, GaussianRows(0.3, 0.49 + 0.16, 20_000), data)
+    assert_not_stationary(objective, GaussianRows(0.3, 0.49, 20_000), data)
+
+
+def test_the_exact_trace_is_the_trace_of_the_hessian_in_three_dimensions():
+    energy, data = network(3).double(), batch(3, 4)
+    x, y = data.x.double(), data.y.double()
+    loss = ScoreMatching().per_row(energy, Batch(x, y), None)
+    for i in range(4):
+        given = energy.given(x[i : i + 1])
+
+        def energy_of(v, given=given):
+            return given(v.unsqueeze(0)).squeeze(0)
+
+        grad = torch.autograd.functional.jacobian(energy_of, y[i])
+        hessian = torch.autograd.functional.hessian(energy_of, y[i])
+        torch.testing.assert_close(loss[i].detach(), 0.5 * grad.square().sum() - hessian.trace())
+
+
+def test_importance_sampling_tends_to_the_exact_likelihood():
+    data = gaussian_data(6)
+    loss = ImportanceSampling(n_samples=100_000).per_row(GaussianRows(0.1, 0.6, 6), data, seeded())
+    normal = torch.distributions.Normal(0.1, math.sqrt(0.6))
+    expected = -normal.log_prob(data.y).squeeze(-1)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-2)
+
+
+def test_the_importance_sampled_divergence_tends_to_the_cross_entropy():
+    """Of N(y_i, s^2) under N(mean, v): log(2 pi v) / 2 + ((y_i - mean)^2 + s^2) / (2 v)."""
+    data = gaussian_data(6)
+    objective = KLDivergenceImportanceSampling(0.2, n_samples=100_000)
+    loss = objective.per_row(GaussianRows(0.1, 0.6, 6), data, seeded())
+    square = (data.y.squeeze(-1) - 0.1).square() + 0.04
+    expected = 0.5 * math.log(2 * math.pi * 0.6) + square / 1.2
+    # Standard error of the importance-weighted mean: below 1 / sqrt(1e5) per unit of energy, 3e-3 here.
+    torch.testing.assert_close(loss, expected, rtol=0, atol=2e-2)
+
+
+def test_noise_contrast_without_label_noise_is_plain_bit_for_bit():
+    energy, data = network(2), batch(2)
+    plain = RankingNCE([0.1, 0.8], n_samples=32).per_row(energy, data, seeded())
+    plus = RankingNCE([0.1, 0.8], n_samples=32, label_noise=0.0).per_row(energy, data, seeded())
+    assert torch.equal(plain, plus)
+
+
+def test_noise_contrast_of_equal_candidates_is_the_logarithm_of_their_number():
+    """If -E = log q up to a constant, nothing tells the target from the noise."""
+    proposal = mixture(1)
+    objective = JointProposalNCE(proposal, n_samples=31)
+    loss = objective.per_row(proposal, batch(1), seeded())
+    torch.testing.assert_close(loss, torch.full((8,), math.log(32)))  # and the proposal covers: KL = 0
+
+
+def test_noise_contrast_with_the_true_density_is_calibrated():
+    """Among exchangeable candidates, a calibrated posterior has E[p_target] = E[sum_k p_k^2]."""
+    n, m = 4000, 7
+    normal = torch.distributions.Normal(torch.tensor(0.3).double(), torch.tensor(0.7).double())
+    noise = torch.distributions.Normal(torch.tensor(0.0).double(), torch.tensor(1.5).double())
+    target = gaussian_data(n).y
+    draws = 1.5 * torch.randn(n, m, generator=seeded(4), dtype=torch.float64)
+    candidates = torch.cat([target, draws], 1)
+    logits = normal.log_prob(candidates) - noise.log_prob(candidates)
+    posterior = torch.stack([(-_rank(logits.roll(-k, 1))).exp() for k in range(m + 1)], 1)
+    torch.testing.assert_close(posterior.sum(1), torch.ones(n).double())
+    difference = posterior[:, 0] - posterior.square().sum(1)
+    assert abs(float(difference.mean())) < 4 * float(difference.std()) / math.sqrt(n)
+
+
+def test_the_joint_proposal_learns_nothing_from_the_ranking_and_the_energy_nothing_from_the_cover():
+    energy, data, proposal = network(2), batch(2), mixture(2)
+    objective = JointProposalNCE(proposal, n_samples=16)
+    objective(energy, data, seeded()).value.backward()
+    mixed = proposal.features(data.x)
+    samples = proposal.sample(mixed, 16, seeded())
+    candidates = torch.cat([data.y.unsqueeze(1), samples], 1)
+    values, log_q = energy(data.x, candidates), proposal.log_prob(mixed, candidates)
+    ranking = -torch.log_softmax(-values - log_q.detach(), 1)[:, 0].mean()
+    cover = (torch.logsumexp(-values.detach()[:, 1:] - log_q[:, 1:], 1) - math.log(16)).mean()
+    for module, term in [(energy, ranking), (proposal, cover)]:
+        weights = list(module.parameters())
+        for weight, grad in zip(weights, torch.autograd.grad(term, weights), strict=True):
+            torch.testing.assert_close(weight.grad, grad)
+
+
+def test_a_proposal_on_shared_features_sends_no_gradient_into_them():
+    energy, data = network(1), batch(1)
+    objective = JointProposalNCE(MixtureDensity(nn.Identity(), 6), n_samples=16, shares_features=True)
+    mixed = objective.proposal_features(energy, data.x)
+    assert torch.autograd.grad(
+        sum(m.sum() for m in mixed), list(energy.feature_network.parameters()), allow_unused=True
+    ) == (None, None)
+
+
+def test_the_tilt_is_ranked_and_the_mixture_learns_by_its_likelihood():
+    """-log q(y_i) + ranking by -r, which is ranking by -E - log q."""
+    energy, data = tilted(2), batch(2)
+    loss = TiltNCE(n_samples=16).per_row(energy, data, seeded())
+    features = energy.features(data.x)
+    samples = energy.proposal.sample(features[:3], 16, seeded())
+    candidates = torch.cat([data.y.unsqueeze(1), samples], 1)
+    log_q = energy.proposal.log_prob(features[:3], candidates)
+    expected = _rank(-energy(data.x, candidates) - log_q) - log_q[:, 0]
+    torch.testing.assert_close(loss, expected)
+
+
+def test_negatives_from_chains_carry_no_graph_and_sampling_leaves_no_gradient():
+    energy, data = network(2), batch(2)
+    objective = LangevinML(n_steps=5, n_chains=6)
+    start = data.y.unsqueeze(1).expand(-1, 6, -1)
+    stored = run_chain(objective.kernel, energy.given(data.x).detach(), start, 5, seeded()).position
+    assert not stored.requires_grad
+    assert all(w.grad is None for w in energy.parameters())
+    weights = [w for name, w in energy.named_parameters() if name != "out.bias"]
+    expected = torch.autograd.grad((energy(data.x, data.y) - energy(data.x, stored).mean(1)).mean(), weights)
+    objective(energy, data, seeded()).value.backward()
+    for weight, grad in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.grad, grad, rtol=1e-4, atol=1e-6)
+
+
+def test_chains_run_in_evaluation_mode_and_leave_every_mode_and_statistic_as_it_was():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(2)
+            self.frozen = nn.Dropout(0.5).eval()
+            self.modes = []
+
+        def forward(self, x, y):
+            self.modes.append(self.training)
+            return self.norm(self.frozen(torch.cat([x, y], -1))).square().sum(-1)
+
+    module = Pair()
+    energy = ModuleEnergy(module)
+    module.train()
+    module.frozen.eval()
+    LangevinML(n_steps=4, n_chains=3).per_row(energy, Batch(torch.randn(5, 1), torch.randn(5, 1)), seeded())
+    assert module.modes == [False] * 5 + [True]
+    assert module.training
+    assert not module.frozen.training
+    assert int(module.norm.num_batches_tracked) == 1
+
+
+# -- parts ------------------------------------------------------------------------------------------------
+
+
+def test_target_noise_has_the_density_it_states():
+    """Tolerance: 4 standard errors of the mean of log q over draws, against the integral of q log q."""
+    noise = TargetNoise([0.1, 0.8])
+    centre = torch.tensor([[2.0]])
+    draws = noise.sample(centre, 50_000, seeded())
+    grid = torch.linspace(-8, 12, 200_001).reshape(1, -1, 1)
+    log_q = noise.log_prob(grid, centre).double()
+    step = 20 / 200_000
+    assert float(log_q.exp().sum() * step) == pytest.approx(1.0, abs=1e-5)
+    values = noise.log_prob(draws, centre)
+    expected = float((log_q.exp() * log_q).sum() * step)
+    assert abs(float(values.mean()) - expected) < 4 * float(values.std()) / math.sqrt(50_000)
+
+
+def test_noise_of_no_width_is_refused_in_words():
+    for stds in ([], [0.0, 1.0], [-1.0]):
+        with pytest.raises(ValueError, match="must be positive"):
+            TargetNoise(stds)
+    with pytest.raises(ValueError, match="must be positive"):
+        DenoisingScoreMatching(noise_std=0.0)
+
+
+def test_dequantisation_adds_uniform_noise_of_the_grid_width():
+    y = torch.zeros(10_000, 1)
+    moved = dequantise(y, 0.5, seeded())
+    assert float(moved.abs().max()) <= 0.25
+    # Variance w^2 / 12; a uniform law's fourth moment gives the error sqrt((1/80 - 1/144) w^4 / n).
+    assert float(moved.var()) == pytest.approx(0.25 / 12, abs=4 * 0.25 * math.sqrt((1 / 80 - 1 / 144) / 10_000))
+    assert dequantise(y, 0.0, None) is y
+
+
+def test_an_objective_that_does_not_suit_the_energy_says_so():
+    with pytest.raises(TypeError, match="not normalised in closed form"):
+        MaximumLikelihood()(network(1), batch(1), seeded())
+    with pytest.raises(TypeError, match="trains a TiltedEnergy"):
+        TiltNCE()(network(1), batch(1), seeded())
+
+
+def test_members_of_an_ensemble_are_weighted_each_by_its_own_rows():
+    energy, data = ensemble(1).eval(), batch(1)
+    weight = torch.ones(8, 2)
+    weight[3:, 0] = 0
+    MaximumLikelihood()(energy, data._replace(weight=weight), seeded()).value.backward()
+    expected = energy.member_log_prob(energy.features(data.x[:3]), data.y[:3])[:, 0].sum() / -8
+    weights = list(energy.parameters())
+    for weight_, grad in zip(weights, torch.autograd.grad(expected, weights), strict=True):
+        torch.testing.assert_close(weight_.grad[0], grad[0], rtol=1e-4, atol=1e-6)
