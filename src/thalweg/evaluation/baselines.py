@@ -112,16 +112,16 @@ class QuantilePredictive:
 
     def cdf(self, y: np.ndarray) -> np.ndarray:
         """P(Y <= y), of the shape of y: ``[rows]`` or ``[rows, m]``."""
-        return self._by_column(y, lambda v: self._cdf_and_survival(v)[0])
+        return self._by_value(y, lambda v, row: self._cdf_and_survival(v, row)[0])
 
     def log_prob(self, y: np.ndarray) -> np.ndarray:
-        return self._by_column(y, self._log_prob)
+        return self._by_value(y, self._log_prob)
 
     def log_mass(self, y: np.ndarray, width: float | None = None) -> np.ndarray:
         """log P(y - width/2 < Y < y + width/2); the log density for a width of 0 or None."""
         if not width:
             return self.log_prob(y)
-        return self._by_column(y, lambda v: self._log_mass(v, width))
+        return self._by_value(y, lambda v, row: self._log_mass(v, row, width))
 
     def quantile(self, probability: float | np.ndarray) -> np.ndarray:
         """A number gives ``[rows]``, m probabilities give ``[rows, m]``."""
@@ -138,41 +138,45 @@ class QuantilePredictive:
         i = int(np.searchsorted(p, v, side="right")) - 1
         return q[:, i] + (v - p[i]) / (p[i + 1] - p[i]) * (q[:, i + 1] - q[:, i])
 
-    def _cdf_and_survival(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        p, q = self._p, self._q
-        i = np.clip((q <= y[:, None]).sum(1) - 1, 0, len(p) - 2)
-        row = np.arange(len(y))
-        part = np.clip((y - q[row, i]) / (q[row, i + 1] - q[row, i]), 0, 1)
+    def _cdf_and_survival(self, y: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        p, q = self._p, self._q[row]
+        i, at = self._piece(y, q)
+        part = np.clip((y - q[at, i]) / (q[at, i + 1] - q[at, i]), 0, 1)
         cdf = p[i] + part * (p[i + 1] - p[i])
-        lower = p[0] * np.exp(np.minimum(y - q[:, 0], 0) / self._lower_scale)
-        upper = (1 - p[-1]) * np.exp(np.minimum(q[:, -1] - y, 0) / self._upper_scale)
+        lower = p[0] * np.exp(np.minimum(y - q[:, 0], 0) / self._lower_scale[row])
+        upper = (1 - p[-1]) * np.exp(np.minimum(q[:, -1] - y, 0) / self._upper_scale[row])
         below, above = y < q[:, 0], y > q[:, -1]
-        return np.where(below, lower, np.where(above, 1 - upper, cdf)), np.where(above, upper, 1 - np.where(
-            below, lower, cdf))  # fmt: skip
+        cdf = np.where(below, lower, np.where(above, 1 - upper, cdf))
+        return cdf, np.where(above, upper, 1 - cdf)
 
-    def _log_prob(self, y: np.ndarray) -> np.ndarray:
-        p, q = self._p, self._q
-        i = np.clip((q <= y[:, None]).sum(1) - 1, 0, len(p) - 2)
-        row = np.arange(len(y))
-        inner = np.log((p[i + 1] - p[i]) / (q[row, i + 1] - q[row, i]))
-        lower = np.log(p[0] / self._lower_scale) + (y - q[:, 0]) / self._lower_scale
-        upper = np.log((1 - p[-1]) / self._upper_scale) - (y - q[:, -1]) / self._upper_scale
+    def _log_prob(self, y: np.ndarray, row: np.ndarray) -> np.ndarray:
+        p, q = self._p, self._q[row]
+        i, at = self._piece(y, q)
+        inner = np.log((p[i + 1] - p[i]) / (q[at, i + 1] - q[at, i]))
+        lower_scale, upper_scale = self._lower_scale[row], self._upper_scale[row]
+        lower = np.log(p[0] / lower_scale) + (y - q[:, 0]) / lower_scale
+        upper = np.log((1 - p[-1]) / upper_scale) - (y - q[:, -1]) / upper_scale
         return np.where(y < q[:, 0], lower, np.where(y > q[:, -1], upper, inner))
 
-    def _log_mass(self, y: np.ndarray, width: float) -> np.ndarray:
-        low, low_survival = self._cdf_and_survival(y - width / 2)
-        high, high_survival = self._cdf_and_survival(y + width / 2)
+    def _log_mass(self, y: np.ndarray, row: np.ndarray, width: float) -> np.ndarray:
+        low, low_survival = self._cdf_and_survival(y - width / 2, row)
+        high, high_survival = self._cdf_and_survival(y + width / 2, row)
         # The difference is taken on the side where the numbers are small.
         mass = np.where(low > 0.5, low_survival - high_survival, high - low)
         with np.errstate(divide="ignore"):
             logs = np.log(mass)
-        return np.where(mass > 1e-290, logs, np.minimum(self._log_prob(y) + math.log(width), 0.0))
+        return np.where(mass > 1e-290, logs, np.minimum(self._log_prob(y, row) + math.log(width), 0.0))
 
-    def _by_column(self, y: np.ndarray, function: Any) -> np.ndarray:
+    @staticmethod
+    def _piece(y: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Between which two quantiles each y lies, and the line it belongs to."""
+        return np.clip((q <= y[:, None]).sum(1) - 1, 0, q.shape[1] - 2), np.arange(len(y))
+
+    def _by_value(self, y: np.ndarray, function: Any) -> np.ndarray:
+        """A function of flat values and the row of each, for y ``[rows]`` or ``[rows, m]``."""
         y = np.asarray(y, np.float64)
-        if y.ndim == 1:
-            return function(y)
-        return np.stack([function(column) for column in y.T], 1)
+        row = np.broadcast_to(np.arange(len(y)).reshape(-1, *[1] * (y.ndim - 1)), y.shape)
+        return function(y.ravel(), row.ravel()).reshape(y.shape)
 
 
 class LeastSquaresGaussian:

@@ -187,7 +187,8 @@ def _map_cards(run: FinishedRun) -> list[Card]:
     lines = {"median": quantiles[:, 0], "5 % and 95 %": quantiles[:, 1], "95 %": quantiles[:, 2]}
     unit = "probability" if bars else "density"
     kind = "numeric input" if numeric else "input"
-    text = f"How p({target} | x) changes along {name!r}, the {kind} that moves it most."
+    text = f"How p({target} | x) changes along {name!r}"
+    text += f", the {kind} that moves it most." if X.shape[1] > 1 else "."
     if X.shape[1] > 1:
         text += (
             " The other inputs are held at their median or most frequent value; the points are training rows, "
@@ -242,7 +243,7 @@ def _calibration_card(run: FinishedRun) -> Card:
     ours = scores[MODEL_NAME]
     text = (
         "Whether the model means what it says. A calibrated model's histogram is flat: nine bars in ten end in "
-        "the grey band. A valley tells that it is too sure of itself, a hill that it isn't enough. Below, central "
+        "the grey band. A valley shows that it is too sure, a hill that it is too careful. Below, central "
         "intervals should hold as many truths as they promise."
     )
     covered = {name: entry["covered"] for name, entry in scores.items()}

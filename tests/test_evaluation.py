@@ -1,0 +1,161 @@
+"""The figures against truths known in closed form."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from thalweg.evaluation.baselines import (
+    BoostedQuantiles,
+    GaussianPredictive,
+    LeastSquaresGaussian,
+    QuantilePredictive,
+)
+from thalweg.evaluation.regression import score, score_targets
+
+LEVELS = BoostedQuantiles.levels
+
+
+def gaussian_rows(n: int = 4000, std: float = 2.0) -> tuple[np.ndarray, GaussianPredictive]:
+    rng = np.random.default_rng(0)
+    mean = rng.normal(size=n)
+    return mean + std * rng.normal(size=n), GaussianPredictive(mean, std)
+
+
+def test_figures_of_the_true_gaussian() -> None:
+    y, truth = gaussian_rows()
+    s = score(y, truth)
+    # Entropy of N(0, 2²); its expected CRPS is std / sqrt(pi).
+    assert s.nll == pytest.approx(0.5 * np.log(2 * np.pi * np.e * 4), abs=4 * s.nll_error)
+    assert s.crps == pytest.approx(2 / np.sqrt(np.pi), abs=4 * s.crps_error)
+    assert s.rmse == pytest.approx(2.0, rel=0.05)
+    assert s.mae == pytest.approx(2 * np.sqrt(2 / np.pi), rel=0.05)
+    assert s.width == pytest.approx(2 * 2 * stats.norm.ppf(0.95), rel=1e-6)
+    assert s.coverage == pytest.approx(0.9, abs=4 * np.sqrt(0.09 / len(y)))
+    assert stats.kstest(s.pit, "uniform").pvalue > 1e-3
+    assert np.abs(s.covered - s.nominal).max() < 0.04
+    assert sum(s.summary()["pit_histogram"]) == len(y)
+
+
+def test_crps_equals_the_closed_form_row_by_row() -> None:
+    y, truth = gaussian_rows(200)
+    z = (y - truth.mean()) / 2
+    exact = 2 * (z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / np.sqrt(np.pi))
+    assert score(y, truth).crps == pytest.approx(exact.mean(), rel=0.01)
+
+
+def test_a_rounded_target_is_scored_by_its_cell() -> None:
+    y, truth = gaussian_rows()
+    rounded = np.round(y)
+    s = score(rounded, truth, resolution=1.0)
+    cells = stats.norm.cdf(rounded + 0.5, truth.mean(), 2) - stats.norm.cdf(rounded - 0.5, truth.mean(), 2)
+    assert s.nll == pytest.approx(-np.log(cells).mean(), rel=1e-9)
+    # The probability of the cell over its width can't be inflated: the figure is never below 0 here.
+    assert s.log_score.max() <= 0
+    assert stats.kstest(s.pit, "uniform").pvalue > 1e-3
+
+
+def test_scoring_refuses_what_it_can_not_score() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        score(np.array([1.0, np.nan]), GaussianPredictive(np.zeros(2), 1.0))
+    with pytest.raises(ValueError, match="at least one row"):
+        score(np.zeros(0), GaussianPredictive(np.zeros(0), 1.0))
+
+
+def test_gaussian_mass_keeps_its_digits_in_the_tails() -> None:
+    d = GaussianPredictive(np.zeros(2), 1.0)
+    exact = np.log(stats.norm.sf(9.5) - stats.norm.sf(10.5))
+    assert d.log_mass(np.array([10.0, -10.0]), 1.0) == pytest.approx([exact, exact], rel=1e-9)
+    assert d.log_mass(np.array([0.0, 1.0]), 0.0) == pytest.approx(stats.norm.logpdf([0, 1]))
+
+
+def quantile_rows() -> QuantilePredictive:
+    mean, std = np.array([0.0, 3.0]), np.array([1.0, 0.5])
+    return QuantilePredictive(mean[:, None] + std[:, None] * stats.norm.ppf(LEVELS), LEVELS)
+
+
+def test_quantile_distribution_is_one_distribution() -> None:
+    d = quantile_rows()
+    grid = np.linspace(-25, 25, 100_001)
+    asked = np.stack([grid, grid])
+    density, cdf = np.exp(d.log_prob(asked)), d.cdf(asked)
+    assert np.trapezoid(density, grid) == pytest.approx([1, 1], abs=2e-3)
+    assert (np.diff(cdf, axis=1) >= 0).all()
+    running = np.cumsum((density[:, 1:] + density[:, :-1]) / 2, axis=1) * (grid[1] - grid[0])
+    assert np.abs(running - cdf[:, 1:]).max() < 2e-3
+    for p in (0.01, 0.05, 0.33, 0.5, 0.95, 0.999):
+        assert d.cdf(d.quantile(p)) == pytest.approx([p, p], abs=1e-9)
+    assert np.allclose(d.mean(), [0, 3], atol=1e-9)
+    assert d.quantile(np.array([0.2, 0.7])).shape == (2, 2)
+
+
+@pytest.mark.parametrize("y", [-8.0, -0.3, 0.0, 1.6, 9.0, 400.0])
+def test_quantile_mass_agrees_with_the_density(y: float) -> None:
+    d = quantile_rows()
+    values = np.array([y, y])
+    assert d.log_mass(values, 1e-4) == pytest.approx(d.log_prob(values) + np.log(1e-4), rel=1e-3, abs=0.1)
+    assert np.isfinite(d.log_mass(values, 1.0)).all()
+
+
+def test_crossing_and_equal_quantiles_still_make_a_distribution() -> None:
+    crossed = np.array([[3.0, 1.0, 2.0, 2.0, 2.0]])
+    d = QuantilePredictive(crossed, np.array([0.1, 0.3, 0.5, 0.7, 0.9]), min_gap=1e-3)
+    q = d.quantile(np.array([0.1, 0.3, 0.5, 0.7, 0.9]))[0]
+    assert (np.diff(q) >= 1e-3 - 1e-12).all()
+    assert np.abs(q - np.sort(crossed[0])).max() <= 2e-3
+    assert np.isfinite(d.log_prob(np.array([2.0]))).all()
+
+
+def table(n: int = 400) -> tuple[pd.DataFrame, np.ndarray]:
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame({"a": rng.normal(size=n), "b": rng.choice(["u", "v", "w"], n), "c": rng.normal(size=n)})
+    y = 2 * X["a"].to_numpy() + 3.0 * (X["b"] == "v").to_numpy() + 0.5 * rng.normal(size=n)
+    X.loc[rng.random(n) < 0.1, "c"] = np.nan
+    return X, y
+
+
+def test_least_squares_finds_the_line() -> None:
+    X, y = table()
+    d = LeastSquaresGaussian().fit(X, y).predict_distribution(X)
+    s = score(y, d)
+    assert s.rmse == pytest.approx(0.5, rel=0.1)
+    assert s.coverage == pytest.approx(0.9, abs=0.06)
+
+
+def test_least_squares_with_more_columns_than_rows() -> None:
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(rng.normal(size=(12, 30)))
+    y = rng.normal(size=12)
+    assert np.isfinite(score(y, LeastSquaresGaussian().fit(X, y).predict_distribution(X)).nll)
+
+
+def test_boosting_learns_the_quantiles() -> None:
+    X, y = table(600)
+    d = BoostedQuantiles(max_iter=40).fit(X.iloc[:400], y[:400]).predict_distribution(X.iloc[400:])
+    s = score(y[400:], d)
+    assert s.rmse < 1.3
+    assert 0.7 < s.coverage <= 1
+    assert s.nll < score(y[400:], GaussianPredictive(np.full(200, y.mean()), y.std())).nll
+
+
+def test_several_targets() -> None:
+    class Independent:
+        """Two standard normals."""
+
+        def __init__(self, n: int):
+            self.n = n
+
+        def log_prob(self, y: np.ndarray) -> np.ndarray:
+            return stats.norm.logpdf(y).sum(1)
+
+        def quantile(self, p: np.ndarray) -> np.ndarray:
+            return np.tile(stats.norm.ppf(p)[None, :, None], (self.n, 1, 2))
+
+        def mean(self) -> np.ndarray:
+            return np.zeros((self.n, 2))
+
+    y = np.random.default_rng(0).normal(size=(3000, 2))
+    figures = score_targets(y, Independent(3000), ["u", "v"])
+    assert figures["nll"] == pytest.approx(np.log(2 * np.pi * np.e), abs=4 * figures["nll_error"])
+    assert figures["targets"]["v"]["coverage"] == pytest.approx(0.9, abs=0.03)
+    assert figures["targets"]["u"]["crps"] == pytest.approx(1 / np.sqrt(np.pi), rel=0.05)
