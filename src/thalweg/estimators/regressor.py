@@ -116,7 +116,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
         noise_stds: Sequence[float] = (0.1, 0.8),
         n_samples: int = 128,
         learning_rate: float = 2e-3,
-        weight_decay: float = 1e-2,
+        weight_decay: float = 0.1,
         batch_size: int | str = "auto",
         max_epochs: int = 200,
         max_steps: int | None = 3000,
