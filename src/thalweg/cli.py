@@ -155,24 +155,21 @@ def _fit_and_tell(
     overwrite: bool = False,
     report: bool = True,
     quiet: bool = False,
-    table: Any = None,
 ) -> None:
-    from thalweg.estimators.run import fit_run, is_finished
+    from thalweg.estimators.run import fit_run
 
     def tell(line: str) -> None:
         if not quiet:
             err.print(escape(line))
 
-    command = f"thalweg fit regression --resume --out {folder}"
     try:
-        run = fit_run(
-            folder, settings, resume=resume, overwrite=overwrite, verbose=not quiet, tell=tell, table=table
-        )
-    except KeyboardInterrupt:
-        if (folder / "training").exists() and not is_finished(folder):
-            _say_error(f"interrupted; continue with `{command}`")
-        else:
-            _say_error("interrupted before the first checkpoint; run the same command again with --overwrite")
+        run = fit_run(folder, settings, resume=resume, overwrite=overwrite, verbose=not quiet, tell=tell)
+    except (KeyboardInterrupt, OSError) as error:
+        if not _is_interrupt(error):
+            raise
+        known = (folder / "fit.json").exists()
+        _say_error(f"interrupted; continue with `thalweg fit regression --resume --out {folder}`" if known else
+                   "interrupted before anything was written")  # fmt: skip
         raise typer.Exit(130) from None
     if report:
         from thalweg.report import write_regression_report
@@ -181,6 +178,15 @@ def _fit_and_tell(
         write_regression_report(run)
     if not quiet:
         _tell_run(run)
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is at the root of an error: in the middle of writing a file it comes out as another one."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _tell_run(run: FinishedRun) -> None:
@@ -205,19 +211,18 @@ def _tell_run(run: FinishedRun) -> None:
 def _score_table(run: FinishedRun) -> Table:
     scores = run.figures["scores"]
     several = len(run.targets) > 1
-    table = Table(title=f"{', '.join(run.targets)}: {run.figures['test_rows']} test rows", title_justify="left")
-    table.add_column("model")
+    title = f"{', '.join(run.targets)}: {run.figures['test_rows']} test rows"
+    table = Table("figure" if several else "model", title=escape(title), title_justify="left")
     first = next(iter(scores.values()))
     if several:
-        table.add_column("joint NLL", justify="right")
-        names = ("crps", "rmse", "coverage")
+        # Many figures and three models: a line for each figure.
+        for model in scores:
+            table.add_column(model, justify="right")
+        table.add_row("joint NLL", *(_cell(entry["nll"], "nll") for entry in scores.values()))
         for target in run.targets:
-            for name in names:
-                heading = "90 % coverage" if name == "coverage" else name.upper()
-                table.add_column(f"{target} {heading}", justify="right")
-        for model, entry in scores.items():
-            cells = [_cell(entry["targets"][t][n], n) for t in run.targets for n in names]
-            table.add_row(model, _cell(entry["nll"], "nll"), *cells, style="bold" if entry is first else None)
+            for name, label in (("crps", "CRPS"), ("rmse", "RMSE"), ("coverage", "90 % coverage")):
+                cells = (_cell(entry["targets"][target][name], name) for entry in scores.values())
+                table.add_row(escape(f"{target}: {label}"), *cells)
         return table
     columns = {"nll": "NLL", "crps": "CRPS", "rmse": "RMSE", "mae": "MAE", "coverage": "90 % coverage"}
     for heading in columns.values():

@@ -121,7 +121,6 @@ def fit_run(
     overwrite: bool = False,
     verbose: bool = True,
     tell: Callable[[str], None] = lambda line: None,
-    table: pd.DataFrame | None = None,
 ) -> FinishedRun:
     """Fit a model on a table, score it beside two baselines on rows held out, and save it all.
 
@@ -131,7 +130,6 @@ def fit_run(
         overwrite: replace a run in the folder.
         verbose: show the progress of training.
         tell: called with a line at every stage.
-        table: the table itself, if it isn't to be read from ``settings.table``.
 
     Raises:
         ValueError: for data or settings that can't be used, or a folder that holds another run.
@@ -150,7 +148,7 @@ def fit_run(
         if is_finished(folder):
             tell("This run is finished already.")
             return load_run(folder)
-    table = read_table(Path(settings.table)) if table is None else table.copy()
+    table = read_table(Path(settings.table))
     table.columns = table.columns.map(str)
     X, y, dates = _split_columns(table, settings)
     fingerprint = _fingerprint(table)

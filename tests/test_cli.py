@@ -1,0 +1,361 @@
+"""The command, as a user meets it."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from thalweg import cli
+from thalweg.recipes import RECIPES, Figure, Recipe, Result, Settings
+
+
+def make_table(folder: Path, n: int = 160, name: str = "homes.csv") -> Path:
+    """A table with numbers, a category, dates, gaps and a constant column."""
+    rng = np.random.default_rng(0)
+    day = rng.integers(0, 900, n)
+    table = pd.DataFrame(
+        {
+            "sold": (pd.Timestamp("2021-01-01") + pd.to_timedelta(day, unit="D")).strftime("%Y-%m-%d"),
+            "district": rng.choice(["north", "harbour"], n),
+            "area": rng.gamma(5, 20, n),
+            "always": 1,
+        }
+    )
+    table["price"] = 2 * table["area"] + 40 * (table["district"] == "harbour") + 0.1 * day + rng.normal(size=n)
+    table["rent"] = 0.3 * table["price"] + rng.normal(size=n)
+    table.loc[::11, "area"] = np.nan
+    table.loc[::13, "district"] = None
+    path = folder / name
+    if path.suffix == ".parquet":
+        table.to_parquet(path, index=False)
+    else:
+        table.to_csv(path, index=False)
+    return path
+
+
+class Outcome:
+    def __init__(self, code: int, out: str, err: str):
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Call the command in this process."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["thalweg", *map(str, arguments)])
+        monkeypatch.setattr(cli, "out", cli.Console(highlight=False, width=160))
+        monkeypatch.setattr(cli, "err", cli.Console(stderr=True, highlight=False, width=160))
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return Outcome(int(stopped.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+SMALL = ("--epochs", 2, "--members", 2)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A table and the folder of a finished run on it."""
+    from thalweg.estimators.run import RunSettings, fit_run
+
+    folder = tmp_path_factory.mktemp("fitted")
+    table = make_table(folder)
+    fit_run(folder / "run", RunSettings(str(table), ["price"], ["rent"], epochs=3, members=2), verbose=False)
+    return table, folder / "run"
+
+
+def test_help_and_version(call) -> None:
+    assert call("--version").out.startswith("thalweg 0.")
+    shown = call("--help")
+    assert shown.code == 0
+    assert "Example" in shown.out
+    for command in ("predict", "report", "reproduce", "info", "demo"):
+        assert command in shown.out
+        assert "Example" in call(command, "--help").out
+    assert "--target" in call("fit", "regression", "--help").out
+    assert call().code == 0
+
+
+def test_fit_writes_a_run_and_tells_of_it(call, tmp_path: Path) -> None:
+    table, run = make_table(tmp_path), tmp_path / "run"
+    done = call("fit", "regression", table, "-t", "price", "--drop", "rent", "--out", run, *SMALL)
+    assert done.code == 0, done.err
+    assert "gradient boosting" in done.out
+    assert "least squares" in done.out
+    assert "'always'" in done.out
+    assert f"thalweg predict {run}" in done.out
+    present = {p.name for p in run.iterdir()}
+    assert present == {
+        "fit.json",
+        "figures.json",
+        "model",
+        "test_rows.parquet",
+        "training_rows.parquet",
+        "report.html",
+    }
+    figures = json.loads((run / "figures.json").read_text())
+    assert figures["test_rows"] == 16
+    assert figures["dates"] == ["sold"]
+    assert figures["inputs"] == ["sold", "district", "area", "always"]
+    assert set(figures["scores"]) == {"thalweg", "Gaussian by least squares", "gradient boosting, quantiles"}
+
+    again = call("fit", "regression", table, "-t", "price", "--drop", "rent", "--out", run, *SMALL)
+    assert again.code == 1
+    assert "--overwrite" in again.err
+    resumed = call("fit", "regression", "--resume", "--out", run)
+    assert resumed.code == 0
+    assert "finished already" in resumed.err
+    other = call("fit", "regression", table, "-t", "rent", "--out", run, "--resume")
+    assert other.code == 1
+    assert "targets" in other.err
+    replaced = call(
+        "fit", "regression", table, "-t", "rent", "--out", run, "--overwrite", "--quiet", "--no-report", *SMALL
+    )
+    assert (replaced.code, replaced.out, replaced.err) == (0, "", "")
+    assert json.loads((run / "fit.json").read_text())["settings"]["targets"] == ["rent"]
+    assert not (run / "report.html").exists()
+
+
+def test_a_rounded_target_is_told(call, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=200)
+    table = pd.DataFrame({"x": x, "grade": np.round(2 * x + rng.normal(size=200)).astype(int)})
+    table.to_parquet(tmp_path / "grades.parquet")
+    done = call("fit", "regression", tmp_path / "grades.parquet", "-t", "grade", "--out", tmp_path / "run", *SMALL)
+    assert done.code == 0, done.err
+    assert "rounded to multiples of 1" in done.out
+
+
+def test_no_test_rows_and_several_targets(call, tmp_path: Path) -> None:
+    table = make_table(tmp_path)
+    options = (*SMALL, "--test-fraction", 0, "--out", tmp_path / "a")
+    assert call("fit", "regression", table, "-t", "price", *options).code == 0
+    assert not (tmp_path / "a" / "test_rows.parquet").exists()
+    done = call("fit", "regression", table, "-t", "price", "-t", "rent", "--out", tmp_path / "b", *SMALL)
+    assert done.code == 0, done.err
+    assert "joint NLL" in done.out
+    predicted = call("predict", tmp_path / "b", table, "--samples", 2)
+    frame = pd.read_csv(io.StringIO(predicted.out))
+    assert {"mean_price", "mean_rent", "q0.95_rent", "sample_2_price", "log_prob"} <= set(frame.columns)
+
+
+def test_predict_writes_what_was_asked(call, fitted, tmp_path: Path) -> None:
+    table, run = fitted
+    out = tmp_path / "p.parquet"
+    done = call("predict", run, table, "--out", out, "--quantiles", "0.1,0.5", "--coverage", 0.8, "--samples", 3)
+    assert done.code == 0, done.err
+    p = pd.read_parquet(out)
+    assert len(p) == 160
+    assert list(p.columns) == [
+        "mean", "median", "mode", "std", "q0.1", "q0.5", "lower_0.8", "upper_0.8", "sample_1", "sample_2", "sample_3",
+        "log_prob", "pit",
+    ]  # fmt: skip
+    assert (p["lower_0.8"] < p["median"]).all()
+    assert np.allclose(p["lower_0.8"], p["q0.1"])
+    assert p["pit"].between(0, 1).all()
+
+    # Without the target, and with one truth missing.
+    plain = pd.read_csv(table)
+    plain.drop(columns=["price"]).to_csv(tmp_path / "new.csv", index=False)
+    shown = call("predict", run, tmp_path / "new.csv")
+    frame = pd.read_csv(io.StringIO(shown.out))
+    assert "pit" not in frame
+    assert np.allclose(frame["mean"], p["mean"])
+    plain.loc[3, "price"] = np.nan
+    plain.to_csv(tmp_path / "gap.csv", index=False)
+    frame = pd.read_csv(io.StringIO(call("predict", run, tmp_path / "gap.csv").out))
+    assert frame["log_prob"].isna().tolist() == [i == 3 for i in range(160)]
+
+
+def test_prediction_in_chunks_is_the_same(fitted) -> None:
+    from thalweg.estimators.run import load_run, predict_table
+
+    table, run = fitted
+    rows = pd.read_csv(table)
+    asked = {"quantiles": [0.3], "coverage": 0.5, "n_samples": 1}
+    whole = predict_table(load_run(run), rows, **asked)
+    parts = predict_table(load_run(run), rows, chunk_rows=37, **asked)
+    pd.testing.assert_frame_equal(whole, parts, rtol=1e-4)
+
+
+def test_info(call, fitted) -> None:
+    shown = call("info", fitted[1])
+    assert shown.code == 0
+    for word in ("price", "area (number)", "district (category)", "144 training rows", "gradient boosting"):
+        assert word in shown.out
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda t: t.assign(price=t.price.where(t.index != 5)), "contains NaN"),
+        (lambda t: t.assign(price=t.price.where(t.index != 5, np.inf)), "contains infinity"),
+        (lambda t: t.assign(price=3.0), "constant"),
+        (lambda t: t.assign(price=["dear"] * len(t)), "must hold numbers"),
+        (lambda t: t.assign(area=np.nan), "no value at all"),
+        (lambda t: t.assign(area=np.inf), "infinite"),
+        (lambda t: t.drop(columns="price"), "no column 'price'"),
+        (lambda t: t[["price"]], "no column left"),
+        (lambda t: t.iloc[:6], "at least 10"),
+        (lambda t: t.iloc[:0], "no rows"),
+    ],
+)
+def test_bad_tables_are_refused_in_one_line(call, tmp_path: Path, spoil, words: str) -> None:
+    table = pd.read_csv(make_table(tmp_path))
+    spoil(table).to_csv(tmp_path / "bad.csv", index=False)
+    done = call("fit", "regression", tmp_path / "bad.csv", "-t", "price", "--out", tmp_path / "run", "-q", *SMALL)
+    assert done.code == 1
+    assert words in done.err
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+
+
+def test_bad_arguments_are_refused_in_one_line(call, fitted, tmp_path: Path) -> None:
+    table, run = fitted
+    cases = [
+        (("predict", run), 2, "--help"),
+        (("nothing",), 2, "--help"),
+        (("fit", "regression", table), 1, "--target"),
+        (("fit", "regression"), 1, "name the table"),
+        (("fit", "regression", tmp_path / "absent.csv", "-t", "price"), 1, "no file"),
+        (("fit", "regression", table, "-t", "price", "--epochs", 0), 2, "epochs"),
+        (("fit", "regression", table, "-t", "price", "--objective", "magic", "-o", tmp_path / "m"), 1, "one of"),
+        (("fit", "regression", table, "-t", "price", "--test-fraction", 1.5), 1, "test fraction"),
+        (("fit", "regression", "--resume", "--out", tmp_path / "none"), 1, "no run"),
+        (("predict", run, table, "--quantiles", "a,b"), 1, "numbers"),
+        (("predict", run, table, "--quantiles", "0,0.5"), 1, "between 0 and 1"),
+        (("predict", run, table, "--coverage", "2"), 1, "between 0 and 1"),
+        (("predict", run, table, "--out", tmp_path / "p.xlsx"), 1, ".parquet"),
+        (("info", tmp_path), 1, "no run"),
+        (("report", tmp_path / "absent"), 1, "no run"),
+        (("reproduce", "no-such-recipe"), 1, "no recipe"),
+    ]
+    for arguments, code, words in cases:
+        done = call(*arguments)
+        assert (done.code, done.err.count("\n")) == (code, 1), (arguments, done.err)
+        assert done.err.startswith("error: ")
+        assert words in done.err, (arguments, done.err)
+
+
+def test_tables_that_do_not_fit_the_model(call, fitted, tmp_path: Path) -> None:
+    table, run = fitted
+    rows = pd.read_csv(table)
+    rows.drop(columns=["area"]).to_csv(tmp_path / "lacks.csv", index=False)
+    assert "lacks 'area'" in call("predict", run, tmp_path / "lacks.csv").err
+    rows.assign(sold="yesterday").to_csv(tmp_path / "dates.csv", index=False)
+    assert "held dates" in call("predict", run, tmp_path / "dates.csv").err
+    rows.assign(area="wide").to_csv(tmp_path / "text.csv", index=False)
+    assert "held numbers" in call("predict", run, tmp_path / "text.csv").err
+
+
+def test_a_damaged_run_is_refused(call, fitted, tmp_path: Path) -> None:
+    import shutil
+
+    table, run = fitted
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    weights = copy / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-20])
+    done = call("predict", copy, table)
+    assert done.code == 1
+    assert "damaged" in done.err
+    (copy / "figures.json").unlink()
+    assert "not finished" in call("report", copy).err
+    (copy / "fit.json").write_text("{")
+    assert "damaged" in call("info", copy).err
+
+
+def test_a_changed_table_can_not_be_resumed(call, fitted, tmp_path: Path) -> None:
+    table, run = make_table(tmp_path), tmp_path / "run"
+    assert call("fit", "regression", table, "-t", "price", "-o", run, "-q", "--no-report", *SMALL).code == 0
+    (run / "figures.json").unlink()
+    pd.read_csv(table).iloc[:-1].to_csv(table, index=False)
+    assert "has changed" in call("fit", "regression", "--resume", "--out", run).err
+
+
+def start(arguments: list[object]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "thalweg.cli", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_run_resumes_and_ends_the_same(call, tmp_path: Path, how: signal.Signals) -> None:
+    table, cut, whole = make_table(tmp_path), tmp_path / "cut", tmp_path / "whole"
+    settings = [
+        "-t",
+        "price",
+        "--epochs",
+        60,
+        "--members",
+        2,
+        "--checkpoint-seconds",
+        0.01,
+        "--no-report",
+        "--quiet",
+    ]
+    settings = ["fit", "regression", table, *settings, "--threads", 1]
+    process = start([*settings, "--out", cut])
+    try:
+        deadline = time.monotonic() + 60
+        while not (cut / "training" / "checkpoint.pt").exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(how)
+        _, message = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), message.decode()
+    if how == signal.SIGINT:
+        assert f"thalweg fit regression --resume --out {cut}" in message.decode()
+    assert not (cut / "model").exists()
+    assert "not finished" in call("info", cut).err
+    if how == signal.SIGINT:
+        assert call("fit", "regression", "--resume", "--out", cut, "-q").code == 0
+    else:
+        assert call(*settings, "--out", cut, "--resume").code == 0
+    assert call(*settings, "--out", whole).code == 0
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (cut, whole)]
+    assert weights[0] == weights[1]
+    figures = [json.loads((run / "figures.json").read_text()) for run in (cut, whole)]
+    assert figures[0]["scores"] == figures[1]["scores"]
+    assert not (cut / "training").exists()
+
+
+def test_demo(call, tmp_path: Path) -> None:
+    done = call("demo", "--out", tmp_path / "demo", *SMALL)
+    assert done.code == 0, done.err
+    assert (tmp_path / "demo" / "report.html").exists()
+    predicted = call("predict", tmp_path / "demo", tmp_path / "demo" / "diabetes.csv")
+    assert len(predicted.out.splitlines()) == 443
+    assert call("demo", "--out", tmp_path / "demo", *SMALL, "-q").code == 0
+
+
+def test_reproduce_compares_with_the_targets(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(settings: Settings) -> Result:
+        settings.tell("working")
+        values = [0.1 * (s + 1) for s in settings.seeds]
+        return Result([Figure("error", values, 0.15), Figure("seconds", values)], notes=["A note."], seconds=1.0)
+
+    monkeypatch.setitem(RECIPES, "toy", Recipe("toy", "A toy", "nobody, 1900", run, 0.1))
+    assert "A toy" in call("reproduce").out
+    missed = call("reproduce", "toy", "--seeds", 3, "--out", tmp_path)
+    assert missed.code == 1
+    assert "not reached" in missed.err
+    assert "A note." in missed.out
+    assert "missed" in (tmp_path / "report.html").read_text()
+    assert call("reproduce", "toy", "--seeds", 1, "--out", tmp_path).code == 0
+    assert call("reproduce", "toy", "--quick", "--out", tmp_path).code == 0
+    assert "no folder" in call("reproduce", "toy", "--data", tmp_path / "absent").err
