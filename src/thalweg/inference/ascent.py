@@ -9,7 +9,7 @@ from thalweg.energies.base import Energy
 
 
 def gradient_ascent(energy: Energy, start: Tensor, n_steps: int = 10, step_size: float | Tensor = 0.1) -> Tensor:
-    """T steps y + lambda * grad(-E), each taken only if the energy does not rise, else lambda is halved.
+    """T steps y + lambda * grad(-E), each taken only if the energy falls, else lambda is halved.
 
     Args:
         energy: of y.
@@ -28,7 +28,7 @@ def gradient_ascent(energy: Energy, start: Tensor, n_steps: int = 10, step_size:
     for _ in range(n_steps):
         proposal = y - size * grad
         new_value, new_grad = energy.value_and_grad(proposal)
-        better = (new_value <= value).unsqueeze(-1)
+        better = (new_value < value).unsqueeze(-1)
         y = torch.where(better, proposal, y)
         grad = torch.where(better, new_grad, grad)
         value = torch.where(better.squeeze(-1), new_value, value)

@@ -54,11 +54,19 @@ def importance_sample(energy: Conditioned, samples: Tensor, log_proposal: Tensor
         samples: ``[B, M, K]`` from q(.|x).
         log_proposal: log q of them ``[B, M]``.
 
+    Raises:
+        ValueError: if a weight is NaN or infinite, or all weights of a row are zero.
+
     Source: [Gustafsson 2022, sec. 3.2].
     """
     with torch.no_grad():
-        log_weights = (-energy(samples) - log_proposal).double()
+        log_weights = -energy(samples).double() - log_proposal.double()
     log_total = torch.logsumexp(log_weights, 1)
+    if not torch.isfinite(log_total).all():
+        raise ValueError(
+            "the energy is NaN or -infinity for some draws, or +infinity for all draws of a row: the model is "
+            "damaged or has diverged, or the proposal misses its support"
+        )
     weights = (log_weights - log_total.unsqueeze(1)).exp()
     return WeightedSamples(
         samples, weights.to(samples), log_total - math.log(samples.shape[1]), 1 / weights.square().sum(1)

@@ -148,13 +148,19 @@ class PiecewiseDensity:
         return self.moment((self.nodes - self.mean()[self.row, None]).square())
 
     def modes(self) -> list[Tensor]:
-        """Local maxima of each row's density, the highest first, refined by a parabola through log p."""
+        """Local maxima of each row's density, the highest first, refined by a parabola through log p.
+
+        A maximum that stands out by less than the energy's rounding errors, or by less than a thousandth, is
+        none.
+        """
         nodes, log_density = self.nodes, self.log_density
         found = []
         for i in range(self.n_rows):
             panels = slice(int(self.first[i]), int(self.first[i + 1]))
             y, f = nodes[panels].flatten(), log_density[panels].flatten()
             inner = torch.nonzero((f[1:-1] >= f[:-2]) & (f[1:-1] > f[2:])).flatten() + 1
+            # Energies come in float32, so log p is known to a part in 10^7 of their size.
+            inner = _prominent(f, inner, 1e-3 + 5e-7 * (f.abs() + self.log_normaliser[i].abs()))
             if not len(inner):
                 inner = f.argmax().reshape(1).clamp(1, len(f) - 2)
             inner = inner[f[inner].argsort(descending=True)]
@@ -176,6 +182,10 @@ def normalise(
 ) -> PiecewiseDensity:
     """Integrate exp(-E(x, y)) over y for every row, halving panels until each row is within tolerance.
 
+    A panel is also halved while it is wide against a landmark's scale beside it, so that no spike which the
+    energy knows of falls between the nodes. Without landmarks, a spike narrower than about a two-thousandth
+    of the range may do so.
+
     Args:
         energy: ``E(x, .)`` of B rows with y one-dimensional, made by ``given``.
         lower, upper: where to integrate if the energy knows no landmarks; else the landmarks' range (ten
@@ -185,11 +195,16 @@ def normalise(
         max_evaluations: energies computed in one call, to keep memory flat.
 
     Raises:
-        ValueError: if the energy's shape is wrong or a value is not finite.
+        ValueError: if the energy's shape is wrong, a value is NaN or -infinity, or all values of a row are
+            +infinity (which elsewhere is a density of zero).
     """
     n_rows = energy.n_rows
-    edges = _first_edges(energy, lower, upper)
-    check_energy(energy, edges[:, :1].float().unsqueeze(-1).expand(-1, 2, -1))
+    landmarks = energy.landmarks()
+    if landmarks is not None:
+        landmarks = (landmarks[0].detach().double().cpu(), landmarks[1].detach().double().cpu())
+    edges = _first_edges(landmarks, lower, upper, n_rows)
+    middle = edges[:, edges.shape[1] // 2]
+    check_energy(energy, _like_features(energy, middle).reshape(-1, 1, 1).expand(-1, 2, -1))
     row = torch.arange(n_rows).repeat_interleave(edges.shape[1] - 1)
     left, right = edges[:, :-1].flatten(), edges[:, 1:].flatten()
     done: list[tuple[Tensor, ...]] = []
@@ -203,6 +218,8 @@ def normalise(
             0, row, log_values.amax(1), "amax"
         )
         new_shift = torch.maximum(shift, top)
+        if torch.isneginf(new_shift).any():
+            raise ValueError("the energy is +infinity for all y of a row: there is no density to normalise")
         settled = settled * (shift - new_shift).exp().nan_to_num(0.0)
         shift = new_shift
         values = (log_values - shift[row, None]).exp()
@@ -213,6 +230,8 @@ def normalise(
         error = torch.where(spread > 0, spread * ratio.pow(1.5).clamp(max=1.0), 0.0)
         total = settled.index_add(0, row, kronrod)
         fine = error <= tolerance * total[row] / 16
+        if landmarks is not None:
+            fine &= ~_too_wide(*landmarks, row, left, right)
         if round_ == max_rounds:
             fine = torch.ones_like(fine)
         # Kept with the shift they were measured at, so that all is brought to one scale at the end.
@@ -232,12 +251,13 @@ def normalise(
     return density
 
 
-def _first_edges(energy: Conditioned, lower: float, upper: float, n_panels: int = 16) -> Tensor:
+def _first_edges(
+    landmarks: tuple[Tensor, Tensor] | None, lower: float, upper: float, n_rows: int, n_panels: int = 16
+) -> Tensor:
     """Edges ``[B, n + 1]`` of the first panels: between landmarks where there are any, else uniform."""
-    landmarks = energy.landmarks()
     if landmarks is None:
-        return torch.linspace(lower, upper, 2 * n_panels + 1, dtype=torch.float64).repeat(energy.n_rows, 1)
-    where, scale = (t.detach().double().cpu() for t in landmarks)
+        return torch.linspace(lower, upper, 2 * n_panels + 1, dtype=torch.float64).repeat(n_rows, 1)
+    where, scale = landmarks
     points = torch.cat([where - 3 * scale, where, where + 3 * scale], 1).sort(1).values
     pick = torch.linspace(0, points.shape[1] - 1, min(n_panels - 1, points.shape[1])).round().long()
     ends = (where - 10 * scale).amin(1, keepdim=True), (where + 10 * scale).amax(1, keepdim=True)
@@ -247,13 +267,31 @@ def _first_edges(energy: Conditioned, lower: float, upper: float, n_panels: int 
     return edges + spaced
 
 
+def _too_wide(where: Tensor, scale: Tensor, row: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Panels ``[panels]`` whose nodes lie too far apart to see a landmark that they meet."""
+    width = right - left
+    suspect = torch.nonzero(width > 30 * scale.amin(1)[row]).flatten()
+    c, s = where[row[suspect]], scale[row[suspect]]
+    meets = (c + 6 * s > left[suspect, None]) & (c - 6 * s < right[suspect, None])
+    found = torch.zeros(len(row), dtype=torch.bool)
+    found[suspect] = (meets & (width[suspect, None] > 30 * s)).any(1)
+    return found
+
+
+def _like_features(energy: Conditioned, y: Tensor) -> Tensor:
+    """y on the device and in the precision that the energy computes in."""
+    features = energy.features if isinstance(energy.features, Tensor) else energy.features[0]
+    dtype = features.dtype if features.is_floating_point() else torch.get_default_dtype()
+    return y.to(features.device, dtype)
+
+
 def _evaluate(energy: Conditioned, row: Tensor, y: Tensor, max_evaluations: int) -> Tensor:
     size = max(1, max_evaluations // _N)
     parts = []
     with torch.no_grad():
         for start in range(0, len(row), size):
             piece = slice(start, start + size)
-            value = energy.rows(row[piece])(y[piece].float().unsqueeze(-1))
+            value = energy.rows(row[piece])(_like_features(energy, y[piece]).unsqueeze(-1))
             parts.append(value.double().cpu())
     energies = torch.cat(parts)
     if torch.isnan(energies).any() or torch.isneginf(energies).any():
@@ -268,6 +306,21 @@ def _legendre_series(coefficients: Tensor, t: Tensor) -> Tensor:
     for j in range(n - 1, 0, -1):
         b1, b2 = coefficients[..., j] + (2 * j + 1) / (j + 1) * t * b1 - (j + 1) / (j + 2) * b2, b1
     return coefficients[..., 0] + t * b1 - 0.5 * b2
+
+
+def _prominent(f: Tensor, peaks: Tensor, least: Tensor) -> Tensor:
+    """Those of the peaks of f that rise by ``least`` above the valleys that part them from higher ones."""
+    kept: list[int] = []
+    valleys: list[float] = []  # before each kept peak
+    for peak in peaks.tolist():
+        valley = float(f[kept[-1] : peak].min()) if kept else -float("inf")
+        while kept and float(f[kept[-1]]) - valley < float(least[kept[-1]]) and f[kept[-1]] < f[peak]:
+            kept.pop()
+            valley = min(valley, valleys.pop())
+        if not kept or float(f[peak]) - valley >= float(least[peak]):
+            kept.append(peak)
+            valleys.append(valley)
+    return torch.tensor(kept, dtype=torch.long)
 
 
 def _parabola_top(y: Tensor, f: Tensor, index: Tensor) -> Tensor:
