@@ -58,9 +58,10 @@ def run_chain(
 def accept(current: State, proposed: State, log_ratio: Tensor, generator: torch.Generator | None) -> State:
     """Metropolis-Hastings: take the proposal with probability min(1, exp(log_ratio)), else stay.
 
-    A proposal whose ratio is not finite is refused.
+    A proposal whose energy is not finite, or whose ratio is not a number, is refused.
     """
-    probability = torch.nan_to_num(log_ratio, nan=-torch.inf).clamp(max=0.0).exp()
+    sound = torch.isfinite(proposed.energy) & ~torch.isnan(log_ratio)
+    probability = torch.where(sound, log_ratio, -torch.inf).clamp(max=0.0).exp()
     uniform = torch.rand(probability.shape, generator=generator, device=probability.device)
     taken = uniform < probability
     wide = taken.reshape(*taken.shape, *([1] * (current.position.dim() - taken.dim())))
