@@ -281,7 +281,7 @@ def test_ascent_never_raises_the_energy(step_size):
 
 
 @pytest.mark.parametrize("step_size", [0.1, 0.5, 1.0, 3.0])
-def test_ascent_finds_the_minimum_of_a_quadratic():
+def test_ascent_finds_the_minimum_of_a_quadratic(step_size):
     """Also at a step that jumps to the mirror image, where the energy neither rises nor falls."""
     energy = GaussianEnergy(torch.tensor([1.0, -2.0]), torch.tensor([1.0, 0.5]))
     y = gradient_ascent(energy, torch.randn(7, 2), n_steps=200, step_size=step_size)
