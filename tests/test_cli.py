@@ -159,8 +159,8 @@ def test_predict_writes_what_was_asked(call, fitted, tmp_path: Path) -> None:
     p = pd.read_parquet(out)
     assert len(p) == 160
     assert list(p.columns) == [
-        "mean", "median", "mode", "std", "q0.1", "q0.5", "lower_0.8", "upper_0.8", "sample_1", "sample_2", "sample_3",
-        "log_prob", "pit",
+        "mean", "median", "mode", "std", "q0.1", "q0.5", "lower_0.8", "upper_0.8", "sample_1", "sample_2",
+        "sample_3", "log_prob", "pit",
     ]  # fmt: skip
     assert (p["lower_0.8"] < p["median"]).all()
     assert np.allclose(p["lower_0.8"], p["q0.1"])

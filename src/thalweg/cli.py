@@ -221,8 +221,8 @@ def _score_table(run: FinishedRun) -> Table:
         table.add_row("joint NLL", *(_cell(entry["nll"], "nll") for entry in scores.values()))
         for target in run.targets:
             for name, label in (("crps", "CRPS"), ("rmse", "RMSE"), ("coverage", "90 % coverage")):
-                cells = (_cell(entry["targets"][target][name], name) for entry in scores.values())
-                table.add_row(escape(f"{target}: {label}"), *cells)
+                row = [_cell(entry["targets"][target][name], name) for entry in scores.values()]
+                table.add_row(escape(f"{target}: {label}"), *row)
         return table
     columns = {"nll": "NLL", "crps": "CRPS", "rmse": "RMSE", "mae": "MAE", "coverage": "90 % coverage"}
     for heading in columns.values():

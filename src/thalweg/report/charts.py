@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 from scipy.stats import binom
 
 INK, SOFT, LINE = "#1b2a3a", "#5d6b7a", "#e3e8ee"
-MODEL, TRUTH = "#1f7a9c", "#d1495b"
+MODEL, TRUTH, ATOM = "#1f7a9c", "#d1495b", "#c47f17"
 COLOURS = [MODEL, "#8d99ae", "#e09f3e", "#6a4c93", "#588157"]
 WATER = [[0, "#ffffff"], [0.15, "#dcecf3"], [0.4, "#8cc3d9"], [0.7, "#2b87a9"], [1, "#0b3a52"]]
 
@@ -48,7 +48,7 @@ def histogram(values: dict[str, np.ndarray], axis: str, resolution: float = 0.0)
             x=(edges[1:] + edges[:-1]) / 2, y=counts, name=name, marker_color=colour,
             hovertemplate="%{x:.4g}: %{y:.1%}<extra>" + name + "</extra>",
         )  # fmt: skip
-    figure.update_xaxes(title=axis)
+    figure.update_xaxes(title=plain(axis))
     figure.update_yaxes(title="share of the rows", tickformat=".0%")
     return styled(figure, 300, barmode="group", showlegend=len(values) > 1)
 
@@ -73,7 +73,8 @@ def curves(
     if marked is not None:
         figure.add_vline(
             x=marked[0], line={"color": TRUTH, "dash": "dot", "width": 1.5}, annotation_text=marked[1],
-            annotation_font_color=TRUTH, annotation_position="top right",
+            annotation_font_color=TRUTH,
+            annotation_position="top left" if marked[0] > (x[0] + x[-1]) / 2 else "top right",
         )  # fmt: skip
     figure.update_xaxes(title=axes[0])
     figure.update_yaxes(title=axes[1])
@@ -88,6 +89,7 @@ def density_grid(
     titles: Sequence[str],
     axis: str,
     bars: bool,
+    atoms: dict[float, np.ndarray] | None = None,
 ) -> go.Figure:
     """p(y|x) of some rows, each in a panel of its own, with the truth marked.
 
@@ -97,6 +99,7 @@ def density_grid(
         truth: ``[rows]``.
         intervals: ``[rows, 2]``, shaded.
         bars: draw bars, for a target that takes few values.
+        atoms: probability ``[rows]`` of each single value that has one, drawn as a pin: full height is 100 %.
     """
     n_columns = min(3, len(truth))
     n_rows = -(-len(truth) // n_columns)
@@ -129,12 +132,21 @@ def density_grid(
                 x=[truth[i], truth[i]], y=[0, 1.05 * top], mode="lines", line={"color": TRUTH, "width": 2},
                 name="truth", showlegend=i == 0, hovertemplate="truth %{x:.6g}<extra></extra>", **place,
             )  # fmt: skip
+        for value, mass in (atoms or {}).items():
+            if mass[i] < 0.005:
+                continue
+            figure.add_scatter(
+                x=[value, value], y=[0, top * mass[i]], mode="lines+markers+text", text=["", f"{mass[i]:.0%}"],
+                textposition="middle left", textfont={"color": ATOM, "size": 12}, showlegend=False,
+                line={"color": ATOM, "width": 3}, marker={"color": ATOM, "size": [0, 9]},
+                hovertemplate=f"{value:.6g} itself: {mass[i]:.1%}<extra></extra>", **place,
+            )  # fmt: skip
         figure.update_yaxes(range=[0, 1.12 * top], showticklabels=bars, showgrid=bars, **place)
         if bars:
             figure.update_yaxes(tickformat=".0%", **place)
     figure.update_annotations(font_size=13, font_color=SOFT)
     for column in range(1, n_columns + 1):
-        figure.update_xaxes(title=axis, row=n_rows, col=column)
+        figure.update_xaxes(title=plain(axis), row=n_rows, col=column)
     styled(figure, 60 + 190 * n_rows)
     figure.update_xaxes(showticklabels=True)
     return figure.update_layout(
@@ -183,10 +195,10 @@ def density_map(
             line={"color": "#e0843e", "width": 2.4 if i == 0 else 1.4, "dash": "solid" if i == 0 else "dot"},
         )  # fmt: skip
     step = float(y[1] - y[0])
-    figure.update_xaxes(title=axes[0], showgrid=False)
+    figure.update_xaxes(title=plain(axes[0]), showgrid=False)
     if np.issubdtype(np.asarray(x).dtype, np.number):
         figure.update_xaxes(range=[x[0], x[-1]])
-    figure.update_yaxes(title=axes[1], showgrid=False, range=[y[0] - step / 2, y[-1] + step / 2])
+    figure.update_yaxes(title=plain(axes[1]), showgrid=False, range=[y[0] - step / 2, y[-1] + step / 2])
     return styled(figure, 470)
 
 
@@ -242,7 +254,7 @@ def residuals(predicted: np.ndarray, truth: np.ndarray, name: str) -> go.Figure:
         row=1, col=2, hovertemplate="%{x} rows<extra></extra>",
     )  # fmt: skip
     figure.add_hline(y=0, line={"color": TRUTH, "width": 1.5})
-    figure.update_xaxes(title=f"predicted mean of {name}", row=1, col=1)
+    figure.update_xaxes(title=f"predicted mean of {plain(name)}", row=1, col=1)
     figure.update_xaxes(title="rows", row=1, col=2)
     figure.update_yaxes(title="truth − predicted", row=1, col=1)
     return styled(figure, 360, showlegend=False)
@@ -250,13 +262,14 @@ def residuals(predicted: np.ndarray, truth: np.ndarray, name: str) -> go.Figure:
 
 def effects(names: Sequence[str], values: Sequence[float], axis: str) -> go.Figure:
     """Horizontal bars, the longest on top."""
+    labels = [plain(shortened(n)) for n in names]
     figure = go.Figure(
         go.Bar(
-            x=list(values)[::-1], y=[shortened(n) for n in names][::-1], orientation="h", marker_color=MODEL,
+            x=list(values)[::-1], y=labels[::-1], orientation="h", marker_color=MODEL,
             hovertemplate="%{y}: %{x:.3g}<extra></extra>",
         )
     )  # fmt: skip
-    figure.update_xaxes(title=axis)
+    figure.update_xaxes(title=plain(axis))
     return styled(figure, 80 + 26 * len(names))
 
 
@@ -267,8 +280,8 @@ def scatter_truth(predicted: np.ndarray, truth: np.ndarray, name: str) -> go.Fig
     diagonal = {"color": INK, "dash": "dot", "width": 1.5}
     figure.add_scatter(x=[low, high], y=[low, high], mode="lines", line=diagonal, hoverinfo="skip")
     figure.add_scatter(x=predicted, y=truth, mode="markers", marker={"color": MODEL, "size": 6, "opacity": 0.5})
-    figure.update_xaxes(title=f"predicted mean of {name}")
-    figure.update_yaxes(title=f"{name}")
+    figure.update_xaxes(title=f"predicted mean of {plain(name)}")
+    figure.update_yaxes(title=plain(name))
     return styled(figure, 340, showlegend=False)
 
 
@@ -298,11 +311,16 @@ def clouds(draws: np.ndarray, truth: np.ndarray, titles: Sequence[str], axes: tu
         )  # fmt: skip
     figure.update_annotations(font_size=13, font_color=SOFT)
     for column in range(1, n_columns + 1):
-        figure.update_xaxes(title=axes[0], row=n_rows, col=column)
-    figure.update_yaxes(title=axes[1], col=1)
+        figure.update_xaxes(title=plain(axes[0]), row=n_rows, col=column)
+    figure.update_yaxes(title=plain(axes[1]), col=1)
     styled(figure, 60 + 230 * n_rows)
     return figure.update_layout(margin={"l": 10, "r": 10, "t": 60, "b": 10}, legend={"y": 1.06})
 
 
 def shortened(text: str, most: int = 28) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def plain(text: str) -> str:
+    """A user's text, without what Plotly would read as a tag."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -76,15 +76,16 @@ def _data_card(run: FinishedRun) -> Card:
     ]
     kinds = {c["name"]: c["kind"] for c in run.model.encoder_.columns} if run.model.encoder_ else {}
     rows = []
+    table = _plain_columns(run.training_rows)
     for name in run.figures["inputs"]:
-        column = run.training_rows[name]
+        column = table[name]
         gaps = f"{100 * column.isna().mean():.1f} %" if column.isna().any() else "none"
         kind = "date" if pd.api.types.is_datetime64_any_dtype(column) else kinds[name]
         if not is_number(column):
             counts = column.astype(str).where(column.notna()).value_counts()
             middle, span = str(counts.index[0]), f"{len(counts)} values"
         else:
-            middle = _shown(column.median())
+            middle = _shown(_typical(column))
             span = f"{_shown(column.min())} to {_shown(column.max())}"
         rows.append([name, kind, gaps, charts.shortened(middle), span])
     text = "The target over the rows, and every input. The model sees the training rows only."
@@ -132,20 +133,28 @@ def _densities_card(run: FinishedRun) -> Card:
     distribution, truth = distribution[picked], truth[picked]
     intervals = distribution.interval(0.9)
     outer = distribution.quantile(np.array([0.002, 0.998]))
-    y, bars = _target_grid(run, min(outer[:, 0].min(), truth.min()), max(outer[:, 1].max(), truth.max()), 500)
+    low, high = min(outer[:, 0].min(), truth.min()), max(outer[:, 1].max(), truth.max())
+    pad = 0.04 * (high - low)
+    y, bars = (
+        _target_grid(run, low, high) if _has_bars(run, low, high) else _target_grid(run, low - pad, high + pad)
+    )
     density = _on_grid(run, distribution, y, bars)
+    atoms = {} if bars else {a: _atom_mass(run, distribution, a) for a in _atoms(run)}
     titles = [f"row {i + 1}: truth {_shown(t)}" for i, t in zip(picked, truth, strict=True)]
     text = f"What the model says of six {which} rows, from a low prediction to a high one. " + (
         "A bar is the probability of a value; the red one is the truth."
         if bars
         else "The red line is the truth; the shaded part is the central 90 % interval."
     )
-    picture = charts.density_grid(y, density, truth, intervals, titles, run.targets[0], bars)
+    if any((mass >= 0.005).any() for mass in atoms.values()):
+        values = ", ".join(_shown(a) for a in atoms)
+        text += f" The pin is the probability of one value by itself ({values}): at full height it would be 100 %."
+    picture = charts.density_grid(y, density, truth, intervals, titles, run.targets[0], bars, atoms)
     return Card("Predictive densities", text, [picture])
 
 
 def _map_cards(run: FinishedRun) -> list[Card]:
-    X = run.inputs(run.training_rows)
+    X = _plain_columns(run.inputs(run.training_rows))
     moved = input_effects(run, X)
     ranked = sorted(moved, key=lambda name: -moved[name])
     numeric = [n for n in ranked if is_number(X[n]) and X[n].nunique() > 2]
@@ -162,11 +171,7 @@ def _map_cards(run: FinishedRun) -> list[Card]:
     else:
         grid = list(column.value_counts().index[:12])
     # Every other input at its median or its most frequent value.
-    typical = {c: X[c].median() if is_number(X[c]) else _most_frequent(X[c]) for c in X.columns}
-    asked = pd.DataFrame({c: grid if c == name else [typical[c]] * len(grid) for c in X.columns})
-    for c in X.columns:
-        if isinstance(X[c].dtype, pd.CategoricalDtype):
-            asked[c] = asked[c].astype(object)
+    asked = pd.DataFrame({c: grid if c == name else [_typical(X[c])] * len(grid) for c in X.columns})
     distribution = run.model.predict_distribution(asked)
     assert isinstance(distribution, PredictiveDistribution)
     quantiles = distribution.quantile(np.array([0.5, 0.05, 0.95]))
@@ -175,13 +180,15 @@ def _map_cards(run: FinishedRun) -> list[Card]:
     pad = 0.08 * (high - low)
     y, bars = _target_grid(run, min(low - pad, quantiles[:, 1].min()), max(high + pad, quantiles[:, 2].max()), 260)
     density = _on_grid(run, distribution, y, bars).T
-    chosen = np.random.RandomState(0).permutation(len(truth))[:_MAX_POINTS]
+    chosen = np.random.RandomState(0).permutation(np.flatnonzero(column.notna()))[:_MAX_POINTS]
     values = truth[chosen]
     if bars:
         # Points of a rounded target would lie on top of each other.
         values = values + np.random.RandomState(1).uniform(-0.3, 0.3, len(values)) * run.model.resolution_
     if not is_number(column):
-        grid, points = [str(g) for g in grid], column.iloc[chosen].astype(str).tolist()
+        # A text that reads as a number or a date would make an axis of that kind.
+        grid = [f"{charts.plain(str(g))}\u200b" for g in grid]
+        points = [f"{charts.plain(str(g))}\u200b" for g in column.iloc[chosen]]
     else:
         points = column.iloc[chosen].tolist()
     lines = {"median": quantiles[:, 0], "5 % and 95 %": quantiles[:, 1], "95 %": quantiles[:, 2]}
@@ -263,19 +270,21 @@ def _scores_card(run: FinishedRun) -> Card:
     scores = run.figures["scores"]
     n = run.figures["test_rows"]
     text = (
-        f"Three models on the same {n} test rows. Lower is better; the coverage should be 90 %. The best figure "
-        "of a column is set off."
+        f"Three models on the same {n} test rows. Lower is better; the coverage should be 90 %. The best "
+        "figures are set off."
     )
     if len(run.targets) > 1:
-        head = ["model", "joint NLL"]
-        rows = [[name, f"{entry['nll']:.4f}"] for name, entry in scores.items()]
+        # Many figures and three models: a line for each figure.
+        lines = [["joint NLL, nats", *(f"{entry['nll']:.4f}" for entry in scores.values())]]
+        best = {(0, 1 + int(np.argmin([entry["nll"] for entry in scores.values()])))}
         for target in run.targets:
-            for key, label in (("crps", "CRPS"), ("rmse", "RMSE"), ("coverage", "coverage")):
-                head.append(f"{target}: {label}")
-                for row, entry in zip(rows, scores.values(), strict=True):
-                    value = entry["targets"][target][key]
-                    row.append(f"{100 * value:.1f} %" if key == "coverage" else f"{value:.4g}")
-        return Card("Beside two baselines", text, head=head, rows=rows)
+            for key, label in (("crps", "CRPS"), ("rmse", "RMSE"), ("coverage", "90 % coverage")):
+                values = [entry["targets"][target][key] for entry in scores.values()]
+                if key != "coverage":
+                    best.add((len(lines), 1 + int(np.argmin(values))))
+                shown = [f"{100 * v:.1f} %" if key == "coverage" else f"{v:.4g}" for v in values]
+                lines.append([f"{target}: {label}", *shown])
+        return Card("Beside two baselines", text, head=["figure", *scores], rows=lines, best=best)
     columns = {"nll": "NLL", "crps": "CRPS", "rmse": "RMSE", "mae": "MAE", "coverage": "90 % coverage", "width":
                "interval width"}  # fmt: skip
     rows, best = [], set()
@@ -351,24 +360,68 @@ def _shown_rows(run: FinishedRun) -> tuple[pd.DataFrame, str]:
     return run.training_rows.iloc[:2000], "training"
 
 
-def _target_grid(run: FinishedRun, low: float, high: float, n: int) -> tuple[np.ndarray, bool]:
+def _target_grid(run: FinishedRun, low: float, high: float, n: int = 500) -> tuple[np.ndarray, bool]:
     """Values of the target over a range; the rounded values themselves, if they are few."""
+    if not _has_bars(run, low, high):
+        return np.linspace(low, high, n), False
     resolution = run.model.resolution_
-    if resolution:
-        # The grid's origin is that of the data: half-integers are a grid of spacing 1 as well.
-        origin = float(np.asarray(run.truth(run.training_rows)).flat[0])
-        first, last = np.floor((low - origin) / resolution + 0.5), np.ceil((high - origin) / resolution - 0.5)
-        if last - first < _MAX_BARS:
-            return origin + resolution * np.arange(first, max(last, first + 1) + 1), True
-    return np.linspace(low, high, n), False
+    # The grid's origin is that of the data: half-integers are a grid of spacing 1 as well.
+    origin = float(np.asarray(run.truth(run.training_rows)).flat[0])
+    first, last = np.floor((low - origin) / resolution + 0.5), np.ceil((high - origin) / resolution - 0.5)
+    return origin + resolution * np.arange(first, max(last, first + 1) + 1), True
+
+
+def _has_bars(run: FinishedRun, low: float, high: float) -> bool:
+    return bool(run.model.resolution_) and (high - low) / run.model.resolution_ < _MAX_BARS
 
 
 def _on_grid(run: FinishedRun, distribution: PredictiveDistribution, y: np.ndarray, bars: bool) -> np.ndarray:
+    """Densities ``[rows, m]`` on a grid, or probabilities of its cells. Spikes of single values are left out."""
     asked = np.broadcast_to(y, (len(distribution), len(y)))
-    return np.exp(distribution.log_mass(asked) if bars else distribution.log_prob(asked))
+    if bars:
+        return np.exp(distribution.log_mass(asked))
+    density = np.exp(distribution.log_prob(asked))
+    for atom in _atoms(run):
+        spike = np.abs(y - atom) <= _atom_reach(run)
+        if spike.any() and not spike.all():
+            clear = np.flatnonzero(~spike)
+            nearest = clear[np.abs(y[spike][:, None] - y[clear]).argmin(1)]
+            density[:, spike] = density[:, nearest]
+    return density
 
 
-def _most_frequent(column: pd.Series) -> Any:
+def _atoms(run: FinishedRun) -> list[float]:
+    """Values that the model gives a probability of their own."""
+    atoms = run.model.architecture_.get("atoms", [])
+    return [float(a * run.model.scale_[0] + run.model.location_[0]) for a in atoms]
+
+
+def _atom_reach(run: FinishedRun) -> float:
+    """How far from such a value its spike reaches."""
+    return 6 * float(run.model.architecture_["atom_std"] * run.model.scale_[0])
+
+
+def _atom_mass(run: FinishedRun, distribution: PredictiveDistribution, atom: float) -> np.ndarray:
+    reach = np.full(len(distribution), _atom_reach(run))
+    return distribution.cdf(atom + reach) - distribution.cdf(atom - reach)
+
+
+def _plain_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """Numbers as numbers, and categories as texts, whatever type the file gave them."""
+    table = table.copy()
+    for name in table.columns:
+        column = table[name]
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            table[name] = column.astype(object)
+        elif is_number(column) and not pd.api.types.is_datetime64_any_dtype(column):
+            table[name] = pd.to_numeric(column).astype("float64")
+    return table
+
+
+def _typical(column: pd.Series) -> Any:
+    """The median; of categories, and of columns with two values, the most frequent one."""
+    if is_number(column) and column.nunique() > 2:
+        return column.median()
     counts = column.value_counts()
     return counts.index[0] if len(counts) else None
 

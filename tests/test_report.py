@@ -1,0 +1,140 @@
+"""The report: one page that holds what it promises."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from thalweg.estimators.run import FinishedRun, RunSettings, fit_run
+from thalweg.recipes import Figure, Recipe, Result, Settings
+from thalweg.report import charts, regression_report, write_recipe_page, write_regression_report
+from thalweg.report.regression import duration, input_effects
+
+
+def fit(folder: Path, table: pd.DataFrame, targets: list[str], **settings) -> FinishedRun:
+    path = folder / "table.parquet"
+    table.to_parquet(path)
+    chosen = RunSettings(str(path), targets, **{"epochs": 2, "members": 2} | settings)
+    return fit_run(folder / "run", chosen, verbose=False)
+
+
+def mixed(n: int = 150) -> pd.DataFrame:
+    """Numbers, gaps, dates, categories, truth values, a constant, and names that look like HTML."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=n)
+    table = pd.DataFrame(
+        {
+            "x": x,
+            "weak": rng.normal(size=n),
+            "<b>kind</b>": pd.Categorical(rng.choice(["<script>u", "v"], n)),
+            "day": pd.Timestamp("2024-01-01") + pd.to_timedelta(rng.integers(0, 99, n), unit="D"),
+            "flag": rng.random(n) < 0.5,
+            "same": "s",
+            "y": 3 * x + rng.normal(size=n),
+        }
+    )
+    table.loc[::9, "weak"] = np.nan
+    return table
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    return fit(tmp_path_factory.mktemp("mixed"), mixed(), ["y"], epochs=12)
+
+
+def headings(html: str) -> list[str]:
+    return re.findall(r"<h2>(.*?)</h2>", html)
+
+
+def test_the_page_is_whole_and_needs_nothing_else(run: FinishedRun) -> None:
+    html = regression_report(run)
+    assert headings(html) == [
+        "The data", "Training", "Predictive densities", "A map of p(y|x)", "Which inputs matter", "Calibration",
+        "Residuals", "Beside two baselines", "How it was made",
+    ]  # fmt: skip
+    assert not re.search(r'<(script|link|img)[^>]+(src|href)="', html)
+    assert html.count("plotly.js v") == 1
+    assert "gradient boosting, quantiles" in html
+    assert "<script>u" not in html
+    assert "<b>kind" not in html
+    assert "&lt;b&gt;kind" in html
+
+
+def test_written_beside_the_run_and_the_same_every_time(run: FinishedRun, tmp_path: Path) -> None:
+    path = write_regression_report(run)
+    assert path == run.folder / "report.html"
+    other = write_regression_report(run, tmp_path / "elsewhere" / "page.html")
+    assert path.read_bytes() == other.read_bytes()
+
+
+def test_the_input_that_matters_moves_the_prediction_most(run: FinishedRun) -> None:
+    moved = input_effects(run, run.inputs(run.training_rows))
+    assert max(moved, key=lambda name: moved[name]) == "x"
+    assert "same" not in moved
+    few = input_effects(run, run.inputs(run.training_rows), max_columns=2)
+    assert "x" in few
+    assert len(few) == 2
+
+
+def test_one_input_and_no_test_rows(tmp_path: Path) -> None:
+    html = regression_report(fit(tmp_path, mixed()[["x", "y"]], ["y"], test_fraction=0.0))
+    assert headings(html) == ["The data", "Training", "Predictive densities", "A map of p(y|x)", "How it was made"]
+    assert "held-out NLL" in html
+
+
+def test_categories_only(tmp_path: Path) -> None:
+    table = mixed()[["<b>kind</b>", "y"]]
+    assert "A map of p(y|x)" in headings(regression_report(fit(tmp_path, table, ["y"])))
+
+
+def test_a_rounded_target_is_drawn_as_bars(tmp_path: Path) -> None:
+    table = mixed()[["x", "weak", "y"]]
+    table["y"] = table["y"].round()
+    run = fit(tmp_path, table, ["y"])
+    assert run.model.resolution_ == 1
+    html = regression_report(run)
+    assert "A bar is the probability of a value" in html
+    assert "rounded to multiples of 1" in html
+
+
+def test_a_censored_target_shows_the_limit_as_a_pin(tmp_path: Path) -> None:
+    table = mixed(400)[["x", "y"]]
+    table["y"] = table["y"].clip(upper=3.0)
+    run = fit(tmp_path, table, ["y"])
+    assert run.model.architecture_["atoms"]
+    html = regression_report(run)
+    assert "one value by itself (3)" in html
+
+
+def test_several_targets(tmp_path: Path) -> None:
+    table = mixed().assign(z=lambda t: t["x"] ** 2)[["x", "weak", "y", "z"]]
+    html = regression_report(fit(tmp_path, table, ["y", "z"]))
+    assert {"Draws", "Truth and prediction", "Beside two baselines"} <= set(headings(html))
+
+
+def test_recipe_page(tmp_path: Path) -> None:
+    recipe = Recipe("toy", "A <toy>", "nobody, 1900", lambda settings: Result([]), 1.0)
+    picture = charts.histogram({"a": np.arange(20.0)}, "a")
+    figures = [Figure("error", [0.1, 0.2], 0.12), Figure("time", [1.0, 2.0])]
+    result = Result(figures, {"A picture": picture}, ["A note."])
+    html = write_recipe_page(recipe, Settings(seeds=(0, 1)), result, tmp_path / "page.html").read_text()
+    assert headings(html) == ["The figures", "A picture"]
+    assert "A &lt;toy&gt;" in html
+    assert "0 of 1" in html
+    assert "missed" in html
+    assert "A note." in html
+
+
+def test_bins_hold_whole_rounding_cells() -> None:
+    edges = charts.bin_edges(np.array([1.0, 2.0, 200.0]), 1.0, most=50)
+    assert np.allclose((edges - 0.5) % 1, 0)
+    assert edges[0] == 0.5
+    assert edges[-1] >= 200.5
+    assert len(edges) <= 52
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(4.21, "4.2 s"), (200, "3 min 20 s"), (3900, "1 h 5 min")])
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
