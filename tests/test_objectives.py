@@ -304,6 +304,14 @@ def test_noise_contrast_of_equal_candidates_is_the_logarithm_of_their_number():
     torch.testing.assert_close(loss, torch.full((8,), math.log(32)))  # and the proposal covers: KL = 0
 
 
+@pytest.mark.parametrize("make", [RankingNCE, ImportanceSampling])
+def test_contrast_and_importance_sampling_are_least_at_the_true_gaussian(make):
+    """Ranking at any number of candidates; the likelihood up to the bias of log Z, small at this M."""
+    data = gaussian_data(5000)
+    assert_stationary(make([0.2, 0.8], n_samples=128), GaussianRows(0.3, 0.49, 5000), data)
+    assert_not_stationary(make([0.2, 0.8], n_samples=128), GaussianRows(0.3, 0.7, 5000), data)
+
+
 def test_noise_contrast_with_the_true_density_is_calibrated():
     """Among exchangeable candidates, a calibrated posterior has E[p_target] = E[sum_k p_k^2]."""
     n, m = 4000, 7
