@@ -22,6 +22,7 @@ from thalweg.energies import MixtureDensity, NetworkEnergy, TiltedMixtureEnsembl
 from thalweg.objectives.base import Batch, ConditionalObjective
 from thalweg.objectives.likelihood import MaximumLikelihood
 from thalweg.objectives.noise_contrastive import JointProposalNCE, RankingNCE
+from thalweg.objectives.score_matching import ScoreMatching
 from thalweg.training.checkpoint import read_checkpoint, write_checkpoint
 from thalweg.training.loop import DivergenceError, Plan, Trainer, _Run
 
@@ -550,6 +551,9 @@ def first_rank_body(folder: Path, fabric: Fabric) -> None:
         },
         folder / f"first{fabric.global_rank}.pt",
     )
+    # An objective that leaves a parameter, the energy's constant, out of its loss.
+    Trainer(DDP_PLAN, fabric).fit(dropout_energy()[0], ScoreMatching(), toy_data(), held_out_loss)
+
     energy, objective = dropout_energy()
     per_row, calls = objective.per_row, [0]
 

@@ -86,13 +86,18 @@ class History:
 class _Step(nn.Module):
     """Energy and objective as one module, so that distributed wrappers see one forward."""
 
-    def __init__(self, energy: nn.Module, objective: nn.Module):
+    def __init__(self, energy: nn.Module, objective: nn.Module, distributed: bool):
         super().__init__()
         self.energy = energy
         self.objective = objective
+        self.distributed = distributed
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        return self.objective(self.energy, batch, generator).value
+        value = self.objective(self.energy, batch, generator).value
+        if self.distributed:
+            # Every parameter must take part: score matching, for one, does not reach the energy's constant.
+            value = value + 0.0 * sum(w.reshape(-1)[:1].sum() for w in self.parameters() if w.requires_grad)
+        return value
 
 
 class Trainer:
@@ -186,7 +191,7 @@ class _Run:
             self.n_epochs = min(self.n_epochs, plan.max_steps // self.steps_per_epoch)
         self.n_steps = self.n_epochs * self.steps_per_epoch
 
-        self.module = _Step(energy, objective)
+        self.module = _Step(energy, objective, distributed=fabric.world_size > 1)
         optimizer = torch.optim.AdamW(
             self.module.parameters(), plan.learning_rate, weight_decay=plan.weight_decay, fused=True
         )
