@@ -334,6 +334,19 @@ def test_an_interrupted_run_resumes_and_ends_the_same(call, tmp_path: Path, how:
     assert not (cut / "training").exists()
 
 
+def test_a_full_disk_is_told(call, fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, *arguments: object, **options: object) -> int:
+        raise OSError(28, "No space left on device", str(self))
+
+    before = (fitted[1] / "figures.json").read_bytes()
+    monkeypatch.setattr(Path, "write_text", full)
+    done = call("report", fitted[1])
+    assert done.code == 1
+    assert "free some space" in done.err
+    assert done.err.count("\n") == 1
+    assert (fitted[1] / "figures.json").read_bytes() == before
+
+
 def test_demo(call, tmp_path: Path) -> None:
     done = call("demo", "--out", tmp_path / "demo", *SMALL)
     assert done.code == 0, done.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,12 +44,9 @@ def main() -> None:
         path = context.command_path if context is not None else "thalweg"
         _say_error(f"{error.format_message()} (see `{path} --help`)")
         code = 2
-    except BrokenPipeError:
-        # Whoever read our output has seen enough.
-        sys.stderr.close()
-        code = 141
     except (ValueError, OSError) as error:
-        _say_error(str(error))
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        _say_error(f"{error}: free some space and run again" if full else str(error))
         code = 1
     except RuntimeError as error:
         from thalweg.training.loop import DivergenceError
@@ -345,7 +343,7 @@ def demo(
     _fit_and_tell(out_folder, settings, overwrite=True, quiet=quiet)
 
 
-@app.command(epilog="Example: thalweg reproduce --quick two-modes")
+@app.command(epilog="Example: thalweg reproduce (lists the recipes); thalweg reproduce NAME --quick")
 def reproduce(
     recipe: Annotated[str | None, typer.Argument(help="Name of a recipe; without it they are listed.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs, each with a seed of its own.")] = 3,

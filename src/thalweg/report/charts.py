@@ -137,7 +137,7 @@ def density_grid(
                 continue
             figure.add_scatter(
                 x=[value, value], y=[0, top * mass[i]], mode="lines+markers+text", text=["", f"{mass[i]:.0%}"],
-                textposition="middle left", textfont={"color": ATOM, "size": 12}, showlegend=False,
+                textposition="top left", textfont={"color": ATOM, "size": 12}, showlegend=False,
                 line={"color": ATOM, "width": 3}, marker={"color": ATOM, "size": [0, 9]},
                 hovertemplate=f"{value:.6g} itself: {mass[i]:.1%}<extra></extra>", **place,
             )  # fmt: skip
