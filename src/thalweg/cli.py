@@ -129,7 +129,7 @@ def regression(
         if table is None:
             raise ValueError("name the table: thalweg fit regression TABLE --target COLUMN")
         settings = RunSettings(
-            str(table),
+            str(table.resolve()),
             target or [],
             drop or [],
             test_fraction,
@@ -335,7 +335,7 @@ def demo(
     names = {"s1": "cholesterol", "s2": "ldl", "s3": "hdl", "s4": "cholesterol_hdl_ratio",
              "s5": "log_triglycerides", "s6": "glucose", "bp": "blood_pressure"}  # fmt: skip
     table = load_diabetes(as_frame=True, scaled=False).frame.rename(columns={**names, "target": "progression"})
-    path = out_folder / "diabetes.csv"
+    path = (out_folder / "diabetes.csv").resolve()
     if (out_folder / "fit.json").exists() and read_settings(out_folder).table != str(path):
         raise ValueError(f"{out_folder} holds a run of yours: choose another --out")
     write_table(table, path)
