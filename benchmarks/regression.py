@@ -90,7 +90,7 @@ def mixture_network(X: np.ndarray, y: np.ndarray, seed: int, resolution: float) 
     torch.manual_seed(seed)
     network = MixtureDensity(mlp([X.shape[1], 128, 128]), 128, n_components=5)
     model = EnergyRegressor("likelihood", energy=network, learning_rate=1e-3, weight_decay=0.0, max_steps=None,
-                            random_state=seed)  # fmt: skip
+                            max_epochs=1000, patience=50, random_state=seed)  # fmt: skip
     pipeline = make_pipeline(StandardScaler(), model).fit(X, y)
     return lambda X_new: pipeline[-1].predict_distribution(pipeline[0].transform(X_new))
 

@@ -1,7 +1,21 @@
 """Thalweg: energy-based models. One energy function, any objective, answers you can trust."""
 
-from thalweg.estimators import EnergyRegressor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from thalweg.estimators.regressor import EnergyRegressor
 
 __all__ = ["EnergyRegressor", "__version__"]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # On demand, so that ``thalweg --help`` need not wait for PyTorch.
+    if name == "EnergyRegressor":
+        from thalweg.estimators.regressor import EnergyRegressor
+
+        return EnergyRegressor
+    raise AttributeError(f"module 'thalweg' has no attribute {name!r}")

@@ -15,8 +15,8 @@ class TableEncoder:
     """Encodes the columns of a table.
 
     A number is standardised and, beside that, encoded piecewise linearly on its quantiles, which lets a
-    network follow a feature as locally as a tree does. A category becomes one indicator for each value
-    seen in training, the rare ones together. A gap becomes the median and an indicator. A column that is
+    network follow a feature as locally as a tree does. A category becomes one indicator for each of its most
+    frequent values. A gap becomes the median, no piece, and an indicator. A column that is
     constant carries nothing and is left out.
 
     Args:
@@ -96,7 +96,8 @@ class TableEncoder:
         parts = [np.clip((numbers - column["mean"]) / column["std"], -5, 5)]
         edges = np.asarray(column["edges"])
         for left, right in itertools.pairwise(edges):
-            parts.append(2 * np.clip((numbers - left) / (right - left), 0, 1) - 1)
+            piece = 2 * np.clip((numbers - left) / (right - left), 0, 1) - 1
+            parts.append(np.where(gaps, 0.0, piece))
         if column["has_gaps"]:
             parts.append(gaps)
         return parts
@@ -144,4 +145,11 @@ def _as_numbers(name: str, values: pd.Series) -> np.ndarray:
 
 
 def _as_text(values: pd.Series) -> pd.Series:
+    known = values.dropna()
+    foreign = known[[isinstance(v, dict | list | set | tuple | np.ndarray) for v in known]]
+    if len(foreign):
+        raise ValueError(
+            f"column {values.name!r} holds a {type(foreign.iloc[0]).__name__} (row {foreign.index[0]}): an entry "
+            "must be a number, a text or a date"
+        )
     return values.astype(object).where(values.notna(), _MISSING).map(str)

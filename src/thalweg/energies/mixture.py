@@ -231,12 +231,14 @@ class TiltedMixtureEnsemble(ConditionalEnergy):
         y may also be ``[B, *candidates, n_members]``, a value for each member.
         """
         log_weights, means, log_stds, tilts, log_normaliser = (align(f, y) for f in features)
-        z = (y.unsqueeze(-1) - means) * torch.exp(-log_stds)
-        log_prob = torch.logsumexp(log_weights - log_stds - 0.5 * z.square(), -1) - _HALF_LOG_2PI
+        # Components lead from here on: sums over a leading dimension run several times faster.
+        log_weights, means, log_stds = (f.movedim(-1, 0) for f in (log_weights, means, log_stds))
+        z = (y - means) * torch.exp(-log_stds)
+        log_prob = _log_sum_exp(log_weights - log_stds - _HALF_LOG_2PI - 0.5 * z.square())
         if not self.n_tilts:
             return log_prob
-        u = (log_weights.exp() * torch.special.ndtr(z)).sum(-1)
-        return log_prob - (tilts * _cosines(u, self.n_tilts)).sum(-1) - log_normaliser
+        u = (log_weights.exp() * (0.5 * torch.erfc(z * -math.sqrt(0.5)))).sum(0)
+        return log_prob - _cosine_series(tilts.movedim(-1, 0), u) - log_normaliser
 
     def roughness(self, features: Features) -> Tensor:
         """sum_j (j a_kj)^2 ``[B, n_members]``: how far the tilt is from none, fast wiggles counted more."""
@@ -263,6 +265,22 @@ class BatchedLinear(nn.Module):
 def floored(log_std: Tensor, floor: float) -> Tensor:
     """A smooth lower bound: the value itself far above the floor, the floor far below it."""
     return floor + F.softplus(log_std - floor)
+
+
+def _log_sum_exp(x: Tensor) -> Tensor:
+    """log of the sum of exp over the first dimension."""
+    top = x.detach().amax(0)
+    return top + (x - top).exp().sum(0).log()
+
+
+def _cosine_series(coefficients: Tensor, u: Tensor) -> Tensor:
+    """sum_j a_j sqrt(2) cos(pi j u), j = 1..n, for coefficients ``[n, ...]``: Clenshaw's recurrence."""
+    twice = 2 * torch.cos(math.pi * u)
+    b1, b2 = torch.zeros_like(u), torch.zeros_like(u)
+    for a in reversed(coefficients.unbind(0)):
+        b1, b2 = a + twice * b1 - b2, b1
+    # b1 is b_1 and b2 is b_2 here: the series is cos(pi u) b_1 - b_2, its constant term being 0.
+    return math.sqrt(2) * (0.5 * twice * b1 - b2)
 
 
 def _cosines(u: Tensor, n: int) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.energies.base import ConditionalEnergy
+from thalweg.energies.base import ConditionalEnergy, Conditioned, map_features
 from thalweg.energies.mixture import MixtureDensity
 from thalweg.inference.ascent import gradient_ascent
 from thalweg.inference.importance import WeightedSamples, importance_sample
@@ -48,6 +49,7 @@ class PredictiveDistribution:
         self.resolution = resolution
         self.tolerance = tolerance
         self._cache: dict[int, PiecewiseDensity] = {}
+        self._precise = copy.deepcopy(energy).double() if x.device.type == "cpu" else energy
 
     def __len__(self) -> int:
         return len(self._x)
@@ -62,13 +64,21 @@ class PredictiveDistribution:
         )
 
     def log_prob(self, y: np.ndarray) -> np.ndarray:
-        """Log density, nats per unit of the target: y ``[B]`` -> ``[B]``, or ``[B, m]`` -> ``[B, m]``."""
+        """Log density, nats per unit of the target: y ``[B]`` -> ``[B]``, or ``[B, m]`` -> ``[B, m]``.
+
+        A model that is normalised by integrating between two bounds has no density beyond them.
+        """
 
         def chunk(rows: slice, values: Tensor) -> Tensor:
+            density = self._density(rows)
             with torch.no_grad():
-                given = self._energy.given(self._x[rows])
+                given = self._given(rows)
                 energy = given(values.to(self._x.device).float().unsqueeze(-1)).double().cpu()
-            return -energy - self._density(rows).log_normaliser[:, None]
+            log_prob = -energy - density.log_normaliser[:, None]
+            if given.landmarks() is None:
+                outside = (values < density.lower[:, None]) | (values > density.upper[:, None])
+                log_prob = log_prob.masked_fill(outside, -torch.inf)
+            return log_prob
 
         return self._per_value(y, chunk) - np.log(self._scale)
 
@@ -154,12 +164,18 @@ class PredictiveDistribution:
         for start in range(0, len(self._x), self.chunk_size):
             yield slice(start, min(start + self.chunk_size, len(self._x)))
 
+    def _given(self, rows: slice) -> Conditioned:
+        """Features in double precision, so that a row's answer does not depend on the rows beside it."""
+        x = self._x[rows]
+        features = self._precise.features(x.double() if self._precise is not self._energy else x)
+        return Conditioned(self._energy, map_features(features, lambda f: f.to(x.dtype)))
+
     def _density(self, rows: slice) -> PiecewiseDensity:
         kept = self._cache.get(rows.start)
         if kept is not None:
             return kept
         with torch.no_grad():
-            density = normalise(self._energy.given(self._x[rows]), *self._bounds, self.tolerance)
+            density = normalise(self._given(rows), *self._bounds, self.tolerance)
         if len(self._x) <= self.cache_rows:
             self._cache[rows.start] = density
         return density

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from thalweg.data.encoding import TableEncoder
 from thalweg.data.target import check_target, find_atoms, find_resolution
-from thalweg.energies.base import ConditionalEnergy
+from thalweg.energies.base import ConditionalEnergy, check_energy
 from thalweg.energies.mixture import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
 from thalweg.energies.networks import NetworkEnergy, mlp
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
@@ -158,6 +158,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         tags.input_tags.categorical = True
+        tags.input_tags.string = True
         tags.target_tags.multi_output = True
         tags.non_deterministic = False
         return tags
@@ -219,6 +220,9 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.energy_, objective = self._build()
+        with torch.no_grad():
+            candidates = torch.from_numpy(scaled[:2, None]).expand(-1, 3, -1)
+            check_energy(self.energy_.eval().given(features[:2]), candidates)
         plan = self._plan(len(y), seed, checkpoint_seconds)
         mask = torch.from_numpy(~held_out).float()
         mask = mask / mask.mean(0)
@@ -270,7 +274,9 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
                 y = y.astype(np.float64)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"Unknown label type: the target must be numbers ({error})") from error
-        y = check_array(y, ensure_2d=False, dtype=np.float64, ensure_all_finite=False, input_name="y")
+        y = check_array(
+            y, ensure_2d=False, allow_nd=True, dtype=np.float64, ensure_all_finite=False, input_name="y"
+        )
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         if y.ndim > 2:
@@ -610,8 +616,11 @@ class _Validation:
 class _BroadProposal(MixtureDensity):
     """Two Gaussians over all standardised targets, the same for every x."""
 
+    scales: Tensor
+
     def __init__(self, n_targets: int):
-        super().__init__(nn.Identity(), 1, n_targets, 2)
+        ConditionalEnergy.__init__(self)
+        self.n_targets = n_targets
         self.register_buffer("scales", torch.tensor([1.0, 2.0]), persistent=False)
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -178,7 +178,7 @@ def normalise(
     upper: float,
     tolerance: float = 1e-4,
     max_rounds: int = 16,
-    max_evaluations: int = 400_000,
+    max_evaluations: int = 16_384,
 ) -> PiecewiseDensity:
     """Integrate exp(-E(x, y)) over y for every row, halving panels until each row is within tolerance.
 
@@ -192,7 +192,7 @@ def normalise(
             scales to either side) is used.
         tolerance: bound on the estimated error of Z(x), as a part of it.
         max_rounds: how often a panel is halved at most.
-        max_evaluations: energies computed in one call, to keep memory flat.
+        max_evaluations: energies computed in one call, few enough to stay in the cache.
 
     Raises:
         ValueError: if the energy's shape is wrong, a value is NaN or -infinity, or all values of a row are
@@ -252,11 +252,11 @@ def normalise(
 
 
 def _first_edges(
-    landmarks: tuple[Tensor, Tensor] | None, lower: float, upper: float, n_rows: int, n_panels: int = 16
+    landmarks: tuple[Tensor, Tensor] | None, lower: float, upper: float, n_rows: int, n_panels: int = 10
 ) -> Tensor:
     """Edges ``[B, n + 1]`` of the first panels: between landmarks where there are any, else uniform."""
     if landmarks is None:
-        return torch.linspace(lower, upper, 2 * n_panels + 1, dtype=torch.float64).repeat(n_rows, 1)
+        return torch.linspace(lower, upper, 33, dtype=torch.float64).repeat(n_rows, 1)
     where, scale = landmarks
     points = torch.cat([where - 3 * scale, where, where + 3 * scale], 1).sort(1).values
     pick = torch.linspace(0, points.shape[1] - 1, min(n_panels - 1, points.shape[1])).round().long()

@@ -26,8 +26,10 @@ def write_checkpoint(run_dir: Path, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         os.replace(aside, run_dir / _NAME)
     except (OSError, RuntimeError) as error:
-        # A full disk comes as OSError from the file and as RuntimeError from torch's writer.
         aside.unlink(missing_ok=True)
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None  # torch's writer turns Ctrl-C into a RuntimeError
+        # A full disk comes as OSError from the file and as RuntimeError from torch's writer.
         raise OSError(
             f"could not write the checkpoint to {run_dir} ({error}); the one before it is untouched: free some "
             "space and resume"
