@@ -18,15 +18,14 @@ class Series:
     Attributes:
         X: lagged outputs and inputs ``[n, lags]``.
         y: outputs ``[n]``.
-        log_density: log p(y_t | X_t) of the truth ``[n]``, None where the noise enters twice and p(y_t | X_t)
-            has no closed form.
-        noiseless: the one-step prediction of a model that knows the system ``[n]``, None likewise.
+        log_density: log p(y_t | X_t) of the truth ``[n]``.
+        mean: the one-step prediction of a model that knows the system ``[n]``.
     """
 
     X: np.ndarray
     y: np.ndarray
-    log_density: np.ndarray | None
-    noiseless: np.ndarray | None
+    log_density: np.ndarray
+    mean: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -63,21 +62,23 @@ def ar1(n: int, noise: _Noise, rng: np.random.RandomState) -> Series:
 
 
 def chen(n: int, std: float, rng: np.random.RandomState) -> Series:
-    """The nonlinear system of Chen et al., with process and measurement noise of the same spread.
+    """The nonlinear system of Chen et al., with Gaussian process noise.
 
-    y_t = (0.8 - 0.5 e^{-y1^2}) y1 - (0.3 + 0.9 e^{-y1^2}) y2 + u1 + 0.2 u2 + 0.1 u1 u2 + v_t, and w_t added
-    to the whole series afterwards; the input is Gaussian, held for five samples.
+    y_t = (0.8 - 0.5 e^{-y1^2}) y1 - (0.3 + 0.9 e^{-y1^2}) y2 + u1 + 0.2 u2 + 0.1 u1 u2 + v_t; the input is
+    Gaussian, held for five samples.
 
-    Source: [Chen 1990, sec. 4], as in [Hendriks 2021, sec. 5.3].
+    Source: [Chen 1990, sec. 4], as in [Hendriks 2021, sec. 5.3], without the noise of the measurement, so that
+    p(y_t | X_t) is known.
     """
     m = n + 2
+    noise = gaussian_noise(std)
     u = np.repeat(rng.standard_normal(m // 5 + 1), 5)[:m]
-    v, w = std * rng.standard_normal(m), std * rng.standard_normal(m)
-    y = np.zeros(m)
+    v = noise.draw(m, rng)
+    y, predicted = np.zeros(m), np.zeros(m)
     for t in range(2, m):
         y1, y2, u1, u2 = y[t - 1], y[t - 2], u[t - 1], u[t - 2]
         bell = np.exp(-(y1**2))
-        y[t] = (0.8 - 0.5 * bell) * y1 - (0.3 + 0.9 * bell) * y2 + u1 + 0.2 * u2 + 0.1 * u1 * u2 + v[t]
-    y = y + w
+        predicted[t] = (0.8 - 0.5 * bell) * y1 - (0.3 + 0.9 * bell) * y2 + u1 + 0.2 * u2 + 0.1 * u1 * u2
+        y[t] = predicted[t] + v[t]
     X = np.stack([y[1:-1], y[:-2], u[1:-1], u[:-2]], 1)
-    return Series(X, y[2:], None, None)
+    return Series(X, y[2:], noise.log_pdf(v[2:]), predicted[2:])
