@@ -119,6 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with the .npz tables")
     parser.add_argument("--tables", help="only these, separated by commas")
+    parser.add_argument("--rivals", help="only these, separated by commas")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="write all figures here as JSON")
@@ -128,13 +129,14 @@ def main() -> None:
     tables = load_tables(arguments.data)
     if arguments.tables:
         tables = {k: tables[k] for k in arguments.tables.split(",")}
+    rivals = {k: v for k, v in RIVALS.items() if not arguments.rivals or k in arguments.rivals.split(",")}
     everything: dict[str, dict[str, list[dict[str, float]]]] = {}
     for name, (X, y) in tables.items():
         resolution = find_resolution(y)
-        rows: dict[str, list[dict[str, float]]] = {rival: [] for rival in RIVALS}
+        rows: dict[str, list[dict[str, float]]] = {rival: [] for rival in rivals}
         for seed in range(arguments.seeds):
             X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.1, random_state=seed)
-            for rival, fit in RIVALS.items():
+            for rival, fit in rivals.items():
                 start = time.perf_counter()
                 predict = fit(X_train, y_train, seed, resolution)
                 seconds = time.perf_counter() - start

@@ -20,13 +20,14 @@ class TableEncoder:
     constant carries nothing and is left out.
 
     Args:
-        n_bins: pieces of the piecewise linear encoding; fewer if the table is wide.
+        n_bins: pieces of the piecewise linear encoding; fewer if the table is short or wide.
         max_categories: values of a category that get an indicator of their own.
 
     Source: [Gorishniy 2022, sec. 3.1].
     """
 
     max_width = 2048
+    rows_per_bin = 60
 
     def __init__(self, n_bins: int = 16, max_categories: int = 32):
         self.n_bins = n_bins
@@ -37,9 +38,12 @@ class TableEncoder:
         """Learn the encoding.
 
         Raises:
-            ValueError: if a column has no value at all or an infinite one, or no column carries anything.
+            ValueError: if a column has no value at all, or one that is infinite or no number, text or date.
         """
-        n_bins = max(2, min(self.n_bins, self.max_width // max(1, table.shape[1])))
+        # With few rows in a piece its slope is noise.
+        n_bins = max(
+            3, min(self.n_bins, len(table) // self.rows_per_bin, self.max_width // max(1, table.shape[1]))
+        )
         self.columns = [self._fit_column(str(name), table.iloc[:, i], n_bins)
                         for i, name in enumerate(table.columns)]  # fmt: skip
         return self
@@ -144,7 +148,12 @@ def _as_numbers(name: str, values: pd.Series) -> np.ndarray:
     return numbers
 
 
-def _as_text(values: pd.Series) -> pd.Series:
+def check_entries(values: pd.Series) -> None:
+    """Refuse a column that holds lists, arrays or the like.
+
+    Raises:
+        ValueError: in words.
+    """
     known = values.dropna()
     foreign = known[[isinstance(v, dict | list | set | tuple | np.ndarray) for v in known]]
     if len(foreign):
@@ -152,4 +161,8 @@ def _as_text(values: pd.Series) -> pd.Series:
             f"column {values.name!r} holds a {type(foreign.iloc[0]).__name__} (row {foreign.index[0]}): an entry "
             "must be a number, a text or a date"
         )
+
+
+def _as_text(values: pd.Series) -> pd.Series:
+    check_entries(values)
     return values.astype(object).where(values.notna(), _MISSING).map(str)

@@ -31,7 +31,8 @@ def run(settings: Settings) -> Result:
         "ranking NCE": lambda seed: EnergyRegressor(
             "nce",
             noise_stds=(0.1, 0.2, 0.8),
-            n_samples=256,
+            n_samples=64,
+            hidden=(64, 64),
             learning_rate=1e-3,
             weight_decay=0.0,
             patience=100,
