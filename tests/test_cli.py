@@ -1,5 +1,6 @@
 """The command, as a user meets it."""
 
+import datetime
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +205,7 @@ def test_info(call, fitted) -> None:
         (lambda t: t.assign(price=t.price.where(t.index != 5)), "contains NaN"),
         (lambda t: t.assign(price=t.price.where(t.index != 5, np.inf)), "contains infinity"),
         (lambda t: t.assign(price=3.0), "constant"),
+        (lambda t: t.assign(price=1e200 * t["price"]), "rescale"),
         (lambda t: t.assign(price=["dear"] * len(t)), "must hold numbers"),
         (lambda t: t.assign(area=np.nan), "no value at all"),
         (lambda t: t.assign(area=np.inf), "infinite"),
@@ -220,6 +223,78 @@ def test_bad_tables_are_refused_in_one_line(call, tmp_path: Path, spoil, words: 
     assert words in done.err
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
+
+
+def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
+    """Semicolons, decimal commas, a gap."""
+    from thalweg.data.tables import read_table
+
+    path = tmp_path / "t.csv"
+    path.write_text("größe;stadt;y\n1,5;Ulm;3\n;Bonn;4,25\n", encoding="utf-8-sig")
+    table = read_table(path)
+    assert list(table.columns) == ["größe", "stadt", "y"]
+    assert table["y"].tolist() == [3.0, 4.25]
+    assert table["größe"].isna().tolist() == [False, True]
+    assert table["stadt"].tolist() == ["Ulm", "Bonn"]
+
+
+def test_parquet_with_decimals_days_and_spans(tmp_path: Path) -> None:
+    from thalweg.data.tables import read_table
+
+    frame = pd.DataFrame(
+        {
+            "price": [Decimal("1.25"), None],
+            "until": [datetime.date(9999, 12, 31), datetime.date(2020, 1, 2)],
+            "took": pd.to_timedelta([12, 24], unit="h"),
+        }
+    )
+    frame.to_parquet(tmp_path / "t.parquet")
+    table = read_table(tmp_path / "t.parquet")
+    assert table["price"].iloc[0] == 1.25
+    assert table["took"].tolist() == [0.5, 1.0]
+    assert (table["until"].dt.year == [9999, 2020]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("twice.csv", b"a,y,y\n1,2,3\n", "'y' more than once"),
+        ("latin.csv", "größe,y\n1,2\n".encode("latin-1"), "UTF-8"),
+        ("wide.csv", b"a,y\n1,2,3\n3,4,5\n", "more fields"),
+        ("cut.csv.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03", "can't be read"),
+        ("zip.csv.zip", b"no archive", "can't be read"),
+        ("noise.parquet", b"noise", "can't be read"),
+        ("empty.csv", b"", "can't be read"),
+    ],
+)
+def test_unreadable_files_are_refused_in_one_line(
+    call, tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    done = call("fit", "regression", path, "-t", "y", "--out", tmp_path / "run")
+    assert (done.code, done.err.count("\n")) == (1, 1), done.err
+    assert words in done.err
+    assert "is a folder" in call("fit", "regression", tmp_path, "-t", "y", "--out", tmp_path / "run").err
+
+
+def test_a_column_of_lists_is_refused_and_can_be_dropped(call, tmp_path: Path) -> None:
+    table = pd.read_csv(make_table(tmp_path)).assign(parts=[[1, 2]] * 160)
+    table.to_parquet(tmp_path / "t.parquet")
+    arguments = ("fit", "regression", tmp_path / "t.parquet", "-t", "price", "-o", tmp_path / "run", "-q", *SMALL)
+    assert "'parts' holds a" in call(*arguments).err
+    done = call(*arguments, "--drop", "parts")
+    assert done.code == 0, done.err
+
+
+def test_nothing_but_constant_inputs_and_row_numbers(call, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pd.DataFrame({"a": 1, "y": rng.normal(size=40)}).to_csv(tmp_path / "c.csv", index=False)
+    done = call("fit", "regression", tmp_path / "c.csv", "-t", "y", "-o", tmp_path / "c", *SMALL)
+    assert done.code == 0, done.err
+    pd.DataFrame({"a": rng.normal(size=40), "y": rng.normal(size=40)}).to_csv(tmp_path / "i.csv")
+    done = call("fit", "regression", tmp_path / "i.csv", "-t", "y", "-o", tmp_path / "i", *SMALL)
+    assert "'Unnamed: 0' numbers the rows" in done.out
 
 
 def test_bad_arguments_are_refused_in_one_line(call, fitted, tmp_path: Path) -> None:

@@ -6,35 +6,77 @@ from pathlib import Path
 
 import pandas as pd
 
+_DECIMAL_COMMA = r"\s*[+-]?\d+(,\d+)?([eE][+-]?\d+)?\s*"
+
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV (also .tsv, also compressed) or Parquet file.
+    """Read a CSV (also .tsv, also compressed) or Parquet file. A CSV may be separated by semicolons instead.
 
     Raises:
         ValueError: if the file is missing, of another kind, empty, or can't be read; in words.
     """
     if not path.exists():
         raise ValueError(f"there is no file {path}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it")
     kind = _kind(path)
     try:
-        if kind == "parquet":
-            table = pd.read_parquet(path)
-        else:
-            table = pd.read_csv(path, sep="\t" if kind == "tsv" else ",")
-    except (
-        pd.errors.ParserError,
-        pd.errors.EmptyDataError,
-        UnicodeDecodeError,
-        OSError,
-        ValueError,
-    ) as error:
-        raise ValueError(f"{path} can't be read as {kind}: {str(error).splitlines()[0]}") from error
+        names, table = _read_parquet(path) if kind == "parquet" else _read_text(path, kind)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: save it as {kind} in UTF-8 ({error.reason})") from error
+    except Exception as error:  # a damaged gzip, zip or Parquet file has errors of its own
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} can't be read as {kind}: {reason}") from error
     if table.shape[0] == 0 or table.shape[1] == 0:
         raise ValueError(f"{path} has no rows")
-    doubled = table.columns[table.columns.duplicated()]
+    doubled = names[names.duplicated()]
     if len(doubled):
-        raise ValueError(f"{path} has the column {doubled[0]!r} more than once")
+        raise ValueError(f"{path} has the column {doubled[0]!r} more than once: rename or remove one")
     return table
+
+
+def _read_parquet(path: Path) -> tuple[pd.Index, pd.DataFrame]:
+    table = pd.read_parquet(path)
+    for name in table.columns[~table.columns.duplicated()]:
+        table[name] = _plain(table[name])
+    return table.columns.map(str), table
+
+
+def _plain(column: pd.Series) -> pd.Series:
+    """Decimals, days and spans of time, which pandas keeps as objects, as numbers and dates."""
+    if pd.api.types.is_timedelta64_dtype(column):
+        return column / pd.Timedelta(days=1)
+    if column.dtype == object:
+        kind = pd.api.types.infer_dtype(column, skipna=True)
+        if kind == "decimal":
+            return column.astype(float)
+        if kind == "date":
+            return column.astype("datetime64[s]")  # in nanoseconds a date such as 9999-12-31 has no place
+    return column
+
+
+def _read_text(path: Path, kind: str) -> tuple[pd.Index, pd.DataFrame]:
+    """The names as they stand in the file (pandas renames the second of two alike), and the table."""
+    separator = "\t" if kind == "tsv" else ","
+    head = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str)
+    if kind == "csv" and head.shape[1] == 1 and ";" in str(head.iat[0, 0]):
+        separator = ";"
+        head = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str)
+    table = pd.read_csv(path, sep=separator)
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError("the rows have more fields than the first line has names")
+    if separator == ";":
+        for name in table.columns:
+            table[name] = _with_decimal_points(table[name])
+    return pd.Index(head.iloc[0].dropna()), table
+
+
+def _with_decimal_points(column: pd.Series) -> pd.Series:
+    """Numbers, if a column of texts holds nothing but numbers with decimal commas."""
+    known = column.dropna()
+    if pd.api.types.is_numeric_dtype(column) or not known.astype(str).str.fullmatch(_DECIMAL_COMMA).all():
+        return column
+    return pd.to_numeric(column.astype(str).str.replace(",", "."), errors="coerce")
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

@@ -12,7 +12,7 @@ def check_target(y: np.ndarray) -> None:
         y: ``[rows, K]``.
 
     Raises:
-        ValueError: for NaN, infinities or a constant column.
+        ValueError: for NaN, infinities, a constant column, or one too large or too fine for double precision.
     """
     for name, bad in (("NaN", np.isnan(y)), ("infinity", np.isinf(y))):
         if bad.any():
@@ -26,6 +26,10 @@ def check_target(y: np.ndarray) -> None:
             k = int(np.flatnonzero(constant)[0])
             which = f"target {k}" if y.shape[1] > 1 else "the target"
             raise ValueError(f"{which} is constant ({y[0, k]:g} in all {len(y)} rows): there is nothing to learn")
+        with np.errstate(over="ignore", under="ignore"):
+            variance = y.var(0)
+        if not (np.isfinite(variance) & (variance > 0)).all():
+            raise ValueError("the target is too large or too fine for double precision: rescale it")
 
 
 def find_resolution(y: np.ndarray, max_decimals: int = 6) -> float:

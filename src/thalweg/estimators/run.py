@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from thalweg.data.encoding import check_entries
 from thalweg.data.tables import read_table, write_table
 from thalweg.data.target import check_target
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
@@ -151,7 +152,7 @@ def fit_run(
     table = read_table(Path(settings.table))
     table.columns = table.columns.map(str)
     X, y, dates = _split_columns(table, settings)
-    fingerprint = _fingerprint(table)
+    fingerprint = _fingerprint(table.drop(columns=settings.drop))
     if resume and _read_json(folder / "fit.json").get("fingerprint") != fingerprint:
         raise ValueError(f"{settings.table} has changed since the run in {folder} was started: start a new run")
     training, test = _split_rows(len(X), settings)
@@ -228,6 +229,9 @@ def _split_columns(table: pd.DataFrame, settings: RunSettings) -> tuple[pd.DataF
         raise ValueError(f"{name} has no column left to predict from")
     if len(X) < 10:
         raise ValueError(f"{name} has {len(X)} rows: at least 10 are needed")
+    for column in X.columns:
+        if pd.api.types.is_object_dtype(X[column]):
+            check_entries(X[column])
     dates = [c for c in X.columns if _looks_like_date(X[c])]
     X = _with_dates(X, dates)
     dates += [c for c in X.columns if pd.api.types.is_datetime64_any_dtype(X[c]) and c not in dates]
@@ -317,6 +321,11 @@ def _remarks(X: pd.DataFrame, model: EnergyRegressor) -> list[str]:
     assert model.encoder_ is not None
     if model.encoder_.ignored:
         remarks.append(f"Left out, because constant: {_listed(model.encoder_.ignored)}.")
+    for name in X.columns:
+        if pd.api.types.is_integer_dtype(X[name]) and len(X) > 1 and (X[name].diff().iloc[1:] == 1).all():
+            remarks.append(
+                f"Column {name!r} numbers the rows: leave it out (--drop) unless their order means much."
+            )
     for column in model.encoder_.columns:
         if column["kind"] == "category":
             n = X[column["name"]].nunique()

@@ -157,6 +157,8 @@ def _map_cards(run: FinishedRun) -> list[Card]:
     X = _plain_columns(run.inputs(run.training_rows))
     moved = input_effects(run, X)
     ranked = sorted(moved, key=lambda name: -moved[name])
+    if not ranked:
+        return []  # every input is constant
     numeric = [n for n in ranked if is_number(X[n]) and X[n].nunique() > 2]
     name = numeric[0] if numeric else ranked[0]
     target = run.targets[0]
