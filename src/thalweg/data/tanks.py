@@ -59,12 +59,12 @@ def simulate_tanks(n_steps: int = 1024, seed: int = 0, noise_std: float = 0.03) 
     t = np.arange(n_steps + settling)
     frequency = np.arange(1, 60) / 1024
     phase = rng.uniform(0, 2 * np.pi, len(frequency))
-    pump = np.sin(2 * np.pi * frequency * t[:, None] + phase).sum(1)
-    pump = 2.8 + 1.15 * pump / pump.std()
+    pump = (np.sin(2 * np.pi * frequency * t[:, None] + phase) / np.sqrt(frequency)).sum(1)
+    pump = 2.8 + 1.3 * pump / pump.std()
     pump = np.clip(pump, 0.3, 6.5)
 
     full = 10.0
-    k_out_upper, k_out_lower, k_pump, k_spilled = 0.047, 0.050, 0.040, 0.5
+    k_out_upper, k_out_lower, k_pump, k_spilled = 0.047, 0.045, 0.040, 0.5
     upper, lower = 5.0, 5.0
     levels = np.empty(len(t))
     for i in range(len(t)):
