@@ -13,7 +13,7 @@ from torch import nn
 from thalweg.data.synthetic import BRANCHES, FUNNEL, ToyProblem, mean_kl
 from thalweg.energies.base import ConditionalEnergy
 from thalweg.energies.mixture import MixtureDensity
-from thalweg.energies.networks import mlp, source_network
+from thalweg.energies.networks import NetworkEnergy, mlp, source_network
 from thalweg.estimators.regressor import EnergyRegressor
 from thalweg.objectives.base import Batch, ConditionalObjective
 from thalweg.objectives.contrastive_divergence import LangevinML
@@ -95,10 +95,22 @@ def _train(
     """One network of the source, by one method, at the source's settings."""
     x, y = (torch.as_tensor(v, dtype=torch.float32)[:, None] for v in _data(problem, seed))
     torch.manual_seed(seed)
-    energy, objective = source_network(1), build(problem, n_samples)
+    objective = build(problem, n_samples)
+    learned = isinstance(objective, JointProposalNCE)
+    energy = _unbounded_network() if learned else source_network(1)
     plan = Plan(max_epochs=epochs, batch_size=32, learning_rate=1e-3, schedule="constant", seed=seed)
     Trainer(plan).fit(energy, objective, Batch(x, y))
     return energy, objective
+
+
+def _unbounded_network() -> NetworkEnergy:
+    """The network of the learned proposals: ReLU on y too.
+
+    The other one is bounded in y, so exp(-E) has no integral over the whole line, and a proposal that learns to
+    cover it widens without end.
+    """
+    trunk = mlp([1, 10, 10], nn.ReLU)
+    return NetworkEnergy(trunk, 10, 1, y_hidden=(10, 10), hidden=10, n_residual=1, activation=nn.ReLU)
 
 
 def _train_default(problem: ToyProblem, seed: int, quick: bool) -> EnergyRegressor:
