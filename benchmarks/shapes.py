@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/shapes.py --data FOLDER --out shapes.html
 
-Wine is graded in whole numbers, three to eight; house values in California stop at 5.0 (100,000 dollars), where one
-row in twenty stands. NGBoost (Gaussian, its defaults) is the Gaussian.
+Wine is graded in whole numbers, three to eight; house values in California stop at 5.0 (100,000 dollars), where
+one row in twenty stands. NGBoost (Gaussian) is the Gaussian.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from regression import load_tables, ngboost, ours
 from rich.console import Console
 from rich.table import Table
 from sklearn.model_selection import train_test_split
 
+from regression import load_tables, ngboost, ours
 from thalweg.data.target import find_resolution
 from thalweg.evaluation.regression import score_rows
 

@@ -287,6 +287,16 @@ def test_a_column_of_lists_is_refused_and_can_be_dropped(call, tmp_path: Path) -
     assert done.code == 0, done.err
 
 
+def test_far_values_of_the_target_are_told(call, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=80)
+    pd.DataFrame({"x": x, "y": np.exp(3 * x + rng.normal(size=80))}).to_csv(tmp_path / "t.csv", index=False)
+    done = call("fit", "regression", tmp_path / "t.csv", "-t", "y", "-o", tmp_path / "run", *SMALL)
+    assert done.code == 0, done.err
+    assert "far from all others" in done.out
+    assert "logarithm" in done.out
+
+
 def test_nothing_but_constant_inputs_and_row_numbers(call, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pd.DataFrame({"a": 1, "y": rng.normal(size=40)}).to_csv(tmp_path / "c.csv", index=False)
@@ -346,6 +356,14 @@ def test_a_damaged_run_is_refused(call, fitted, tmp_path: Path) -> None:
     done = call("predict", copy, table)
     assert done.code == 1
     assert "damaged" in done.err
+    document = json.loads((copy / "model" / "config.json").read_text())
+    document["config"]["encoder"]["columns"][0] = {"name": "area", "kind": "number"}
+    weights.write_bytes((run / "model" / "model.safetensors").read_bytes())
+    (copy / "model" / "config.json").write_text(json.dumps(document))
+    assert "damaged" in call("predict", copy, table).err
+    assert "is a folder" in call("report", run, "--out", copy).err
+    (copy / "figures.json").write_text("{}")
+    assert "damaged" in call("info", copy).err
     (copy / "figures.json").unlink()
     assert "not finished" in call("report", copy).err
     (copy / "fit.json").write_text("{")

@@ -220,6 +220,23 @@ def test_mixed_columns_with_gaps_and_categories_never_seen():
     np.testing.assert_array_equal(model.predict(shuffled), model.predict(table))
 
 
+def test_nullable_columns_and_spans_of_time():
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, 50, 80)
+    table = pd.DataFrame(
+        {
+            "whole": pd.array(numbers, dtype="Int64"),
+            "flag": pd.array(numbers > 25, dtype="boolean"),
+            "text": pd.array(np.where(numbers > 9, "a", "b"), dtype="string"),
+            "span": pd.to_timedelta(numbers, unit="h"),
+        }
+    )
+    table.iloc[::9] = pd.NA
+    model = EnergyRegressor(**{**SMALL, "max_epochs": 1}).fit(table, pd.Series(numbers, dtype="Int64"))
+    assert [c["kind"] for c in model.encoder_.columns] == ["number", "number", "category", "number"]
+    assert np.isfinite(model.predict(table)).all()
+
+
 def test_same_seed_same_model_and_the_users_generators_untouched(diabetes):
     X, y = diabetes
     torch.manual_seed(5)
@@ -333,6 +350,13 @@ def test_bad_data_is_refused_in_words(X, y, words):
         ({"point": "middle"}, "point must be one of"),
         ({"n_members": 0}, "n_members must be"),
         ({"dropout": 1.0}, "dropout must be"),
+        ({"roughness": -1.0}, "roughness must be"),
+        ({"resolution": "fine"}, "resolution must be"),
+        ({"hidden": ()}, "hidden must be"),
+        ({"hidden": 128}, "hidden must be"),
+        ({"n_tilts": -1}, "n_tilts must be"),
+        ({"n_threads": 0}, "n_threads must be"),
+        ({"batch_size": "large"}, "batch_size must be"),
         ({"learning_rate": -1.0}, "learning_rate must be positive"),
         ({"validation_fraction": 0.0}, "validation_fraction must be"),
     ],

@@ -117,16 +117,27 @@ class TableEncoder:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> TableEncoder:
+        """The encoder again.
+
+        Raises:
+            KeyError: if something is lacking.
+        """
+        for column in state["columns"]:
+            needed = {"median", "mean", "std", "has_gaps", "edges"} if column["kind"] == "number" else {"values"}
+            for key in {"name", *needed} - set(column):
+                raise KeyError(f"column without {key!r}")
         encoder = cls(state["n_bins"], state["max_categories"])
         encoder.columns = state["columns"]
         return encoder
 
 
 def is_number(values: pd.Series) -> bool:
-    """Whether a column holds numbers (truth values and dates count as numbers)."""
+    """Whether a column holds numbers (truth values, dates and spans of time count as numbers)."""
     if isinstance(values.dtype, pd.CategoricalDtype):
         return False
     if pd.api.types.is_numeric_dtype(values) or pd.api.types.is_datetime64_any_dtype(values):
+        return True
+    if pd.api.types.is_timedelta64_dtype(values):
         return True
     return bool(values.map(lambda v: isinstance(v, int | float | np.number) or v is None or v is pd.NA).all())
 
@@ -135,6 +146,8 @@ def _as_numbers(name: str, values: pd.Series) -> np.ndarray:
     if pd.api.types.is_datetime64_any_dtype(values):
         days = (values - pd.Timestamp("1970-01-01", tz=values.dt.tz)) / pd.Timedelta(days=1)
         return days.to_numpy(np.float64)
+    if pd.api.types.is_timedelta64_dtype(values):
+        return (values / pd.Timedelta(days=1)).to_numpy(np.float64)
     try:
         numbers = pd.to_numeric(values).to_numpy(np.float64, na_value=np.nan)
     except (ValueError, TypeError):

@@ -98,16 +98,17 @@ def _draw_heads(pose: np.ndarray, backlit: np.ndarray, size: int, rng: np.random
     depth = np.full(origin.shape[:2], -np.inf, np.float32)
     light = np.zeros_like(depth)
     hair = rng.uniform(0.1, 0.7, (n, 1)).astype(np.float32)
-    for i, (centre, axes, reflectance) in enumerate((_SKULL, *_PARTS)):
-        u = (origin - np.float32(centre)) / np.float32(axes)
-        v = direction / np.float32(axes)
+    for i, (centre, axes_, reflectance) in enumerate((_SKULL, *_PARTS)):
+        axes = np.array(axes_, np.float32)
+        u = (origin - np.array(centre, np.float32)) / axes
+        v = direction / axes
         a = (v * v).sum(-1)[:, None]
         b = np.einsum("npi,ni->np", u, v)
         under_root = b * b - a * (np.einsum("npi,npi->np", u, u) - 1)
         t = (np.sqrt(np.maximum(under_root, 0)) - b) / a
         seen = (under_root > 0) & (t > depth)
         on_sphere = u + t[..., None] * v[:, None]
-        normal = on_sphere / np.float32(axes)
+        normal = on_sphere / axes
         cosine = np.einsum("npi,ni->np", normal, lamp_in_head) / np.sqrt(np.einsum("npi,npi->np", normal, normal))
         shade = reflectance * (0.25 + 0.75 * np.maximum(cosine, 0))
         if i == 0:
@@ -411,7 +412,7 @@ class ShellAges:
     log_std: np.ndarray
     stunted: np.ndarray
 
-    stunting = 0.5
+    stunting = 0.8
 
     def cdf(self, years: np.ndarray) -> np.ndarray:
         """P(age before rounding <= years) of every row: years ``[N]`` or ``[N, m]``."""
@@ -436,7 +437,7 @@ class ShellAges:
 def shell_ages(n: int, seed: int = 0) -> ShellAges:
     """Shells of a simulated catch; their length follows von Bertalanffy's growth curve.
 
-    Source: the growth curve: [Bertalanffy 1938]; the measurements are those of the abalone table [Nash 1994].
+    Source: the growth curve: [Bertalanffy 1938].
     """
     rng = np.random.default_rng(seed)
     part = 0.12 + 0.83 * rng.beta(2.2, 1.5, n)  # length as a part of the greatest length
@@ -455,7 +456,7 @@ def shell_ages(n: int, seed: int = 0) -> ShellAges:
             "length_mm": length,
             "height_mm": 0.28 * length * np.exp(rng.normal(0, 0.07, n)),
             "whole_weight_g": weight,
-            "shell_weight_g": 6e-5 * length**3 * np.exp(0.2 * thickness),
+            "shell_thickness_mm": 3.0 * np.exp(0.2 * thickness),
         }
     )
     return ShellAges(table, np.maximum(1.0, np.round(age)), log_median, log_std, stunted)

@@ -257,8 +257,22 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             value = getattr(self, name)
             if not isinstance(value, int | np.integer) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if self.dropout != "auto" and not 0 <= float(self.dropout) < 1:
-            raise ValueError(f"dropout must be 'auto' or in [0, 1), got {self.dropout!r}")
+        for name, least in (("n_tilts", 0), ("n_threads", 1)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int | np.integer) or value < least):
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        widths = list(self.hidden) if isinstance(self.hidden, Sequence | np.ndarray) else []
+        if not widths or not all(isinstance(w, int | np.integer) and w > 0 for w in widths):
+            raise ValueError(
+                f"hidden must be whole numbers, one for each layer, as (128, 128); got {self.hidden!r}"
+            )
+        for name, most in (("dropout", 1.0), ("roughness", math.inf), ("resolution", math.inf)):
+            value = getattr(self, name)
+            if value != "auto" and (isinstance(value, str) or not 0 <= value < most):
+                bounds = "in [0, 1)" if name == "dropout" else "a number of at least 0"
+                raise ValueError(f"{name} must be 'auto' or {bounds}, got {value!r}")
+        if isinstance(self.batch_size, str) and self.batch_size != "auto":
+            raise ValueError(f"batch_size must be 'auto' or a whole number, got {self.batch_size!r}")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be in (0, 1), got {self.validation_fraction!r}")
 

@@ -39,6 +39,8 @@ _ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ].*)?$"
 _MAX_SAVED_ROWS = 5000
 _MAX_TEXTS = 32
 MODEL_NAME = "thalweg"
+_FIGURES = {"table", "inputs", "dates", "ignored", "remarks", "rows", "training_rows", "test_rows", "validation_nll",
+            "scores", "seconds", "made_with"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def fit_run(
         "inputs": list(X.columns),
         "dates": dates,
         "ignored": model.encoder_.ignored,
-        "remarks": _remarks(X, model),
+        "remarks": _remarks(X, y, model, settings),
         "rows": len(table),
         "training_rows": len(training),
         "test_rows": len(test),
@@ -315,7 +317,7 @@ def _scores(
     return scores, seconds
 
 
-def _remarks(X: pd.DataFrame, model: EnergyRegressor) -> list[str]:
+def _remarks(X: pd.DataFrame, y: np.ndarray, model: EnergyRegressor, settings: RunSettings) -> list[str]:
     """What a user should know of how the table was taken."""
     remarks = []
     assert model.encoder_ is not None
@@ -339,6 +341,16 @@ def _remarks(X: pd.DataFrame, model: EnergyRegressor) -> list[str]:
             f"The target is rounded to multiples of {model.resolution_:g}: it was spread over its rounding cells "
             "in training (dequantised), and is scored by the probability of the cell."
         )
+    for k, name in enumerate(settings.targets):
+        values = y if y.ndim == 1 else y[:, k]
+        low, first, last, high = np.quantile(values, [0, 0.05, 0.95, 1])
+        if high - low > 10 * (last - first) > 0:
+            remark = (
+                f"The target {name!r} has values far from all others ({low:g} to {high:g}; nine rows in ten lie "
+            )
+            remark += f"in {first:g} to {last:g}), which blur the rest: "
+            remark += "remove them if they are mistakes" + ("; or predict its logarithm." if low > 0 else ".")
+            remarks.append(remark)
     remarks += model.history_.events
     return remarks
 
@@ -375,6 +387,9 @@ def load_run(folder: Path) -> FinishedRun:
     if not is_finished(folder):
         raise ValueError(f"the run in {folder} is not finished: `thalweg fit regression --resume --out {folder}`")
     figures = _read_json(folder / "figures.json")
+    lacking = _FIGURES - set(figures)
+    if lacking:
+        raise ValueError(f"{folder / 'figures.json'} is damaged: it lacks {_listed(sorted(lacking))}")
     test = folder / "test_rows.parquet"
     return FinishedRun(
         folder,

@@ -38,19 +38,29 @@ def styled(figure: go.Figure, height: int, **layout: Any) -> go.Figure:
 def histogram(values: dict[str, np.ndarray], axis: str, resolution: float = 0.0) -> go.Figure:
     """Histograms on the same bins, each as a share of its own rows; bins hold whole rounding cells."""
     everything = np.concatenate(list(values.values()))
+    low, high = span(everything)
+    cut = low > everything.min() or high < everything.max()
     # As many bins as the smallest set can fill.
     most = int(np.clip(2 * np.sqrt(min(len(v) for v in values.values())), 8, 50))
-    edges = bin_edges(everything, resolution, most)
+    edges = bin_edges(everything.clip(low, high), resolution, most)
     figure = go.Figure()
     for (name, part), colour in zip(values.items(), [MODEL, "#e09f3e"], strict=False):
-        counts = np.histogram(part, edges)[0] / max(1, len(part))
+        counts = np.histogram(part.clip(low, high), edges)[0] / max(1, len(part))
         figure.add_bar(
             x=(edges[1:] + edges[:-1]) / 2, y=counts, name=name, marker_color=colour,
             hovertemplate="%{x:.4g}: %{y:.1%}<extra>" + name + "</extra>",
         )  # fmt: skip
-    figure.update_xaxes(title=plain(axis))
+    figure.update_xaxes(title=plain(axis) + (" (the outermost bars hold all values beyond)" if cut else ""))
     figure.update_yaxes(title="share of the rows", tickformat=".0%")
     return styled(figure, 300, barmode="group", showlegend=len(values) > 1)
+
+
+def span(values: np.ndarray) -> tuple[float, float]:
+    """The range of values; without far ends that would leave no room for the rest."""
+    low, high = float(values.min()), float(values.max())
+    bottom, top = (float(q) for q in np.quantile(values, [0.05, 0.95]))
+    near = (max(low, bottom - 1.5 * (top - bottom)), min(high, top + 1.5 * (top - bottom)))
+    return near if top > bottom and high - low > 1.5 * (near[1] - near[0]) else (low, high)
 
 
 def bin_edges(values: np.ndarray, resolution: float, most: int = 50) -> np.ndarray:

@@ -73,6 +73,8 @@ def render_page(title: str, subtitle: str, tiles: Sequence[Tile], cards: Sequenc
 
 def write_page(html: str, path: Path) -> Path:
     """Write the page; an old one is replaced whole or not at all."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name an HTML file")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".part")
     try:

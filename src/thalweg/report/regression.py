@@ -133,7 +133,11 @@ def _densities_card(run: FinishedRun) -> Card:
     distribution, truth = distribution[picked], truth[picked]
     intervals = distribution.interval(0.9)
     outer = distribution.quantile(np.array([0.002, 0.998]))
-    low, high = min(outer[:, 0].min(), truth.min()), max(outer[:, 1].max(), truth.max())
+    # Of heavy tails only what can be seen: they would leave no room for the rest.
+    wide = np.linspace(outer[:, 0].min(), outer[:, 1].max(), 2000)
+    seen = _on_grid(run, distribution, wide, False)
+    wide = wide[(seen >= 0.01 * seen.max(1, keepdims=True)).any(0)]
+    low, high = min(wide[0], truth.min()), max(wide[-1], truth.max())
     pad = 0.04 * (high - low)
     y, bars = (
         _target_grid(run, low, high) if _has_bars(run, low, high) else _target_grid(run, low - pad, high + pad)
@@ -178,7 +182,8 @@ def _map_cards(run: FinishedRun) -> list[Card]:
     assert isinstance(distribution, PredictiveDistribution)
     quantiles = distribution.quantile(np.array([0.5, 0.05, 0.95]))
     truth = np.asarray(run.truth(run.training_rows))
-    low, high = np.quantile(truth, [0.002, 0.998])
+    low, high = charts.span(truth)
+    low, high = max(low, np.quantile(truth, 0.002)), min(high, np.quantile(truth, 0.998))
     pad = 0.08 * (high - low)
     y, bars = _target_grid(run, min(low - pad, quantiles[:, 1].min()), max(high + pad, quantiles[:, 2].max()), 260)
     density = _on_grid(run, distribution, y, bars).T
