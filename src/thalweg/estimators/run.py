@@ -39,8 +39,10 @@ _ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ].*)?$"
 _MAX_SAVED_ROWS = 5000
 _MAX_TEXTS = 32
 MODEL_NAME = "thalweg"
-_FIGURES = {"table", "inputs", "dates", "ignored", "remarks", "rows", "training_rows", "test_rows", "validation_nll",
-            "scores", "seconds", "made_with"}  # fmt: skip
+_FIGURES = {
+    "table", "inputs", "dates", "ignored", "remarks", "rows", "training_rows", "test_rows", "validation_nll",
+    "scores", "seconds", "made_with",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
