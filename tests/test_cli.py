@@ -122,6 +122,9 @@ def test_fit_writes_a_run_and_tells_of_it(call, tmp_path: Path) -> None:
     other = call("fit", "regression", table, "-t", "rent", "--out", run, "--resume")
     assert other.code == 1
     assert "targets" in other.err
+    longer = call("fit", "regression", "--resume", "--out", run, "--epochs", 99)
+    assert longer.code == 1
+    assert "another epochs" in longer.err
     replaced = call(
         "fit", "regression", table, "-t", "rent", "--out", run, "--overwrite", "--quiet", "--no-report", *SMALL
     )

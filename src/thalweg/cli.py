@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,6 +90,7 @@ def _fit(context: typer.Context) -> None:
     short_help="Fit the density of a target, given all other columns.",
 )
 def regression(
+    context: typer.Context,
     table: Annotated[Path | None, typer.Argument(help="CSV, TSV or Parquet file.", show_default=False)] = None,
     target: Annotated[
         list[str] | None, typer.Option("--target", "-t", help="Column to predict; repeat it for several.")
@@ -124,7 +126,17 @@ def regression(
     if resume and table is None:
         if out_folder is None:
             raise ValueError("name the run to resume with --out RUN")
-        settings = read_settings(out_folder)
+        # Options that are given must be those of the run; fit_run compares.
+        options = {"target": "targets"} | {
+            name: name
+            for name in ("drop", "test_fraction", "objective", "epochs", "members", "point", "seed", "threads")
+        }
+        given = {
+            field: context.params[option]
+            for option, field in options.items()
+            if (source := context.get_parameter_source(option)) is not None and source.name == "COMMANDLINE"
+        }
+        settings = replace(read_settings(out_folder), **given)
     else:
         if table is None:
             raise ValueError("name the table: thalweg fit regression TABLE --target COLUMN")
