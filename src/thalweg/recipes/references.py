@@ -200,5 +200,5 @@ def gallery(images: np.ndarray, columns: int, titles: Sequence[str] = (), height
     for i in range(len(images)):
         name = f"x{i + 1 if i else ''}"
         figure.update_yaxes(scaleanchor=name, row=i // columns + 1, col=i % columns + 1)
-    figure.update_layout(height=height * rows + 60, margin={"l": 10, "r": 10, "t": 40, "b": 10})
+    figure.update_layout(height=height * rows + 60, margin={"l": 10, "r": 10, "t": 60 if titles else 20, "b": 10})
     return figure
