@@ -189,6 +189,17 @@ def test_censored_target_gets_a_spike_at_its_limit():
     assert np.corrcoef(at_limit, y >= limit)[0, 1] > 0.5
 
 
+def test_one_far_value_does_not_spoil_the_others():
+    X, y = linear_data(400)
+    X_new, y_new = linear_data(400, seed=1)
+    settings = {"n_members": 4, "hidden": (64,), "max_epochs": 60, "random_state": 0}
+    clean = EnergyRegressor(**settings).fit(X, y).predict_distribution(X_new).log_prob(y_new)
+    spoiled = EnergyRegressor(**settings).fit(X, _with(y, 5, 1e4)).predict_distribution(X_new)
+    loss = clean - spoiled.log_prob(y_new)
+    assert loss.mean() < 0.05 + 3 * loss.std() / np.sqrt(400)
+    assert np.median(np.diff(spoiled.interval(0.9))) < 5
+
+
 # -- tables as they come ---------------------------------------------------------------------------------
 
 

@@ -32,6 +32,24 @@ def check_target(y: np.ndarray) -> None:
             raise ValueError("the target is too large or too fine for double precision: rescale it")
 
 
+def location_and_scale(y: np.ndarray, heavy: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+    """What a target is standardised by: mean and standard deviation; median and quartiles for heavy tails.
+
+    Where the standard deviation is more than ``heavy`` times what the quartiles say, a few far values make it, and
+    all others would shrink to a point.
+
+    Args:
+        y: ``[rows, K]``.
+
+    Returns:
+        location ``[K]`` and scale ``[K]``, positive for a target that isn't constant.
+    """
+    low, median, high = np.quantile(y, [0.25, 0.5, 0.75], axis=0)
+    robust, std = (high - low) / 1.349, y.std(0)
+    far = (robust > 0) & (std > heavy * robust)
+    return np.where(far, median, y.mean(0)), np.where(far, robust, std)
+
+
 def find_resolution(y: np.ndarray, max_decimals: int = 6) -> float:
     """The spacing of the grid that a target is rounded to, or 0 if there is none.
 

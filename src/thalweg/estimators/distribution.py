@@ -57,6 +57,8 @@ class PredictiveDistribution:
     def __getitem__(self, index: int | slice | np.ndarray) -> PredictiveDistribution:
         """The distributions of a selection of rows."""
         if isinstance(index, int | np.integer):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"there are {len(self)} rows, got index {index}")
             index = slice(int(index), int(index) + 1) if index != -1 else slice(-1, None)
         picked = self._x[index if isinstance(index, slice) else torch.as_tensor(index)]
         return PredictiveDistribution(
@@ -74,7 +76,7 @@ class PredictiveDistribution:
             with torch.no_grad():
                 given = self._given(rows)
                 energy = given(values.to(self._x.device).float().unsqueeze(-1)).double().cpu()
-            log_prob = -energy - density.log_normaliser[:, None]
+            log_prob = (-energy - density.log_normaliser[:, None]).masked_fill(values.isinf(), -torch.inf)
             if given.landmarks() is None:
                 outside = (values < density.lower[:, None]) | (values > density.upper[:, None])
                 log_prob = log_prob.masked_fill(outside, -torch.inf)

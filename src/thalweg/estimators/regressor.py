@@ -29,7 +29,7 @@ from sklearn.utils.validation import (
 from torch import Tensor, nn
 
 from thalweg.data.encoding import TableEncoder
-from thalweg.data.target import check_target, find_atoms, find_resolution
+from thalweg.data.target import check_target, find_atoms, find_resolution, location_and_scale
 from thalweg.energies.base import ConditionalEnergy, check_energy
 from thalweg.energies.mixture import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
 from thalweg.energies.networks import NetworkEnergy, mlp
@@ -206,8 +206,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
         rng = check_random_state(self.random_state)
         seed = int(rng.randint(2**31 - 1))
         self.n_outputs_ = targets.shape[1]
-        self.location_ = targets.mean(0)
-        self.scale_ = targets.std(0)
+        self.location_, self.scale_ = location_and_scale(targets)
         self.resolution_ = self._find_resolution(targets)
         scaled = ((targets - self.location_) / self.scale_).astype(np.float32)
         # Where an energy that is normalised numerically lives: beyond the targets seen by three tenths of their
