@@ -428,6 +428,8 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
 
     def _proposal_of(self, objective: ConditionalObjective) -> MixtureDensity:
         """What importance sampling over y in R^K draws from."""
+        if isinstance(self.energy_, MixtureDensity):
+            return self.energy_
         if isinstance(self.energy_, TiltedEnergy):
             return self.energy_.proposal
         if isinstance(objective, JointProposalNCE):
