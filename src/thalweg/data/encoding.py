@@ -99,8 +99,11 @@ class TableEncoder:
         numbers = np.where(gaps, column["median"], numbers)
         parts = [np.clip((numbers - column["mean"]) / column["std"], -5, 5)]
         edges = np.asarray(column["edges"])
-        for left, right in itertools.pairwise(edges):
-            piece = 2 * np.clip((numbers - left) / (right - left), 0, 1) - 1
+        for i, (left, right) in enumerate(itertools.pairwise(edges)):
+            # The outermost pieces go on beyond the values seen, for a while, so that a slope is carried on.
+            lowest = -2.0 if i == 0 else 0.0
+            highest = 3.0 if i == len(edges) - 2 else 1.0
+            piece = 2 * np.clip((numbers - left) / (right - left), lowest, highest) - 1
             parts.append(np.where(gaps, 0.0, piece))
         if column["has_gaps"]:
             parts.append(gaps)
