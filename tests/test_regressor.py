@@ -195,7 +195,7 @@ def test_one_far_value_does_not_spoil_the_others():
     clean = EnergyRegressor(random_state=0).fit(X, y).predict_distribution(X_new).log_prob(y_new)
     spoiled = EnergyRegressor(random_state=0).fit(X, _with(y, 5, 1e4)).predict_distribution(X_new)
     loss = clean - spoiled.log_prob(y_new)
-    # Standardised by mean and deviation, 400 rows would lie within a twentieth of a unit, at a cost of nats.
+    # Standardised by mean and deviation it costs twice this bound.
     assert loss.mean() < 0.1 + 3 * loss.std() / np.sqrt(400)
     assert np.median(np.diff(spoiled.interval(0.9))) < 5
 
