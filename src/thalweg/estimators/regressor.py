@@ -237,7 +237,9 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
                 plan,
                 Fabric(accelerator=self.device, devices=1, precision=self.precision),  # type: ignore[arg-type]
                 Path(run_dir) if run_dir is not None else None,
-                BarProgress(offset=offset if validate.is_likelihood else 0.0) if self.verbose else None,
+                BarProgress(offset=offset if validate.is_likelihood else 0.0, n_members=held_out.shape[1])
+                if self.verbose
+                else None,
             )
             self.history_ = trainer.fit(self.energy_, objective, data, validate, resume=resume)
             self.energy_.eval()

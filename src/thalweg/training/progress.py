@@ -30,12 +30,17 @@ class BarProgress:
     """A bar on the console.
 
     Args:
-        figure: name of the validation figure, and what to add to it to have it in the user's units.
+        figure: name of the validation figure.
+        offset: what to add to it, and to the loss, to have them in the user's units.
+        n_members: of an ensemble, whose loss is the sum of theirs.
     """
 
-    def __init__(self, figure: str = "held-out NLL", offset: float = 0.0, console: Console | None = None):
+    def __init__(
+        self, figure: str = "held-out NLL", offset: float = 0.0, n_members: int = 1, console: Console | None = None
+    ):
         self.figure = figure
         self.offset = offset
+        self.n_members = n_members
         self.console = console or Console(stderr=True)
         self.bar: RichProgress | None = None
 
@@ -55,7 +60,7 @@ class BarProgress:
 
     def update(self, record: dict[str, float]) -> None:
         assert self.bar is not None
-        figures = f"loss {record['loss']:.3f}"
+        figures = f"loss {record['loss'] / self.n_members + self.offset:.3f}"
         if "best" in record:
             figures += (
                 f"  {self.figure} {record['validation'] + self.offset:.4f}"
