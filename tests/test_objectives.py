@@ -352,6 +352,25 @@ def test_a_proposal_on_shared_features_sends_no_gradient_into_them():
     ) == (None, None)
 
 
+def test_while_it_warms_up_the_proposal_learns_by_its_own_likelihood():
+    energy, data, proposal = network(1), batch(1), mixture(1)
+    objective = JointProposalNCE(proposal, n_samples=16, warm_up=2)
+    log_q = proposal.log_prob(proposal.features(data.x), data.y.unsqueeze(1)).mean()
+    by_likelihood = torch.autograd.grad(-log_q, list(proposal.parameters()))
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(objective(energy, data, seeded()).value, list(proposal.parameters()))
+
+    for _ in range(2):
+        for found, wanted in zip(gradients(), by_likelihood, strict=True):
+            torch.testing.assert_close(found, wanted)
+    plain = JointProposalNCE(proposal, n_samples=16)(energy, data, seeded()).value
+    torch.testing.assert_close(objective(energy, data, seeded()).value, plain)
+    assert int(objective.n_updates) == 3
+    objective.eval()(energy, data, seeded())
+    assert int(objective.n_updates) == 3
+
+
 def test_the_tilt_is_ranked_and_the_mixture_learns_by_its_likelihood():
     """-log q(y_i) + ranking by -r, which is ranking by -E - log q."""
     energy, data = tilted(2), batch(2)

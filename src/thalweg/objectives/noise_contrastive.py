@@ -56,15 +56,25 @@ class JointProposalNCE(ConditionalObjective):
             ``shares_features`` is set, else on x.
         n_samples: M.
         shares_features: q is a head on the features of the energy's ``feature_network``, detached.
+        warm_up: updates in which q learns by its own likelihood instead, -log q(y_i|x_i). An untrained
+            energy says nothing that is worth covering: one that falls without bound to the sides drags q
+            after it, and the two may run away together.
 
-    Source: [Gustafsson 2022, alg. 1].
+    Source: [Gustafsson 2022, alg. 1]; the warm-up is ours.
     """
 
-    def __init__(self, proposal: MixtureDensity, n_samples: int = 1024, shares_features: bool = False):
+    n_updates: Tensor
+
+    def __init__(
+        self, proposal: MixtureDensity, n_samples: int = 1024, shares_features: bool = False, warm_up: int = 0
+    ):
         super().__init__()
         self.proposal = proposal
         self.n_samples = n_samples
         self.shares_features = shares_features
+        self.warm_up = warm_up
+        # A buffer, so that a run that resumes knows how far it was.
+        self.register_buffer("n_updates", torch.zeros((), dtype=torch.long))
 
     def proposal_features(self, energy: ConditionalEnergy, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.shares_features:
@@ -78,6 +88,10 @@ class JointProposalNCE(ConditionalObjective):
         values = energy.given(batch.x)(candidates)
         log_noise = self.proposal.log_prob(mixture, candidates)
         ranking = _rank(-values - log_noise.detach())
+        if self.training and self.warm_up:
+            self.n_updates += 1
+            if self.n_updates <= self.warm_up:
+                return ranking - log_noise[:, 0]
         log_weights = -values[:, 1:].detach() - log_noise[:, 1:]
         cover = torch.logsumexp(log_weights, 1) - math.log(self.n_samples)
         return ranking + cover

@@ -23,7 +23,7 @@ from thalweg.objectives.score_matching import DenoisingScoreMatching, ScoreMatch
 from thalweg.recipes.base import Figure, Recipe, Result, Settings
 from thalweg.training.loop import Plan, Trainer
 
-N_ROWS = 2000
+N_ROWS, BATCH_SIZE = 2000, 32
 N_SAMPLES, N_SAMPLES_PAPER = 256, 1024
 
 # Label, objective for (problem, number of samples), targets on the two problems (None: reported).
@@ -41,9 +41,9 @@ METHODS: list[tuple[str, Build, tuple[float | None, float | None]]] = [
 
 
 def _learned_proposal(n_samples: int) -> JointProposalNCE:
-    trunk = mlp([1, 10, 10], nn.ReLU)
-    proposal = MixtureDensity(trunk, 10, 1, n_components=4, hidden=(10, 10))
-    return JointProposalNCE(proposal, n_samples)
+    """A mixture on the energy's features; for the first 10 epochs it learns by its own likelihood."""
+    proposal = MixtureDensity(nn.Identity(), 10, 1, n_components=4, hidden=(10, 10))
+    return JointProposalNCE(proposal, n_samples, shares_features=True, warm_up=10 * (N_ROWS // BATCH_SIZE))
 
 
 def run(settings: Settings) -> Result:
@@ -61,7 +61,7 @@ def run(settings: Settings) -> Result:
                 densities[label] = _log_density(energy)
                 values.append(mean_kl(problem, densities[label], n_grid))
                 if isinstance(objective, JointProposalNCE):
-                    proposals.append(mean_kl(problem, _log_density(objective.proposal), n_grid))
+                    proposals.append(mean_kl(problem, _log_proposal(energy, objective), n_grid))
             figures.append(Figure(f"data {number}: KL, {label} (nats)", values, targets[number - 1]))
             settings.tell(f"{figures[-1].name}: {' '.join(f'{v:.3f}' for v in values)}")
             if proposals:
@@ -98,7 +98,7 @@ def _train(
     objective = build(problem, n_samples)
     learned = isinstance(objective, JointProposalNCE)
     energy = _unbounded_network() if learned else source_network(1)
-    plan = Plan(max_epochs=epochs, batch_size=32, learning_rate=1e-3, schedule="constant", seed=seed)
+    plan = Plan(max_epochs=epochs, batch_size=BATCH_SIZE, learning_rate=1e-3, schedule="constant", seed=seed)
     Trainer(plan).fit(energy, objective, Batch(x, y))
     return energy, objective
 
@@ -127,6 +127,18 @@ def _log_density(energy: ConditionalEnergy) -> Callable[[np.ndarray, np.ndarray]
             given = energy.given(torch.as_tensor(x, dtype=torch.float32)[:, None])
             candidates = torch.as_tensor(y, dtype=torch.float32)[None, :, None]
             return -given(candidates.expand(len(x), -1, -1)).double().numpy()
+
+    return log_density
+
+
+def _log_proposal(
+    energy: ConditionalEnergy, objective: JointProposalNCE
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    def log_density(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            mixture = objective.proposal_features(energy, torch.as_tensor(x, dtype=torch.float32)[:, None])
+            candidates = torch.as_tensor(y, dtype=torch.float32)[None, :, None]
+            return objective.proposal.log_prob(mixture, candidates.expand(len(x), -1, -1)).double().numpy()
 
     return log_density
 
