@@ -19,7 +19,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from thalweg.energies import MixtureDensity, NetworkEnergy, TiltedMixtureEnsemble, mlp
-from thalweg.objectives.base import Batch, ConditionalObjective
+from thalweg.objectives.base import Batch, Objective
 from thalweg.objectives.likelihood import MaximumLikelihood
 from thalweg.objectives.noise_contrastive import JointProposalNCE, RankingNCE
 from thalweg.objectives.score_matching import ScoreMatching
@@ -302,7 +302,7 @@ def test_a_validation_figure_that_is_not_finite_is_undone():
 def test_an_energy_gap_that_runs_away_is_noticed():
     """E(y) - E(y + 1) has no bound below: at a high rate it falls exponentially through a deep network."""
 
-    class Gap(ConditionalObjective):
+    class Gap(Objective):
         def per_row(self, energy, batch, generator):
             return (energy(batch.x, batch.y) - energy(batch.x, batch.y + 1)) ** 3
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,40 @@ class Energy(nn.Module):
             energy = self(x)
             (grad,) = torch.autograd.grad(energy.sum(), x)
         return energy.detach(), grad
+
+    def grad(self, x: Tensor) -> Tensor:
+        """Gradient with respect to x ``[*batch, *event]``, with a graph: it can be differentiated again."""
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_(True)
+            return torch.autograd.grad(self(x).sum(), x, create_graph=True)[0]
+
+    def directional(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """First and second derivative of E at x along v, v'grad E and v'Hv, each ``[*batch]``, with a graph.
+
+        Args:
+            v: directions, of a shape that broadcasts against x.
+        """
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            first = event_sum(self.grad(x) * v, self.event_ndim)
+            (product,) = torch.autograd.grad(first.sum(), x, create_graph=True)
+        return first, event_sum(product * v, self.event_ndim)
+
+    def grad_and_laplacian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient ``[*batch, *event]`` and trace of the Hessian ``[*batch]``, exact, with a graph.
+
+        One product with the Hessian for each coordinate of x, over one graph of the gradient. (Batching
+        them by ``torch.func`` ran slower for every network tried, and forward mode slower still.)
+        """
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            grad = self.grad(x)
+            flat = grad.flatten(x.dim() - self.event_ndim)
+            laplacian = torch.zeros_like(flat[..., 0])
+            for k in range(flat.shape[-1]):
+                (row,) = torch.autograd.grad(flat[..., k].sum(), x, create_graph=True)
+                laplacian = laplacian + row.flatten(x.dim() - self.event_ndim)[..., k]
+        return grad, laplacian
 
     def __add__(self, other: Energy) -> Energy:
         from thalweg.energies.composition import WeightedSum
@@ -138,6 +172,16 @@ class Conditioned(Energy):
 
     def landmarks(self) -> tuple[Tensor, Tensor] | None:
         return self.parent.landmarks(self.features)
+
+
+def standard_normal(shape: Sequence[int], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Independent N(0, 1) numbers with the type and on the device of ``like``."""
+    return torch.randn(tuple(shape), generator=generator, device=like.device, dtype=like.dtype)
+
+
+def event_sum(t: Tensor, event_ndim: int) -> Tensor:
+    """Sum over the event dimensions: ``[*batch, *event]`` -> ``[*batch]``."""
+    return t.flatten(-event_ndim).sum(-1) if event_ndim > 1 else t.sum(-1) if event_ndim else t
 
 
 def map_features(features: Features, function: Callable[[Tensor], Tensor]) -> Features:

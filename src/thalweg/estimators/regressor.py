@@ -35,7 +35,7 @@ from thalweg.energies.mixture import MixtureDensity, TiltedEnergy, TiltedMixture
 from thalweg.energies.networks import NetworkEnergy, mlp
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
 from thalweg.inference.quadrature import normalise
-from thalweg.objectives.base import Batch, ConditionalObjective
+from thalweg.objectives.base import Batch, Objective
 from thalweg.objectives.contrastive_divergence import LangevinML
 from thalweg.objectives.importance_sampling import ImportanceSampling, KLDivergenceImportanceSampling
 from thalweg.objectives.likelihood import MaximumLikelihood, dequantise
@@ -380,7 +380,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             "log_std_floor": math.log(max(1e-3, 0.02 * resolution)),
         }
 
-    def _build(self) -> tuple[ConditionalEnergy, ConditionalObjective]:
+    def _build(self) -> tuple[ConditionalEnergy, Objective]:
         name, k, architecture = self._objective_name(), self.n_outputs_, self.architecture_
         n_inputs, width = architecture["n_inputs"], self.hidden[-1]
         resolution = self.resolution_ / float(self.scale_[0])
@@ -415,7 +415,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             mixture = MixtureDensity(mlp([n_inputs, *self.hidden]), width, k, self.n_components)
             return energy, JointProposalNCE(mixture, self.n_samples)
         wide = [2 * s for s in stds]
-        objectives: dict[str, Callable[[], ConditionalObjective]] = {
+        objectives: dict[str, Callable[[], Objective]] = {
             "likelihood": lambda: MaximumLikelihood(resolution, architecture.get("roughness", 0.0)),
             "tilt-nce": lambda: TiltNCE(self.n_samples),
             "nce": lambda: RankingNCE(stds, self.n_samples),
@@ -428,7 +428,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
         }
         return energy, objectives[name]()
 
-    def _proposal_of(self, objective: ConditionalObjective) -> MixtureDensity:
+    def _proposal_of(self, objective: Objective) -> MixtureDensity:
         """What importance sampling over y in R^K draws from."""
         if isinstance(self.energy_, MixtureDensity):
             return self.energy_
@@ -586,7 +586,7 @@ class _Validation:
 
     def __init__(
         self,
-        objective: ConditionalObjective,
+        objective: Objective,
         data: Batch,
         held_out: np.ndarray,
         weight: np.ndarray | None,

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from thalweg.energies.base import ConditionalEnergy
+from thalweg.energies.base import ConditionalEnergy, Energy
+
+# An Energy or a ConditionalEnergy; an objective that suits only one of them says so in its own signature.
+AnyEnergy = Any
 
 
 class Batch(NamedTuple):
     """A batch of rows.
 
-    x is ``[B, *x_event]``, y is ``[B, K]``. The weight is ``[B]`` (or ``[B, n_members]`` for an ensemble
-    whose members see different rows); over the training set it averages to 1.
+    y ``[B, *event]`` is what has a density; x ``[B, *x_event]`` is what it is given, or None where nothing
+    is. The weight is ``[B]`` (or ``[B, n_members]`` for an ensemble whose members see different rows);
+    over the training set it averages to 1.
     """
 
-    x: Tensor
+    x: Any  # Tensor or None
     y: Tensor
     weight: Tensor | None = None
 
     def rows(self, index: Tensor | slice) -> Batch:
-        return Batch(self.x[index], self.y[index], None if self.weight is None else self.weight[index])
+        return Batch(*(None if t is None else t[index] for t in self))  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(None if t is None else t.to(device) for t in self))  # type: ignore[arg-type]
+
+    def given(self, energy: AnyEnergy) -> Energy:
+        """The energy of y: of a conditional energy the one for these x, else the energy itself."""
+        return condition(energy, self.x)
 
 
 class Loss(NamedTuple):
@@ -35,21 +45,118 @@ class Loss(NamedTuple):
     metrics: dict[str, float]
 
 
-class ConditionalObjective(nn.Module):
-    """A loss for a conditional energy, as a mean over rows of ``per_row``.
+class Objective(nn.Module):
+    """A loss for an energy, conditional or not, as a mean over rows of ``per_row``.
 
-    What an objective owns (a noise distribution, a proposal) is a submodule: its parameters train beside
-    the energy's and are part of every checkpoint.
+    What an objective owns (a noise distribution, a proposal, a replay buffer, a learned log Z) is a
+    submodule, a parameter or a buffer: it trains beside the energy and is part of every checkpoint.
+
+    Attributes:
+        metrics: figures of the last batch for the log, such as an energy gap or an acceptance rate.
     """
 
-    def per_row(self, energy: ConditionalEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics: dict[str, float] = {}
+
+    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
         """Loss of each row ``[B]``, or ``[B, n_members]`` for an ensemble."""
         raise NotImplementedError
 
-    def forward(self, energy: ConditionalEnergy, batch: Batch, generator: torch.Generator | None = None) -> Loss:
+    def forward(
+        self,
+        energy: AnyEnergy,
+        batch: Batch,
+        generator: torch.Generator | None = None,
+    ) -> Loss:
         loss = self.per_row(energy, batch, generator)
         if batch.weight is not None:
             weight = batch.weight
             loss = loss * weight.reshape(*weight.shape, *([1] * (loss.dim() - weight.dim())))
         # Members of an ensemble share no weights: their losses add, and none disturbs another's step.
-        return Loss(loss.mean(0).sum(), {})
+        return Loss(loss.mean(0).sum(), self.metrics)
+
+
+class TurnTaking(Objective):
+    """An objective with a second player, whose parameters are the objective's own.
+
+    In each round the adversary makes ``n_adversary_steps`` updates and the energy one; whoever does not move
+    gets no gradient, and so no step. Out of training the value is the energy's loss.
+
+    Args:
+        n_adversary_steps: updates of the adversary for each of the energy.
+        warm_up: updates that the adversary makes before the first round.
+    """
+
+    n_updates: Tensor
+
+    def __init__(self, n_adversary_steps: int = 1, warm_up: int = 0):
+        super().__init__()
+        self.n_adversary_steps = n_adversary_steps
+        self.warm_up = warm_up
+        # A buffer, so that a run that resumes knows whose turn it is.
+        self.register_buffer("n_updates", torch.zeros((), dtype=torch.long))
+
+    @property
+    def warming_up(self) -> bool:
+        return int(self.n_updates) <= self.warm_up
+
+    def energy_loss(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        """``[B]``; no gradient may reach the adversary."""
+        raise NotImplementedError
+
+    def adversary_loss(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        """``[B]``; no gradient may reach the energy."""
+        raise NotImplementedError
+
+    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        if not self.training:
+            return self.energy_loss(energy, batch, generator)
+        self.n_updates += 1
+        turn = (int(self.n_updates) - self.warm_up - 1) % (self.n_adversary_steps + 1)
+        if self.warming_up or turn < self.n_adversary_steps:
+            return self.adversary_loss(energy, batch, generator)
+        return self.energy_loss(energy, batch, generator)
+
+
+def condition(energy: AnyEnergy, x: Tensor | None) -> Energy:
+    """``energy.given(x)`` for a conditional energy; an energy of y alone is returned as it is.
+
+    Raises:
+        TypeError: if there is an x and an energy that takes none, or the other way round.
+    """
+    if isinstance(energy, ConditionalEnergy):
+        if x is None:
+            raise TypeError(f"{type(energy).__name__} is conditional: the batch needs an x")
+        return energy.given(x)
+    if x is not None:
+        raise TypeError(f"{type(energy).__name__} is not conditional: the batch must have no x (None)")
+    return energy
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards every part back in the mode that it had.
+
+    Chains run so: dropout does not shake them, nor do they enter the statistics of a normalisation.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No gradient reaches the module's parameters from what is computed here, but it flows through it."""
+    weights = [w for w in module.parameters() if w.requires_grad]
+    for w in weights:
+        w.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for w in weights:
+            w.requires_grad_(True)

@@ -1,24 +1,93 @@
-"""Maximum likelihood with negatives from a Markov chain."""
+"""Contrastive divergence: the energy of the data against that of where Markov chains take it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from thalweg.energies.base import ConditionalEnergy
-from thalweg.objectives.base import Batch, ConditionalObjective
-from thalweg.sampling.chain import run_chain
+from thalweg.objectives.base import AnyEnergy, Batch, Objective, condition, evaluating, frozen
+from thalweg.sampling.buffer import Chains, FromData, ReplayBuffer, Start
+from thalweg.sampling.chain import Kernel, run_chain
 from thalweg.sampling.langevin import Langevin
 
 
-class LangevinML(ConditionalObjective):
-    """E(y_i) - mean_m E(y_m), the y_m from Langevin chains that start at the true target.
+class ContrastiveDivergence(Objective):
+    """E(y_i) - mean E(y_m), the y_m from chains of ``kernel`` after n_steps: CD-k, persistent CD, IGEBM.
 
-    The chains run with the energy in evaluation mode: dropout does not shake them, nor do they enter the
+    Its gradient is that of the likelihood where the chains have reached the model's law. Chains that start
+    at the data give CD-k, chains from a replay buffer persistent CD. No gradient flows through the chains,
+    which run with the energy in evaluation mode: dropout does not shake them, nor do they enter the
     statistics of a batch normalisation.
+
+    Args:
+        kernel: what a step of the chains is.
+        n_steps: k.
+        start: where chains start: :class:`FromData`, :class:`FromNoise`, :class:`ReplayBuffer`.
+        energy_l2: weight of the squares of both energies, which keeps them near zero.
+
+    Source: CD [Hinton 2002]; persistent [Tieleman 2008]; with the squares [Du 2019, eq. 5].
+    """
+
+    def __init__(self, kernel: Kernel, n_steps: int = 20, start: Start | None = None, energy_l2: float = 0.0):
+        super().__init__()
+        self.kernel = kernel
+        self.n_steps = n_steps
+        self.start = FromData() if start is None else start
+        self.energy_l2 = energy_l2
+
+    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        loss, _, _ = self._contrast(energy, batch, generator)
+        return loss
+
+    def _contrast(
+        self,
+        energy: AnyEnergy,
+        batch: Batch,
+        generator: torch.Generator | None,
+        differentiable_steps: int = 0,
+    ) -> tuple[Tensor, Chains, Tensor]:
+        """The loss of each row, the chains, and where they ended (with a graph, if steps were to leave one)."""
+        chains = self.start.draw(batch.x, batch.y, generator)
+        with evaluating(energy), torch.no_grad():
+            sampled = condition(energy, chains.x)
+        with evaluating(energy):
+            if differentiable_steps:
+                sampled = condition(energy, chains.x)
+            state = run_chain(
+                self.kernel,
+                sampled,
+                chains.position,
+                self.n_steps,
+                generator,
+                differentiable_steps=differentiable_steps,
+            )
+        end = state.position.detach()
+        if self.training:
+            self.start.store(chains, end, state.energy)
+        positive = batch.given(energy)(batch.y)
+        negative = condition(energy, chains.x)(end)
+        per_row = negative.flatten(1).mean(1) if negative.dim() > 1 else negative
+        if len(per_row) != len(positive):
+            per_row = per_row.mean()
+        loss = positive - per_row
+        self.metrics = {
+            "energy of data": float(positive.detach().mean()),
+            "energy gap": float(loss.detach().mean()),
+            "acceptance": float(state.acceptance.mean()),
+        }
+        if isinstance(self.start, ReplayBuffer):
+            self.metrics["chains dropped"] = float(self.start.n_dropped)
+        if self.energy_l2:
+            square = negative.square().flatten(1).mean(1) if negative.dim() > 1 else negative.square()
+            square = square if len(square) == len(positive) else square.mean()
+            loss = loss + self.energy_l2 * (positive.square() + square)
+        return loss, chains, state.position
+
+
+class LangevinML(ContrastiveDivergence):
+    """Maximum likelihood with many short Langevin chains for each row, all from the true target.
 
     Args:
         noise_std: lambda; a step is y - (lambda^2 / 2) grad E + lambda * noise, the form with temperature 1.
@@ -29,27 +98,59 @@ class LangevinML(ConditionalObjective):
     """
 
     def __init__(self, noise_std: float = 0.05, n_steps: int = 16, n_chains: int = 1024):
-        super().__init__()
-        self.kernel = Langevin(step_size=noise_std**2 / 2)
-        self.n_steps = n_steps
-        self.n_chains = n_chains
-
-    def per_row(self, energy: ConditionalEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        given = energy.given(batch.x)
-        start = batch.y.unsqueeze(1).expand(-1, self.n_chains, -1)
-        with _evaluating(energy):
-            state = run_chain(self.kernel, given.detach(), start, self.n_steps, generator)
-        values = given(torch.cat([batch.y.unsqueeze(1), state.position], 1))
-        return values[:, 0] - values[:, 1:].mean(1)
+        super().__init__(Langevin(step_size=noise_std**2 / 2), n_steps, FromData(n_chains))
 
 
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards every part back in the mode that it had."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
+class ImprovedContrastiveDivergence(ContrastiveDivergence):
+    """Contrastive divergence with the term it leaves out: the chains' own dependence on the energy.
+
+    The chains' law q moves with the energy, and CD's gradient ignores it. Here KL(q || exp(-E)) is lowered
+    too: mean E*(y_m) - H[q], with E* an energy whose parameters get no gradient from its value and y_m
+    carrying the graph of the last steps. The entropy of q is estimated from the distances to the nearest of
+    other chains.
+
+    Args:
+        kernel, n_steps, start, energy_l2: as in :class:`ContrastiveDivergence`.
+        differentiable_steps: how many of the last steps the gradient flows through.
+        kl_weight: weight of mean E*(y_m).
+        entropy_weight: weight of the entropy.
+        n_neighbours: chains (of those that ran last time) among which the nearest is looked for.
+
+    Source: [Du 2021, eq. 8 and 11] and its code (one step, entropy at 0.3, 100 neighbours).
+    """
+
+    neighbours: Tensor
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        n_steps: int = 20,
+        start: Start | None = None,
+        energy_l2: float = 0.0,
+        differentiable_steps: int = 1,
+        kl_weight: float = 1.0,
+        entropy_weight: float = 0.3,
+        n_neighbours: int = 100,
+    ):
+        super().__init__(kernel, n_steps, start, energy_l2)
+        if not 0 < differentiable_steps <= n_steps:
+            raise ValueError(f"differentiable_steps must be in 1..{n_steps}, got {differentiable_steps}")
+        self.differentiable_steps = differentiable_steps
+        self.kl_weight = kl_weight
+        self.entropy_weight = entropy_weight
+        self.n_neighbours = n_neighbours
+
+    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        loss, chains, end = self._contrast(energy, batch, generator, self.differentiable_steps)
+        with frozen(energy):
+            kl = condition(energy, chains.x)(end).mean()
+        flat = end.flatten(0, -batch.y.dim()).flatten(1)
+        order = torch.randperm(len(flat), generator=generator, device=flat.device)
+        others = flat.detach()[order[: self.n_neighbours]]
+        distances = torch.cdist(flat, others)
+        # A chain is no neighbour of itself.
+        itself = order[: self.n_neighbours] == torch.arange(len(flat), device=flat.device)[:, None]
+        nearest = distances.masked_fill(itself, math.inf).amin(1)
+        entropy = nearest.clamp_min(1e-6).log().mean()
+        self.metrics["entropy"] = float(entropy.detach())
+        return loss + self.kl_weight * kl - self.entropy_weight * entropy

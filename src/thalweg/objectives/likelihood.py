@@ -1,16 +1,18 @@
-"""Maximum likelihood for energies that are normalised exactly."""
+"""Maximum likelihood where the normaliser is exact: in closed form, or summed over a grid."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from thalweg.energies.base import ConditionalEnergy
 from thalweg.energies.mixture import MixtureDensity, TiltedMixtureEnsemble
-from thalweg.objectives.base import Batch, ConditionalObjective
+from thalweg.objectives.base import AnyEnergy, Batch, Objective
 
 
-class MaximumLikelihood(ConditionalObjective):
+class MaximumLikelihood(Objective):
     """-log p(y_i|x_i), exact, for a mixture density network or an ensemble of tilted mixtures.
 
     Args:
@@ -41,6 +43,36 @@ class MaximumLikelihood(ConditionalObjective):
         raise TypeError(
             f"{type(energy).__name__} is not normalised in closed form: train it by RankingNCE, for instance"
         )
+
+
+class GridLikelihood(Objective):
+    """-log p(y), log Z by a sum over a grid: exact but for the grid, in one to three dimensions.
+
+    It is the yardstick that the other objectives are held to.
+
+    Args:
+        low, high: bounds of the box that is summed over, the same in every dimension or ``[K]``.
+        n_points: points of the grid along each dimension.
+        n_dims: K.
+    """
+
+    grid: Tensor
+
+    def __init__(self, low: float, high: float, n_points: int = 64, n_dims: int = 2):
+        super().__init__()
+        if not low < high:
+            raise ValueError(f"low must be below high, got {low} and {high}")
+        width = (high - low) / n_points
+        axis = low + width * (torch.arange(n_points) + 0.5)
+        self.log_volume = n_dims * math.log(width)
+        self.register_buffer("grid", torch.cartesian_prod(*[axis] * n_dims).reshape(-1, n_dims))
+
+    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        given = batch.given(energy)
+        grid = self.grid.to(batch.y.dtype)
+        if batch.x is not None:
+            grid = grid.expand(len(batch.y), -1, -1)
+        return given(batch.y) + torch.logsumexp(-given(grid), -1) + self.log_volume
 
 
 def dequantise(y: Tensor, resolution: float, generator: torch.Generator | None) -> Tensor:

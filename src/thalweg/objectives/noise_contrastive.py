@@ -1,4 +1,4 @@
-"""Noise-contrastive estimation by ranking: which of the candidates is the real target?"""
+"""Noise-contrastive estimation: which of these is data, and which is noise?"""
 
 from __future__ import annotations
 
@@ -6,44 +6,48 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from thalweg.energies.base import ConditionalEnergy
+from thalweg.energies.base import ConditionalEnergy, Energy, standard_normal
+from thalweg.energies.densities import Density, FlowEnergy
 from thalweg.energies.mixture import MixtureDensity, TiltedEnergy
-from thalweg.objectives.base import Batch, ConditionalObjective
-from thalweg.objectives.noise import TargetNoise
+from thalweg.objectives.base import AnyEnergy, Batch, Objective, TurnTaking, frozen
+from thalweg.objectives.noise import FixedNoise, as_noise
 
 
-class RankingNCE(ConditionalObjective):
+class RankingNCE(Objective):
     """-log softmax_0[-E(y_k) - log q(y_k)] over the target (k = 0) and M draws from the noise q.
 
     With ``label_noise`` above 0 this is NCE+: the target is moved by a draw from the noise with every
     standard deviation scaled by that factor, and log q is taken where it lands.
 
     Args:
-        noise_stds: standard deviations of the noise's components, centred on the true target.
+        noise: standard deviations of the noise's components, centred on the true target; or a density, the
+            same for all rows.
         n_samples: M.
         label_noise: the factor beta; 0 is plain NCE.
 
-    Source: [Gustafsson 2020b, eq. 8 and 12].
+    Source: [Gustafsson 2020b, eq. 8 and 12]; ranking in general [Ma 2018, eq. 7].
     """
 
-    def __init__(self, noise_stds: Sequence = (0.1, 0.8), n_samples: int = 1024, label_noise: float = 0.0):
+    def __init__(self, noise: Density | Sequence = (0.1, 0.8), n_samples: int = 1024, label_noise: float = 0.0):
         super().__init__()
-        self.noise = TargetNoise(noise_stds)
+        self.noise = as_noise(noise)
+        if label_noise and isinstance(self.noise, FixedNoise):
+            raise ValueError("label_noise scales noise round the true target; a fixed density has none")
         self.n_samples = n_samples
         self.label_noise = label_noise
 
-    def per_row(self, energy: ConditionalEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
         samples = self.noise.sample(batch.y, self.n_samples, generator)
         target = batch.y.unsqueeze(1)
-        if self.label_noise:
+        if self.label_noise and not isinstance(self.noise, FixedNoise):
             target = target + self.label_noise * self.noise.offsets(batch.y, 1, generator)
         candidates = torch.cat([target, samples], 1)
-        return _rank(-energy.given(batch.x)(candidates) - self.noise.log_prob(candidates, batch.y))
+        return _rank(-batch.given(energy)(candidates) - self.noise.log_prob(candidates, batch.y))
 
 
-class JointProposalNCE(ConditionalObjective):
+class JointProposalNCE(Objective):
     """Ranking NCE whose noise is a mixture density network, trained beside the energy.
 
     The energy learns by ranking with the draws y_m of q as noise; q learns to cover the energy by
@@ -85,7 +89,7 @@ class JointProposalNCE(ConditionalObjective):
         mixture = self.proposal_features(energy, batch.x)
         samples = self.proposal.sample(mixture, self.n_samples, generator)
         candidates = torch.cat([batch.y.unsqueeze(1), samples], 1)
-        values = energy.given(batch.x)(candidates)
+        values = batch.given(energy)(candidates)
         log_noise = self.proposal.log_prob(mixture, candidates)
         ranking = _rank(-values - log_noise.detach())
         if self.training and self.warm_up:
@@ -97,7 +101,7 @@ class JointProposalNCE(ConditionalObjective):
         return ranking + cover
 
 
-class TiltNCE(ConditionalObjective):
+class TiltNCE(Objective):
     """Trains a :class:`TiltedEnergy` and its own proposal together: -log q(y_i|x) + ranking of the tilt.
 
     With E = -log q + r and q as the noise, q cancels in the ranking and leaves -log softmax_0(-r). The
@@ -121,6 +125,124 @@ class TiltNCE(ConditionalObjective):
         return _rank(-energy.tilt(features, candidates)) - log_q
 
 
+class NoiseContrastiveEstimation(Objective):
+    """Logistic regression of data against noise, log-odds -E(y) - log Z - log q(y) - log ratio, log Z learned.
+
+    At its best E is the energy of the data and ``log_normaliser`` its log Z. For a conditional energy log Z
+    is one number for all x, and what depends on x is left to the energy.
+
+    Args:
+        noise: the density q, like the data but a little wider.
+        noise_ratio: draws of noise for each row of data; the more, the nearer to maximum likelihood.
+
+    Source: [Gutmann 2012, eq. 8].
+    """
+
+    def __init__(self, noise: Density, noise_ratio: int = 1):
+        super().__init__()
+        self.noise = noise
+        self.noise_ratio = noise_ratio
+        self.log_normaliser = nn.Parameter(torch.zeros(()))
+
+    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        samples = self.noise.sample((len(batch.y), self.noise_ratio), generator).to(batch.y.dtype)
+        candidates = torch.cat([batch.y.unsqueeze(1), samples], 1)
+        with torch.no_grad():
+            log_noise = self.noise.log_prob(candidates)
+        log_odds = -batch.given(energy)(candidates) - self.log_normaliser - log_noise
+        return _logistic(log_odds - math.log(self.noise_ratio))
+
+
+class ConditionalNCE(Objective):
+    """Logistic regression of each row against itself moved by noise: 2 softplus(E(y) - E(y~)), y~ = y + std noise.
+
+    The noise is symmetric, so its density drops out, and so does log Z.
+
+    Args:
+        noise_std: of the noise, a number or one for each coordinate ``[D]``. None finds it in training: half
+            the data's own to begin with, larger while the loss stays near 2 log 2, where nothing is to be told
+            apart, and smaller while it is below log 2, where telling is too easy.
+        n_noise: kappa, noisy copies of each row.
+
+    Source: [Ceylan 2018, eq. 10] and its code, whose rule for the noise this is.
+    """
+
+    scale: Tensor
+
+    def __init__(self, noise_std: float | Sequence[float] | None = None, n_noise: int = 10):
+        super().__init__()
+        self.adapts = noise_std is None
+        std = 0.0 if noise_std is None else noise_std
+        self.register_buffer("scale", torch.as_tensor(std, dtype=torch.float32))
+        self.n_noise = n_noise
+
+    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        if self.adapts and not bool(self.scale):
+            self.scale.fill_(0.5 * float(batch.y.std(0).mean()))
+        given = batch.given(energy)
+        perturbed, log_ratio = self.perturb(given, batch.y, generator)
+        values = given(torch.cat([batch.y.unsqueeze(1), perturbed], 1))
+        log_odds = values[:, 1:] - values[:, :1] + log_ratio
+        loss = 2 * nn.functional.softplus(-log_odds).mean(1)
+        if self.adapts and self.training:
+            self._adapt(float(loss.detach().mean()))
+        return loss
+
+    def perturb(
+        self, given: Energy, y: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor | float]:
+        """Noisy copies ``[B, n_noise, *event]``, and log q(y~|y) - log q(y|y~) ``[B, n_noise]``, here 0."""
+        shape = (len(y), self.n_noise, *y.shape[1:])
+        noise = standard_normal(shape, y, generator)
+        return y.unsqueeze(1) + self.scale.to(y.dtype) * noise, 0.0
+
+    def _adapt(self, loss: float) -> None:
+        if loss > 0.9 * 2 * math.log(2):
+            self.scale *= 1.02
+        elif loss < math.log(2):
+            self.scale /= 1.02
+        self.metrics = {"noise std": float(self.scale.mean())}
+
+
+class FlowContrastiveEstimation(TurnTaking):
+    """NCE whose noise is a flow that learns to be mistaken for the data: the two play one value function.
+
+    The energy, with log Z learned, goes down the logistic loss of data against the flow's draws; the flow goes
+    up the same loss, through its draws and its density. The players take turns. Before that the flow learns by
+    likelihood.
+
+    Args:
+        flow: the noise.
+        warm_up: updates in which the flow learns by its own likelihood.
+
+    Source: [Gao 2020, eq. 5 and alg. 1].
+    """
+
+    def __init__(self, flow: FlowEnergy, warm_up: int = 200):
+        super().__init__(n_adversary_steps=1, warm_up=warm_up)
+        self.flow = flow
+        self.log_normaliser = nn.Parameter(torch.zeros(()))
+
+    def energy_loss(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        with torch.no_grad():
+            candidates = torch.stack([batch.y, self.flow.draw(len(batch.y), generator)], 1)
+            log_noise = self.flow.log_prob(candidates)
+        return _logistic(-batch.given(energy)(candidates) - self.log_normaliser - log_noise)
+
+    def adversary_loss(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        if self.warming_up:
+            return -self.flow.log_prob(batch.y)
+        candidates = torch.stack([batch.y, self.flow.draw(len(batch.y), generator)], 1)
+        with frozen(energy):
+            values = batch.given(energy)(candidates)
+        return -_logistic(-values - self.log_normaliser.detach() - self.flow.log_prob(candidates))
+
+
 def _rank(logits: Tensor) -> Tensor:
     """-log softmax of the first of ``[B, 1 + M]``."""
     return torch.logsumexp(logits, 1) - logits[:, 0]
+
+
+def _logistic(log_odds: Tensor) -> Tensor:
+    """-log sigmoid of the first of ``[B, 1 + M]``, which is data, and -log(1 - sigmoid) of the others, summed."""
+    return nn.functional.softplus(-log_odds[:, 0]) + nn.functional.softplus(log_odds[:, 1:]).sum(1)

@@ -2,57 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from thalweg.energies.base import ConditionalEnergy
-from thalweg.objectives.base import Batch, ConditionalObjective
+from thalweg.energies.base import event_sum, standard_normal
+from thalweg.objectives.base import AnyEnergy, Batch, Objective
 
 
-class ScoreMatching(ConditionalObjective):
-    """(1/2)|grad_y E|^2 - tr grad_y^2 E at the true target, with the exact trace.
+class ScoreMatching(Objective):
+    """(1/2)|grad E|^2 - tr grad^2 E at the data, with the exact trace.
 
-    The activations on y must be smooth: with ReLU the trace is zero everywhere and nothing is learned.
+    The activations on y must be smooth: with ReLU the trace is zero everywhere and nothing is learned. The
+    cost grows with the dimension of y: use :class:`SlicedScoreMatching` beyond a few dozen.
 
     Source: [Hyvärinen 2005, eq. 4], with f = -E.
     """
 
-    def per_row(self, energy: ConditionalEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        given = energy.given(batch.x)
-        y = batch.y.detach().requires_grad_(True)
-        with torch.enable_grad():
-            (grad,) = torch.autograd.grad(given(y).sum(), y, create_graph=True)
-            trace = torch.zeros_like(grad[..., 0])
-            for k in range(y.shape[-1]):
-                (row,) = torch.autograd.grad(grad[..., k].sum(), y, create_graph=True)
-                trace = trace + row[..., k]
-        return 0.5 * grad.square().sum(-1) - trace
+    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        given = batch.given(energy)
+        grad, laplacian = given.grad_and_laplacian(batch.y)
+        return 0.5 * event_sum(grad.square(), given.event_ndim) - laplacian
 
 
-class DenoisingScoreMatching(ConditionalObjective):
-    """|grad_y E(y~) - (y~ - y_i) / std^2|^2 at targets moved by Gaussian noise, y~ = y_i + std * noise.
-
-    What it learns is the density blurred by that noise.
+class SlicedScoreMatching(Objective):
+    """(1/2)(v'grad E)^2 - v'(grad^2 E)v for random directions v: score matching at a cost free of dimension.
 
     Args:
-        noise_std: standard deviation of the noise.
-        n_samples: noisy copies of each target.
+        n_projections: directions for each row.
+        variance_reduction: take (1/2)|grad E|^2, the first term's exact mean, in its place.
+        projection: "rademacher" or "gaussian", the law of v; E vv' = I either way.
 
-    Source: [Vincent 2011, eq. 10].
+    Source: [Song 2019, eq. 7 and 8], with f = -E.
     """
 
-    def __init__(self, noise_std: float = 0.2, n_samples: int = 1024):
+    def __init__(self, n_projections: int = 1, variance_reduction: bool = False, projection: str = "rademacher"):
         super().__init__()
-        if noise_std <= 0:
+        if projection not in ("rademacher", "gaussian"):
+            raise ValueError(f"projection must be rademacher or gaussian, got {projection!r}")
+        self.n_projections = n_projections
+        self.variance_reduction = variance_reduction
+        self.projection = projection
+
+    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        given = batch.given(energy)
+        y = batch.y.unsqueeze(1)
+        shape = (len(y), self.n_projections, *y.shape[2:])
+        v = standard_normal(shape, y, generator)
+        if self.projection == "rademacher":
+            v = v.sign()
+        first, second = given.directional(y.expand(shape), v)
+        square = event_sum(given.grad(y).square(), given.event_ndim) if self.variance_reduction else first.square()
+        return (0.5 * square - second).mean(1)
+
+
+class DenoisingScoreMatching(Objective):
+    """|std grad E(y~) - (y~ - y_i) / std|^2 at data moved by Gaussian noise, y~ = y_i + std * noise.
+
+    What it learns is the density blurred by that noise. With several noise scales one energy learns a
+    compromise of all the blurred densities, each weighted so that the scales count alike.
+
+    Args:
+        noise_std: standard deviation of the noise, or several, one of which each noisy copy draws.
+        n_samples: noisy copies of each row.
+
+    Source: [Vincent 2011, eq. 10], times std^2 as in [Song 2019b, eq. 5]; many scales in one energy:
+    [Li 2019].
+    """
+
+    stds: Tensor
+
+    def __init__(self, noise_std: float | Sequence[float] = 0.2, n_samples: int = 1):
+        super().__init__()
+        stds = torch.atleast_1d(torch.as_tensor(noise_std, dtype=torch.float32))
+        if not (stds > 0).all():
             raise ValueError(f"noise_std must be positive, got {noise_std}")
-        self.noise_std = noise_std
+        self.register_buffer("stds", stds, persistent=False)
         self.n_samples = n_samples
 
-    def per_row(self, energy: ConditionalEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        shape = (len(batch.y), self.n_samples, batch.y.shape[-1])
-        noise = torch.randn(shape, generator=generator, device=batch.y.device, dtype=batch.y.dtype)
-        y = (batch.y.unsqueeze(1) + self.noise_std * noise).requires_grad_(True)
-        with torch.enable_grad():
-            given = energy.given(batch.x)
-            (grad,) = torch.autograd.grad(given(y).sum(), y, create_graph=True)
-        return (grad - noise / self.noise_std).square().sum(-1).mean(1)
+    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        given, y = batch.given(energy), batch.y
+        shape = (len(y), self.n_samples, *y.shape[1:])
+        noise = standard_normal(shape, y, generator)
+        std = self.stds.to(y.dtype)
+        if len(self.stds) > 1:
+            which = torch.randint(len(self.stds), shape[:2], generator=generator, device=y.device)
+            std = std[which].reshape(*shape[:2], *([1] * given.event_ndim))
+        grad = given.grad(y.unsqueeze(1) + std * noise)
+        return event_sum((std * grad - noise).square(), given.event_ndim).mean(1)

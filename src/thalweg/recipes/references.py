@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from thalweg.energies.base import ConditionalEnergy, Features, align
 from thalweg.energies.networks import NetworkEnergy
 from thalweg.inference.ascent import gradient_ascent
-from thalweg.objectives.base import Batch, ConditionalObjective
+from thalweg.objectives.base import Batch, Objective
 from thalweg.objectives.noise_contrastive import RankingNCE
 from thalweg.training.loop import Plan, Trainer
 
@@ -42,7 +42,7 @@ class DirectRegression(ConditionalEnergy):
         return 0.5 * (y - align(features, y)).square().sum(-1)
 
 
-class EnergyLoss(ConditionalObjective):
+class EnergyLoss(Objective):
     """E(x_i, y_i) alone; it suits only energies that can't be low everywhere, such as a squared error.
 
     Source: [LeCun 2006, sec. 2.2.1].
@@ -52,9 +52,7 @@ class EnergyLoss(ConditionalObjective):
         return energy(batch.x, batch.y)
 
 
-def fit(
-    energy: ConditionalEnergy, objective: ConditionalObjective, train: Batch, held_out: Batch, plan: Plan
-) -> None:
+def fit(energy: ConditionalEnergy, objective: Objective, train: Batch, held_out: Batch, plan: Plan) -> None:
     """Train in place, and keep the weights at which the objective is lowest on the rows held out."""
 
     def validate(model: nn.Module) -> Tensor:

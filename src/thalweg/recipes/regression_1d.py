@@ -15,7 +15,7 @@ from thalweg.energies.base import ConditionalEnergy
 from thalweg.energies.mixture import MixtureDensity
 from thalweg.energies.networks import NetworkEnergy, mlp, source_network
 from thalweg.estimators.regressor import EnergyRegressor
-from thalweg.objectives.base import Batch, ConditionalObjective
+from thalweg.objectives.base import Batch, Objective
 from thalweg.objectives.contrastive_divergence import LangevinML
 from thalweg.objectives.importance_sampling import ImportanceSampling, KLDivergenceImportanceSampling
 from thalweg.objectives.noise_contrastive import JointProposalNCE, RankingNCE
@@ -27,7 +27,7 @@ N_ROWS, BATCH_SIZE = 2000, 32
 N_SAMPLES, N_SAMPLES_PAPER = 256, 1024
 
 # Label, objective for (problem, number of samples), targets on the two problems (None: reported).
-Build = Callable[[ToyProblem, int], ConditionalObjective]
+Build = Callable[[ToyProblem, int], Objective]
 METHODS: list[tuple[str, Build, tuple[float | None, float | None]]] = [
     ("NCE", lambda p, m: RankingNCE((0.1, 0.8), m), (0.13, 0.20)),
     ("NCE+", lambda p, m: RankingNCE((0.1, 0.8), m, label_noise=0.025), (0.13, 0.20)),
@@ -91,7 +91,7 @@ def _data(problem: ToyProblem, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _train(
     problem: ToyProblem, build: Build, seed: int, epochs: int, n_samples: int
-) -> tuple[ConditionalEnergy, ConditionalObjective]:
+) -> tuple[ConditionalEnergy, Objective]:
     """One network of the source, by one method, at the source's settings."""
     x, y = (torch.as_tensor(v, dtype=torch.float32)[:, None] for v in _data(problem, seed))
     torch.manual_seed(seed)

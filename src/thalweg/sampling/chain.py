@@ -41,18 +41,50 @@ def run_chain(
     n_steps: int,
     generator: torch.Generator | None = None,
     check: bool = False,
+    differentiable_steps: int = 0,
 ) -> State:
-    """Run all chains of ``start`` for n_steps and return the last state; it carries no graph.
+    """Run all chains of ``start`` for n_steps and return the last state.
+
+    It carries no graph, unless some of the last steps are asked to leave one: the gradient of its position
+    then flows through those steps into the energy's parameters.
 
     Args:
         check: refuse an energy that does not keep its contract, before the first step.
+        differentiable_steps: how many of the last steps leave a graph.
     """
     if check:
         check_energy(energy, start)
     state = initial_state(energy, start)
-    for _ in range(n_steps):
+    for _ in range(n_steps - differentiable_steps):
         state = kernel.step(energy, state, generator)
+    if differentiable_steps:
+        with torch.enable_grad():
+            energy = _WithGraph(energy)
+            state = state._replace(grad=energy.grad(state.position))
+            for _ in range(differentiable_steps):
+                state = kernel.step(energy, state, generator)
     return state
+
+
+class _WithGraph(Energy):
+    """The same energy, whose gradient in a kernel keeps its graph."""
+
+    def __init__(self, energy: Energy):
+        super().__init__()
+        object.__setattr__(self, "energy", energy)
+        self.support = energy.support
+        self.event_ndim = energy.event_ndim
+
+    energy: Energy
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.energy(x)
+
+    def grad(self, x: Tensor) -> Tensor:
+        return self.energy.grad(x)
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.energy(x).detach(), self.energy.grad(x)
 
 
 def accept(current: State, proposed: State, log_ratio: Tensor, generator: torch.Generator | None) -> State:

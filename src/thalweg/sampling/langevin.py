@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from thalweg.energies.base import Energy
+from thalweg.energies.base import Energy, event_sum, standard_normal
 from thalweg.sampling.chain import State, accept
 
 
@@ -29,7 +29,7 @@ class Langevin:
     def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> State:
         scale = math.sqrt(2 * self.step_size) if self.noise_scale is None else self.noise_scale
         position = state.position
-        noise = torch.randn(position.shape, generator=generator, device=position.device, dtype=position.dtype)
+        noise = standard_normal(position.shape, position, generator)
         position = torch.add(position, state.grad, alpha=-self.step_size).add_(noise, alpha=scale)
         value, grad = energy.value_and_grad(position)
         return State(position, value, grad, torch.ones_like(value))
@@ -52,10 +52,45 @@ class MALA:
     def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> State:
         size = torch.as_tensor(self.step_size, dtype=state.position.dtype, device=state.position.device)
         position = state.position
-        noise = torch.randn(position.shape, generator=generator, device=position.device, dtype=position.dtype)
+        noise = standard_normal(position.shape, position, generator)
         proposal = position - size * state.grad + (2 * size).sqrt() * noise
         value, grad = energy.value_and_grad(proposal)
-        event = tuple(range(-energy.event_ndim, 0))
         back = (position - proposal + size * grad).square() / (4 * size)
-        log_ratio = state.energy - value + (0.5 * noise.square() - back).sum(event)
+        log_ratio = state.energy - value + event_sum(0.5 * noise.square() - back, energy.event_ndim)
         return accept(state, State(proposal, value, grad, log_ratio), log_ratio, generator)
+
+
+@dataclass(frozen=True)
+class ColdLangevin:
+    """The image recipes' walk: noise, then a step down the clipped gradient, then back into the box.
+
+    x~ = x + noise_scale * noise;  x' = clamp(x~ - step_size * clip(grad E(x~))). Its noise is far smaller than
+    its step asks for at temperature 1, so it finds low places and does not sample exp(-E). The state's energy
+    and gradient are those at x~.
+
+    Args:
+        step_size: multiplies the gradient.
+        noise_scale: standard deviation of the noise.
+        clip_grad: each component of the gradient is clipped to this size (None: not).
+        low, high: bounds of x (None: none).
+
+    Source: [Du 2019, alg. 1] and its code; without clipping and bounds that of [Grathwohl 2020].
+    """
+
+    step_size: float
+    noise_scale: float
+    clip_grad: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> State:
+        position = state.position
+        noise = standard_normal(position.shape, position, generator)
+        noised = torch.add(position, noise, alpha=self.noise_scale)
+        value, grad = energy.value_and_grad(noised)
+        if self.clip_grad is not None:
+            grad = grad.clamp(-self.clip_grad, self.clip_grad)
+        moved = torch.add(noised, grad, alpha=-self.step_size)
+        if self.low is not None or self.high is not None:
+            moved = moved.clamp(self.low, self.high)
+        return State(moved, value, grad, state.acceptance)

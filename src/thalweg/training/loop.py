@@ -177,7 +177,7 @@ class _Run:
         self.trainer, self.plan, self.fabric = trainer, plan, fabric
         self.energy, self.objective, self.validate = energy, objective, validate
         self.data = data.to(fabric.device)
-        self.n_rows = len(data.x)
+        self.n_rows = len(data.y)
         self.batch_size = min(plan.batch_size, self.n_rows)
         if self.batch_size < fabric.world_size:
             raise ValueError(

@@ -1,0 +1,203 @@
+"""Energies that are normalised and can be drawn from: noise, proposals, starts of chains, known targets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from thalweg.energies.base import Energy, standard_normal
+
+
+class Density(Energy):
+    """An energy with log Z = 0, so that E(x) = -log p(x), and with independent draws.
+
+    A subclass writes ``log_prob`` and ``draw``.
+    """
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x) ``[*batch]``, normalised."""
+        raise NotImplementedError
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n independent draws ``[n, *event]``, with no graph."""
+        raise NotImplementedError
+
+    def sample(self, shape: int | Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """Independent draws ``[*shape, *event]``, with no graph."""
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        with torch.no_grad():
+            drawn = self.draw(math.prod(shape), generator)
+        return drawn.reshape(*shape, *drawn.shape[1:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -self.log_prob(x)
+
+
+class GaussianMixtureEnergy(Density):
+    """E(x) = -log sum_k w_k N(x; mean_k, S_k), normalised; with one component a Gaussian.
+
+    Args:
+        means: ``[C, D]``.
+        scales: standard deviations of independent coordinates ``[C, D]``, positive, or lower Cholesky
+            factors of the covariances ``[C, D, D]``.
+        weights: ``[C]``, positive; normalised here. None for equal ones.
+
+    Raises:
+        ValueError: if the shapes do not fit, or a scale is not positive.
+    """
+
+    means: Tensor
+    factors: Tensor
+    log_weights: Tensor
+
+    def __init__(self, means: Tensor, scales: Tensor, weights: Tensor | None = None):
+        super().__init__()
+        means, scales = torch.as_tensor(means), torch.as_tensor(scales)
+        if means.dim() != 2 or scales.shape[:2] != means.shape or scales.dim() > 3:
+            raise ValueError(
+                "means must be [components, D] and scales [components, D] or [components, D, D], got "
+                f"{tuple(means.shape)} and {tuple(scales.shape)}"
+            )
+        diagonal = scales if scales.dim() == 2 else scales.diagonal(dim1=-2, dim2=-1)
+        if not (diagonal > 0).all():
+            raise ValueError(f"scales must be positive, got {float(diagonal.min())}")
+        weights = torch.ones(len(means)) if weights is None else torch.as_tensor(weights)
+        self.register_buffer("means", means)
+        self.register_buffer("scales", scales)
+        self.register_buffer("log_weights", (weights / weights.sum()).log().to(means.dtype))
+        if scales.dim() == 2:
+            inverse = 1 / scales
+        else:
+            eye = torch.eye(means.shape[1], dtype=scales.dtype, device=scales.device).expand_as(scales)
+            inverse = torch.linalg.solve_triangular(scales, eye, upper=False)
+        self.register_buffer("inverse", inverse, persistent=False)
+        constant = -diagonal.log().sum(-1) - 0.5 * means.shape[1] * math.log(2 * math.pi)
+        self.register_buffer("constants", constant + self.log_weights, persistent=False)
+
+    scales: Tensor
+    inverse: Tensor
+    constants: Tensor
+
+    @classmethod
+    def from_moments(cls, data: Tensor, widen: float = 1.0) -> GaussianMixtureEnergy:
+        """One Gaussian with the data's mean and covariance ``[n, D]``, its standard deviations times ``widen``.
+
+        Where the data do not span all directions, the covariance is shrunk towards its diagonal.
+        """
+        mean = data.mean(0)
+        centred = (data - mean).double()
+        covariance = centred.t() @ centred / max(1, len(data) - 1)
+        variances = covariance.diagonal().clamp_min(1e-12)
+        shrink = min(1.0, data.shape[1] / max(1, len(data)))
+        covariance = (1 - shrink) * covariance + shrink * variances.diag()
+        covariance = covariance + (1e-6 * variances).diag()
+        factor = widen * torch.linalg.cholesky(covariance).to(data.dtype)
+        return cls(mean[None], factor[None])
+
+    def _standardised(self, x: Tensor) -> Tensor:
+        """Each component's whitened distance ``[*batch, C, D]``."""
+        centred = x.unsqueeze(-2) - self.means
+        if self.inverse.dim() == 2:
+            return centred * self.inverse
+        return torch.einsum("...cd,ced->...ce", centred, self.inverse)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        log_normal = self.constants - 0.5 * self._standardised(x).square().sum(-1)
+        return torch.logsumexp(log_normal, -1)
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            z = self._standardised(x)
+            log_normal = self.constants - 0.5 * z.square().sum(-1)
+            value = torch.logsumexp(log_normal, -1)
+            weighted = z * (log_normal - value.unsqueeze(-1)).exp().unsqueeze(-1)
+            if self.inverse.dim() == 2:
+                return -value, (weighted * self.inverse).sum(-2)
+            return -value, torch.einsum("...ce,ced->...d", weighted, self.inverse)
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        means = self.means
+        which = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
+        noise = standard_normal((n, means.shape[1]), means, generator)
+        scales = self.scales[which]
+        moved = noise * scales if scales.dim() == 2 else torch.einsum("nde,ne->nd", scales, noise)
+        return means[which] + moved
+
+
+class UniformEnergy(Density):
+    """The uniform density on a box: E(x) = log of its volume inside, infinite outside.
+
+    Args:
+        low, high: bounds of each coordinate, ``[*event]``.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, low: Tensor, high: Tensor):
+        super().__init__()
+        low, high = torch.broadcast_tensors(torch.as_tensor(low), torch.as_tensor(high))
+        if not (low < high).all():
+            raise ValueError("every lower bound must be below its upper bound")
+        self.event_ndim = low.dim()
+        self.register_buffer("low", low.contiguous())
+        self.register_buffer("high", high.contiguous())
+        self.support = constraints.independent(constraints.real, self.event_ndim)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        inside = ((x >= self.low) & (x <= self.high)).flatten(x.dim() - self.event_ndim).all(-1)
+        volume = (self.high - self.low).log().sum()
+        return torch.where(inside, -volume, -torch.inf)
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        low = self.low
+        unit = torch.rand((n, *low.shape), generator=generator, device=low.device, dtype=low.dtype)
+        return low + (self.high - low) * unit
+
+
+class FlowEnergy(Density):
+    """A normalising flow as an energy: E(x) = -log p(x), exact, with draws through which a gradient can flow.
+
+    Args:
+        flow: an unconditional flow of the zuko library, such as ``zuko.flows.NSF(D, passes=2)``.
+        location, scale: the flow sees (x - location) / scale, each ``[D]``.
+    """
+
+    location: Tensor
+    scale: Tensor
+
+    def __init__(self, flow: nn.Module, location: Tensor | float = 0.0, scale: Tensor | float = 1.0):
+        super().__init__()
+        self.flow = flow
+        self.register_buffer("location", torch.as_tensor(location, dtype=torch.float32))
+        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        jacobian = self.scale.expand(x.shape[-1]).log().sum()
+        return self.flow().log_prob((x - self.location) / self.scale) - jacobian
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        distribution: Any = self.flow()
+        parameter = next(self.flow.parameters())
+        shape = (n, *distribution.base.event_shape)
+        noise = standard_normal(shape, parameter, generator)
+        return self.location + self.scale * distribution.transform.inv(noise)
+
+
+def fit_gaussian_mixture(data: Tensor, n_components: int, seed: int = 0) -> GaussianMixtureEnergy:
+    """A mixture of Gaussians with full covariances by expectation maximisation (scikit-learn's)."""
+    from sklearn.mixture import GaussianMixture
+
+    array = data.double().cpu().numpy()
+    variance = float(np.var(array, 0).mean())
+    model = GaussianMixture(n_components, reg_covar=1e-4 * max(variance, 1e-12), random_state=seed)
+    model.fit(array)
+    factors = np.linalg.cholesky(model.covariances_)
+    parts = [torch.as_tensor(v, dtype=data.dtype) for v in (model.means_, factors, model.weights_)]
+    return GaussianMixtureEnergy(*parts)

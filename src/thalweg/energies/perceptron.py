@@ -1,0 +1,145 @@
+"""A multilayer perceptron as an energy of vectors, with every derivative in x written out.
+
+Autograd pays for each of a chain's steps with a graph that is thrown away, and for score matching with
+graphs of graphs. The derivatives of a perceptron are a few products, so they are written here as such:
+sampling needs no graph at all, and score matching only an ordinary one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thalweg.energies.base import Energy
+
+
+class Activation(NamedTuple):
+    """A smooth function, its first and second derivatives, and how a gradient passes it without a graph."""
+
+    value: Callable[[Tensor], Tensor]
+    derivatives: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+    backward: Callable[[Tensor, Tensor, Tensor], Tensor]  # (gradient, input, value)
+
+
+def _silu(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    s = torch.sigmoid(h)
+    value = h * s
+    slope = s + value * (1 - s)
+    return value, slope, s * (1 - s) * (2 + h - 2 * value)
+
+
+def _softplus(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    s = torch.sigmoid(h)
+    return F.softplus(h), s, s * (1 - s)
+
+
+def _tanh(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    t = torch.tanh(h)
+    slope = 1 - t * t
+    return t, slope, -2 * t * slope
+
+
+ACTIVATIONS = {
+    "silu": Activation(F.silu, _silu, lambda g, h, _: torch.ops.aten.silu_backward(g, h)),
+    "softplus": Activation(F.softplus, _softplus, lambda g, h, _: g * torch.sigmoid(h)),
+    "tanh": Activation(torch.tanh, _tanh, lambda g, _, t: torch.ops.aten.tanh_backward(g, t)),
+}
+
+
+class PerceptronEnergy(Energy):
+    """E(x) = w'a_L + c with a_l = activation(W_l a_{l-1} + b_l), a_0 = x: a network of vectors.
+
+    Args:
+        n_inputs: D, the dimension of x.
+        hidden: widths of the layers.
+        activation: "silu", "softplus" or "tanh": all smooth, as score matching needs.
+    """
+
+    def __init__(self, n_inputs: int, hidden: Sequence[int] = (128, 128), activation: str = "silu"):
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        self.activation = ACTIVATIONS[activation]
+        self.layers: Any = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise([n_inputs, *hidden]))
+        self.out = nn.Linear(hidden[-1], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = self.activation.value(layer(x))
+        return self.out(x).squeeze(-1)
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            shape = x.shape
+            value = x.reshape(-1, shape[-1])
+            inputs, values = [], []
+            for layer in self.layers:
+                inputs.append(torch.addmm(layer.bias, value, layer.weight.t()))
+                value = self.activation.value(inputs[-1])
+                values.append(value)
+            energy = torch.addmv(self.out.bias, value, self.out.weight[0])
+            grad = self.out.weight.expand_as(value)
+            for layer, h, value in zip(reversed(self.layers), reversed(inputs), reversed(values), strict=True):
+                grad = self.activation.backward(grad, h, value) @ layer.weight
+            return energy.reshape(shape[:-1]), grad.reshape(shape)
+
+    def grad(self, x: Tensor) -> Tensor:
+        slopes = []
+        for layer in self.layers:
+            x, slope, _ = self.activation.derivatives(layer(x))
+            slopes.append(slope)
+        return self._backward(slopes)
+
+    def _backward(self, slopes: list[Tensor]) -> Tensor:
+        grad = self.out.weight
+        for layer, slope in zip(reversed(self.layers), reversed(slopes), strict=True):
+            grad = (grad * slope) @ layer.weight
+        return grad
+
+    def directional(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """By carrying value, first and second derivative forward through the layers; nothing goes back.
+
+        Source: second-order Taylor-mode differentiation [Griewank 2008, ch. 13].
+        """
+        first: Tensor = v.expand_as(x)
+        second: Tensor | None = None
+        for layer in self.layers:
+            weight = layer.weight
+            x, slope, curvature = self.activation.derivatives(layer(x))
+            first = first @ weight.t()
+            bend = curvature * first.square()
+            second = bend if second is None else bend + slope * (second @ weight.t())
+            first = slope * first
+        w = self.out.weight[0]
+        assert second is not None
+        return first @ w, second @ w
+
+    def grad_and_laplacian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """By carrying value, all partial derivatives and the Laplacian forward together.
+
+        Source: [Li 2024, eq. 5], the forward Laplacian.
+        """
+        slopes = []
+        partials: Tensor | None = None
+        laplacian: Tensor | None = None
+        for layer in self.layers:
+            weight = layer.weight
+            x, slope, curvature = self.activation.derivatives(layer(x))
+            slopes.append(slope)
+            if partials is None:
+                # In the first layer the partial derivatives are the weights, the same for every row.
+                laplacian = curvature * weight.square().sum(1)
+                partials = weight.t() * slope.unsqueeze(-2)
+            else:
+                assert laplacian is not None
+                partials = partials @ weight.t()
+                bend = curvature * partials.square().sum(-2)
+                laplacian = bend + slope * (laplacian @ weight.t())
+                partials = partials * slope.unsqueeze(-2)
+        assert laplacian is not None
+        return self._backward(slopes), laplacian @ self.out.weight[0]

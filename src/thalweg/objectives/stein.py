@@ -1,0 +1,61 @@
+"""Stein discrepancy with a learned critic."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.energies.base import Energy, event_sum, standard_normal
+from thalweg.objectives.base import AnyEnergy, Batch, TurnTaking
+
+
+class SteinDiscrepancy(TurnTaking):
+    """E_data[score'f + tr grad f], score = -grad E: zero for every f where model and data agree.
+
+    The critic f looks for where they do not, held in check by l2 E|f|^2; the energy makes the best critic's
+    value small. Neither draws from the model.
+
+    Args:
+        critic: maps y ``[N, *event]`` (for a conditional energy y and x side by side, ``[N, K + x_dim]``) to a
+            field of y's shape; smooth.
+        l2: weight of the penalty; it bounds the critic.
+        n_critic_steps: updates of the critic for each of the energy.
+
+    Source: [Grathwohl 2020b, eq. 5 and alg. 1].
+    """
+
+    def __init__(self, critic: nn.Module, l2: float = 10.0, n_critic_steps: int = 5):
+        super().__init__(n_adversary_steps=n_critic_steps)
+        self.critic = critic
+        self.l2 = l2
+
+    def field(self, batch: Batch, y: Tensor) -> Tensor:
+        """f ``[B, *event]``."""
+        if batch.x is None:
+            return self.critic(y)
+        return self.critic(torch.cat([y, batch.x.flatten(1)], 1))
+
+    def energy_loss(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        # The trace has no part in the energy's gradient, but it is part of the value.
+        given = batch.given(energy)
+        field, trace = self._field_and_trace(batch, given, generator)
+        return trace.detach() - event_sum(given.grad(batch.y) * field.detach(), given.event_ndim)
+
+    def adversary_loss(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        given = batch.given(energy)
+        grad = given.value_and_grad(batch.y)[1]
+        field, trace = self._field_and_trace(batch, given, generator)
+        stein = trace - event_sum(grad * field, given.event_ndim)
+        self.metrics = {"Stein discrepancy": float(stein.detach().mean())}
+        return self.l2 * event_sum(field.square(), given.event_ndim) - stein
+
+    def _field_and_trace(
+        self, batch: Batch, given: Energy, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """The field, and the trace of its Jacobian by one random direction for each row [Hutchinson 1990]."""
+        with torch.enable_grad():
+            y = batch.y.detach().requires_grad_(True)
+            field = self.field(batch, y)
+            v = standard_normal(y.shape, y, generator).sign()
+            (product,) = torch.autograd.grad((field * v).sum(), y, create_graph=True)
+        return field, event_sum(product * v, given.event_ndim)

@@ -1,0 +1,48 @@
+"""Hamiltonian Monte Carlo: a trajectory by leapfrog steps, accepted or refused as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thalweg.energies.base import Energy, event_sum, standard_normal
+from thalweg.sampling.chain import State, accept
+
+
+@dataclass(frozen=True)
+class HMC:
+    """Momenta are drawn afresh, then n_leapfrog steps of the leapfrog, then a Metropolis-Hastings test.
+
+    The state keeps energy and gradient, so a step costs n_leapfrog gradients.
+
+    Args:
+        step_size: a number, or a tensor that broadcasts against the position (a mass for each coordinate).
+        n_leapfrog: steps of a trajectory.
+        jitter: the step size of each trajectory is drawn uniformly within this part of it on either side,
+            so that no coordinate comes back to where it started every time.
+
+    Source: [Neal 2011, fig. 2].
+    """
+
+    step_size: float | Tensor
+    n_leapfrog: int = 10
+    jitter: float = 0.1
+
+    def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> State:
+        position, grad = state.position, state.grad
+        size = torch.as_tensor(self.step_size, dtype=position.dtype, device=position.device)
+        if self.jitter:
+            unit = torch.rand((), generator=generator, dtype=position.dtype, device=position.device)
+            size = size * (1 + self.jitter * (2 * unit - 1))
+        momentum = standard_normal(position.shape, position, generator)
+        kinetic = 0.5 * event_sum(momentum.square(), energy.event_ndim)
+        momentum = momentum - 0.5 * size * grad
+        for i in range(self.n_leapfrog):
+            position = position + size * momentum
+            value, grad = energy.value_and_grad(position)
+            momentum = momentum - (size if i + 1 < self.n_leapfrog else 0.5 * size) * grad
+        kinetic = kinetic - 0.5 * event_sum(momentum.square(), energy.event_ndim)
+        log_ratio = state.energy - value + kinetic
+        return accept(state, State(position, value, grad, log_ratio), log_ratio, generator)

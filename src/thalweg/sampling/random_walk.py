@@ -1,0 +1,34 @@
+"""Random-walk Metropolis: the slow ancestor, which asks nothing of the energy but its value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thalweg.energies.base import Energy, standard_normal
+from thalweg.sampling.chain import State, accept
+
+
+@dataclass(frozen=True)
+class RandomWalk:
+    """x~ = x + step_size * noise, accepted with probability min(1, exp(E(x) - E(x~))).
+
+    Args:
+        step_size: standard deviation of a proposal, a number or a tensor that broadcasts against the position.
+
+    Source: [Metropolis 1953, eq. 4].
+    """
+
+    step_size: float | Tensor
+
+    def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> State:
+        position = state.position
+        noise = standard_normal(position.shape, position, generator)
+        proposal = position + self.step_size * noise
+        with torch.no_grad():
+            value = energy(proposal)
+        log_ratio = state.energy - value
+        # No gradient is computed: the one kept is not that of the new place, so nothing may use it.
+        return accept(state, State(proposal, value, state.grad, log_ratio), log_ratio, generator)
