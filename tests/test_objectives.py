@@ -4,10 +4,13 @@ import math
 
 import pytest
 import torch
+import zuko
 from torch import nn
 
 from thalweg.energies import (
     ConditionalEnergy,
+    FlowEnergy,
+    GaussianMixtureEnergy,
     MixtureDensity,
     ModuleEnergy,
     NetworkEnergy,
@@ -15,14 +18,32 @@ from thalweg.energies import (
     TiltedMixtureEnsemble,
     mlp,
 )
-from thalweg.objectives.base import Batch
-from thalweg.objectives.contrastive_divergence import LangevinML
+from thalweg.objectives.base import Batch, TurnTaking
+from thalweg.objectives.contrastive_divergence import (
+    ContrastiveDivergence,
+    ImprovedContrastiveDivergence,
+    LangevinML,
+)
+from thalweg.objectives.energy_discrepancy import EnergyDiscrepancy
 from thalweg.objectives.importance_sampling import ImportanceSampling, KLDivergenceImportanceSampling
-from thalweg.objectives.likelihood import MaximumLikelihood, dequantise
+from thalweg.objectives.likelihood import GridLikelihood, MaximumLikelihood, dequantise
 from thalweg.objectives.noise import TargetNoise
-from thalweg.objectives.noise_contrastive import JointProposalNCE, RankingNCE, TiltNCE, _rank
-from thalweg.objectives.score_matching import DenoisingScoreMatching, ScoreMatching
+from thalweg.objectives.noise_contrastive import (
+    ConditionalNCE,
+    FlowContrastiveEstimation,
+    JointProposalNCE,
+    NoiseContrastiveEstimation,
+    RankingNCE,
+    TiltNCE,
+    _rank,
+)
+from thalweg.objectives.score_matching import DenoisingScoreMatching, ScoreMatching, SlicedScoreMatching
+from thalweg.objectives.stein import SteinDiscrepancy
+from thalweg.sampling.buffer import FromNoise, ReplayBuffer
 from thalweg.sampling.chain import run_chain
+from thalweg.sampling.hmc import HMC
+from thalweg.sampling.langevin import MALA, Langevin
+from thalweg.sampling.random_walk import RandomWalk
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -53,6 +74,34 @@ def ensemble(k: int) -> TiltedMixtureEnsemble:
     return perturbed(TiltedMixtureEnsemble(3, n_members=2, hidden=(8,), n_components=2, n_tilts=2))
 
 
+def noise(k: int) -> GaussianMixtureEnergy:
+    return GaussianMixtureEnergy(torch.zeros(1, k), torch.full((1, k), 2.0))
+
+
+def buffer(k: int) -> ReplayBuffer:
+    return ReplayBuffer(noise(k), size=20, n_chains=6, restart=0.2, x_event=(3,))
+
+
+def from_noise(k: int) -> ContrastiveDivergence:
+    return ContrastiveDivergence(HMC(0.1, 2), 3, FromNoise(noise(k), 2))
+
+
+def with_squares(k: int) -> ContrastiveDivergence:
+    return ContrastiveDivergence(RandomWalk(0.1), 3, buffer(k), energy_l2=0.1)
+
+
+def improved(k: int) -> ImprovedContrastiveDivergence:
+    return ImprovedContrastiveDivergence(Langevin(0.1), 3, buffer(k), 0.01, differentiable_steps=2, n_neighbours=4)
+
+
+def critic(k: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(k + 3, 6), nn.SiLU(), nn.Linear(6, k))
+
+
+def flow(k: int) -> FlowEnergy:
+    return FlowEnergy(zuko.flows.NSF(k, bins=4, transforms=1, hidden_features=(6,)), 0.5, 2.0)
+
+
 def batch(k: int, n_rows: int = 8) -> Batch:
     return Batch(torch.randn(n_rows, 3, generator=seeded(1)), torch.randn(n_rows, k, generator=seeded(2)))
 
@@ -67,6 +116,33 @@ CASES = {
     "ML-MCMC": (network, lambda k: LangevinML(n_steps=3, n_chains=4), (1, 3), True),
     "SM": (network, lambda k: ScoreMatching(), (1, 3), True),
     "DSM": (network, lambda k: DenoisingScoreMatching(n_samples=4), (1, 3), True),
+    "sliced SM": (network, lambda k: SlicedScoreMatching(2), (1, 3), True),
+    "sliced SM-VR": (network, lambda k: SlicedScoreMatching(2, True, "gaussian"), (1, 3), True),
+    "DSM at many scales": (network, lambda k: DenoisingScoreMatching([0.1, 0.5], 4), (1, 3), True),
+    "NCE against a density": (network, lambda k: RankingNCE(noise(k), n_samples=16), (1, 3), True),
+    "ML-IS with a density": (network, lambda k: ImportanceSampling(noise(k), n_samples=16), (1, 3), True),
+    "binary NCE": (network, lambda k: NoiseContrastiveEstimation(noise(k), 3), (1, 3), False),
+    "conditional NCE": (network, lambda k: ConditionalNCE(0.5, 4), (1, 3), True),
+    "conditional NCE, own noise": (network, lambda k: ConditionalNCE(), (1, 3), True),
+    "energy discrepancy": (network, lambda k: EnergyDiscrepancy(n_samples=4), (1, 3), True),
+    "ML on a grid": (network, lambda k: GridLikelihood(-4.0, 4.0, 6, k), (1, 3), True),
+    "CD": (network, lambda k: ContrastiveDivergence(MALA(0.1), 3), (1, 3), True),
+    "CD from noise": (
+        network,
+        lambda k: ContrastiveDivergence(HMC(0.1, 2), 3, FromNoise(noise(k), 2)),
+        (1, 3),
+        True,
+    ),
+    "PCD": (network, lambda k: ContrastiveDivergence(Langevin(0.1), 3, buffer(k)), (1, 3), False),
+    "CD with squares": (
+        network,
+        lambda k: ContrastiveDivergence(RandomWalk(0.1), 3, buffer(k), 0.1),
+        (1, 3),
+        False,
+    ),
+    "improved CD": (network, lambda k: improved(k), (1, 3), False),
+    "Stein": (network, lambda k: SteinDiscrepancy(critic(k)), (1, 3), True),
+    "FCE": (network, lambda k: FlowContrastiveEstimation(flow(k), warm_up=0), (1, 3), False),
     "joint NCE": (network, lambda k: JointProposalNCE(mixture(k), n_samples=16), (1, 3), False),
     "joint NCE on shared features": (
         network,
@@ -83,12 +159,13 @@ CASES = {
 CONTRACT = [
     pytest.param(*case[:2], k, case[3], id=f"{name}, {k}-D") for name, case in CASES.items() for k in case[2]
 ]
+CHAINS = ("ML-MCMC", "CD", "PCD", "improved CD")
 ARGUMENTS = ("make_energy", "make_objective", "k", "invariant")
 contract = pytest.mark.parametrize(ARGUMENTS, CONTRACT)
 unnormalised = pytest.mark.parametrize(ARGUMENTS, [p for p in CONTRACT if p.values[3] is not None])
 # The others hold their samples fixed, or some of their terms: their gradient is not that of their value.
 plain_gradient = pytest.mark.parametrize(
-    ARGUMENTS, [p for p in CONTRACT if not p.id.startswith(("ML-MCMC", "joint", "tilt"))]
+    ARGUMENTS, [p for p in CONTRACT if not p.id.startswith((*CHAINS, "joint", "tilt", "Stein", "FCE"))]
 )
 
 
@@ -96,10 +173,12 @@ plain_gradient = pytest.mark.parametrize(
 def test_the_loss_is_finite_and_reaches_every_parameter(make_energy, make_objective, k, invariant):
     """But for the energy's constant, on which no density depends."""
     energy, objective = make_energy(k), make_objective(k)
-    loss = objective(energy, batch(k), seeded()).value
-    assert loss.shape == ()
-    assert torch.isfinite(loss)
-    loss.backward()
+    # Players in turn: the critic of Stein's discrepancy moves five times before the energy does.
+    for _ in range(6 if isinstance(objective, TurnTaking) else 1):
+        loss = objective(energy, batch(k), seeded()).value
+        assert loss.shape == ()
+        assert torch.isfinite(loss)
+        loss.backward()
     for name, weight in [*energy.named_parameters(), *objective.named_parameters()]:
         if name in ("out.bias", "residual.out.bias") and not isinstance(energy, TiltedMixtureEnsemble):
             continue
@@ -112,7 +191,7 @@ def test_the_loss_is_finite_and_reaches_every_parameter(make_energy, make_object
 def test_the_loss_is_the_weighted_mean_over_rows_and_set_by_the_generator(
     make_energy, make_objective, k, invariant
 ):
-    energy, objective, data = make_energy(k).eval(), make_objective(k), batch(k)
+    energy, objective, data = make_energy(k).eval(), make_objective(k).eval(), batch(k)
     torch.manual_seed(4)
     rows = objective.per_row(energy, data, seeded())
     assert rows.shape[0] == len(data.x)
@@ -126,7 +205,7 @@ def test_the_loss_is_the_weighted_mean_over_rows_and_set_by_the_generator(
 @plain_gradient
 def test_one_small_step_down_the_gradient_lowers_the_loss(make_energy, make_objective, k, invariant):
     """The sign and the scale of the gradient: the fall is |grad|^2 times the step, to first order."""
-    energy, objective, data = make_energy(k).double().eval(), make_objective(k).double(), batch(k)
+    energy, objective, data = make_energy(k).double().eval(), make_objective(k).double().eval(), batch(k)
     data = Batch(data.x.double(), data.y.double())
     weights = list(energy.parameters())
     before = objective(energy, data, seeded()).value
@@ -160,7 +239,7 @@ class Lifted(ConditionalEnergy):
 @pytest.mark.parametrize("with_x", [False, True])
 @unnormalised
 def test_a_lift_of_the_energy_leaves_the_loss_unchanged(make_energy, make_objective, k, invariant, with_x):
-    energy, objective, data = make_energy(k).double().eval(), make_objective(k).double(), batch(k)
+    energy, objective, data = make_energy(k).double().eval(), make_objective(k).double().eval(), batch(k)
     data = Batch(data.x.double(), data.y.double())
     plain = objective.per_row(energy, data, seeded())
     lifted = objective.per_row(Lifted(energy, 3.0, with_x), data, seeded())

@@ -44,7 +44,7 @@ class PrecisionRecall(NamedTuple):
 class Neighbours(NamedTuple):
     """For each sample the nearest row of the data ``[n]`` and the Euclidean distance to it ``[n]``."""
 
-    index: np.ndarray
+    row: np.ndarray
     distance: np.ndarray
 
 
@@ -208,10 +208,10 @@ def nearest_neighbours(samples: Rows, data: Rows) -> Neighbours:
         ValueError: for NaN or infinities, no rows, or rows of different sizes.
     """
     x, y = as_pair(samples, data, min_rows=1)
-    index = np.concatenate([squared_distances(x[b], y).argmin(1) for b in blocks(len(x), len(y))])
+    row = np.concatenate([squared_distances(x[b], y).argmin(1) for b in blocks(len(x), len(y))])
     # Once more for the pairs found, without the cancellation of the expanded square.
-    distance = np.concatenate([np.linalg.norm(x[b] - y[index[b]], axis=1) for b in blocks(len(x), x.shape[1])])
-    return Neighbours(index, distance)
+    distance = np.concatenate([np.linalg.norm(x[b] - y[row[b]], axis=1) for b in blocks(len(x), x.shape[1])])
+    return Neighbours(row, distance)
 
 
 def copying_ratio(samples: Rows, train: Rows, held_out: Rows) -> float:
@@ -366,7 +366,7 @@ def _mean_discrepancies(pooled: np.ndarray, first: np.ndarray, bandwidths: np.nd
 
 def _covariance_root(rows: np.ndarray) -> np.ndarray:
     """R with R'R the covariance of the rows."""
-    return np.linalg.qr(rows - rows.mean(0), mode="r") / math.sqrt(len(rows) - 1)
+    return np.asarray(np.linalg.qr(rows - rows.mean(0), mode="r")) / math.sqrt(len(rows) - 1)
 
 
 def _reach(rows: np.ndarray, k: int) -> np.ndarray:

@@ -66,12 +66,8 @@ class ContrastiveDivergence(Objective):
         end = state.position.detach()
         if self.training:
             self.start.store(chains, end, state.energy)
-        positive = batch.given(energy)(batch.y)
-        negative = condition(energy, chains.x)(end)
-        per_row = negative.flatten(1).mean(1) if negative.dim() > 1 else negative
-        if len(per_row) != len(positive):
-            per_row = per_row.mean()
-        loss = positive - per_row
+        positive, negative = _values(energy, batch, chains, end)
+        loss = positive - _by_row(negative, len(positive))
         self.metrics = {
             "energy of data": float(positive.detach().mean()),
             "energy gap": float(loss.detach().mean()),
@@ -80,9 +76,8 @@ class ContrastiveDivergence(Objective):
         if isinstance(self.start, ReplayBuffer):
             self.metrics["chains dropped"] = float(self.start.n_dropped)
         if self.energy_l2:
-            square = negative.square().flatten(1).mean(1) if negative.dim() > 1 else negative.square()
-            square = square if len(square) == len(positive) else square.mean()
-            loss = loss + self.energy_l2 * (positive.square() + square)
+            squares = positive.square() + _by_row(negative.square(), len(positive))
+            loss = loss + self.energy_l2 * squares
         return loss, chains, state.position
 
 
@@ -154,3 +149,18 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         entropy = nearest.clamp_min(1e-6).log().mean()
         self.metrics["entropy"] = float(entropy.detach())
         return loss + self.kl_weight * kl - self.entropy_weight * entropy
+
+
+def _values(energy: AnyEnergy, batch: Batch, chains: Chains, end: Tensor) -> tuple[Tensor, Tensor]:
+    """Energies of the data ``[B]`` and of the chains' ends, in one forward pass of the network."""
+    if end.dim() > batch.y.dim():
+        values = batch.given(energy)(torch.cat([batch.y.unsqueeze(1), end], 1))
+        return values[:, 0], values[:, 1:]
+    x = None if chains.x is None else torch.cat([batch.x, chains.x])
+    values = condition(energy, x)(torch.cat([batch.y, end]))
+    return values[: len(batch.y)], values[len(batch.y) :]
+
+
+def _by_row(values: Tensor, n_rows: int) -> Tensor:
+    """Means over each row's own chains ``[B, chains]``, or over all chains ``[N]`` where rows have none."""
+    return values.mean(1) if values.dim() > 1 else values.mean().expand(n_rows)

@@ -91,9 +91,10 @@ class _Step(nn.Module):
         self.energy = energy
         self.objective = objective
         self.distributed = distributed
+        self.metrics: dict[str, float] = {}
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        value = self.objective(self.energy, batch, generator).value
+        value, self.metrics = self.objective(self.energy, batch, generator)
         if self.distributed:
             # Every parameter must take part: score matching, for one, does not reach the energy's constant.
             value = value + 0.0 * sum(w.reshape(-1)[:1].sum() for w in self.parameters() if w.requires_grad)
@@ -267,6 +268,8 @@ class _Run:
             return
         self.order = torch.empty(0, dtype=torch.long)
         record = {"epoch": self.epoch + 1.0, "loss": math.fsum(self.losses) / self.steps_per_epoch}
+        record.update(self.module.metrics)
+        self.tell_dropped(record)
         self.epoch += 1
         if self.validate is not None:
             figure = self.validated()
@@ -284,6 +287,14 @@ class _Run:
         self.trainer.progress.update(record)
         self.remember_good()
         self.maybe_save()
+
+    def tell_dropped(self, record: dict[str, float]) -> None:
+        before = self.history.epochs[-1].get("chains dropped", 0.0) if self.history.epochs else 0.0
+        n = int(record.get("chains dropped", 0.0) - before)
+        if n > 0:
+            message = f"epoch {self.epoch + 1}: {n} chains left the sound range and were started afresh"
+            self.history.events = [*self.history.events, message]
+            self.trainer.progress.message(message)
 
     def step(self) -> bool:
         """One update; False if it would not be sound."""
