@@ -209,11 +209,11 @@ def test_nearest_neighbours_are_found_and_copies_have_distance_zero(monkeypatch)
     samples = np.concatenate([data[[5, 2]], 1e4 + rng.normal(size=(20, 3, 2))])
     found = nearest_neighbours(samples, data)
     exact = np.sqrt(np.square(samples[:, None] - data).sum((2, 3)))
-    np.testing.assert_array_equal(found.index, exact.argmin(1))
+    np.testing.assert_array_equal(found.row, exact.argmin(1))
     np.testing.assert_allclose(found.distance, exact.min(1), rtol=1e-7)
     assert (found.distance[:2] == 0).all()
     monkeypatch.setattr(generation, "BLOCK_ENTRIES", 200)
-    np.testing.assert_array_equal(nearest_neighbours(samples, data).index, found.index)
+    np.testing.assert_array_equal(nearest_neighbours(samples, data).row, found.row)
 
 
 def test_copying_ratio_of_fresh_rows_copies_and_far_rows():
@@ -271,9 +271,10 @@ SPOILED = np.where(np.arange(36).reshape(12, 3) == 4, np.nan, GOOD)
 )
 def test_bad_rows_are_refused_in_words(function):
     for x, y, words in [
-        (SPOILED, GOOD, r"NaN or infinity in 1 of 12 rows"),
-        (GOOD, torch.tensor(SPOILED), "NaN or infinity"),
-        (GOOD, np.where(np.isnan(SPOILED), np.inf, GOOD), "NaN or infinity"),
+        (SPOILED, GOOD, "contain NaN, infinity or .* in 1 of 12 rows"),
+        (GOOD, torch.tensor(SPOILED), "contain NaN"),
+        (GOOD, np.where(np.isnan(SPOILED), np.inf, GOOD), "contain NaN, infinity"),
+        (1e200 * GOOD, GOOD, "beyond 1e100"),
         (GOOD, GOOD[:, :2], "one size, got 3 and 2"),
         (GOOD[:0], GOOD, "at least . row"),
         (GOOD[:, 0], GOOD, r"\[n, ...\], got shape \(12,\)"),

@@ -279,10 +279,12 @@ def as_rows(values: Rows, name: str, min_rows: int) -> np.ndarray:
         raise ValueError(f"{name} must be rows of numbers [n, ...], got shape {rows.shape}")
     if len(rows) < min_rows:
         raise ValueError(f"{name} must have at least {min_rows} row(s), got {len(rows)}")
-    if not np.isfinite(rows).all():
-        bad = int((~np.isfinite(rows).reshape(len(rows), -1).all(1)).sum())
-        raise ValueError(f"{name} contain NaN or infinity in {bad} of {len(rows)} rows")
-    return rows.reshape(len(rows), -1)
+    rows = rows.reshape(len(rows), -1)
+    # The squares of larger numbers overflow.
+    bad = int((~(np.abs(rows) < 1e100)).any(1).sum())
+    if bad:
+        raise ValueError(f"{name} contain NaN, infinity or numbers beyond 1e100 in {bad} of {len(rows)} rows")
+    return rows
 
 
 def as_pair(

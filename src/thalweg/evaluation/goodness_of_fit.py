@@ -98,8 +98,9 @@ def classifier_two_sample_test(samples: Rows, data: Rows, random_state: int = 0)
 
     Extremely randomised trees predict the rows block by block, each from the blocks before it [Dawid 1984].
     In ordinary cross-validation every row is learned from as well as predicted, so that the hits of different
-    folds hang together and a binomial p-value is too small. Forward, given the blocks before it, the hits
-    within a block are hypergeometric, and the p-value is exact at any number of independent rows.
+    folds hang together and vary more than a binomial p-value takes into account. Going forward, the hits of a
+    block are hypergeometric given the blocks before it, and the p-value is exact for any number of
+    independent rows.
 
     Trees see any trace: grey values on a grid, or exact zeros, tell data from real-valued samples at once.
     Bring both onto one footing first (noise of one grey level on the data, or samples rounded likewise).
@@ -120,6 +121,9 @@ def classifier_two_sample_test(samples: Rows, data: Rows, random_state: int = 0)
     rng = np.random.default_rng(random_state)
     n = min(len(x), len(y))
     x, y = x[rng.permutation(len(x))[:n]], y[rng.permutation(len(y))[:n]]
+    # Trees work in single precision; the centre of both sets together doesn't tell which row is whose.
+    centre = np.median(np.concatenate([x, y]), axis=0)
+    x, y = x - centre, y - centre
     found, hits, n_predicted, aurocs = 0, 0, 0, []
     # Distribution of the samples found among those called samples, in all blocks so far, by chance.
     chance = np.ones(1)
