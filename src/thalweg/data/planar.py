@@ -58,9 +58,7 @@ def _arcs(n: int) -> np.ndarray:
     return 2.0 * (np.concatenate([upper, lower]) - [0.5, 0.25])
 
 
-EIGHT_GAUSSIANS = _mixture(
-    "eight Gaussians", _ring(8, 4 / 1.414), 0.5 / 1.414, 5.0, modes=_ring(8, 4 / 1.414)
-)
+EIGHT_GAUSSIANS = _mixture("eight Gaussians", _ring(8, 4 / 1.414), 0.5 / 1.414, 5.0, modes=_ring(8, 4 / 1.414))
 """Eight Gaussians of standard deviation 0.354 on a ring of radius 2.83."""
 
 TWO_MOONS = _mixture("two moons", _arcs(200), 0.2, 5.0, modes=None)

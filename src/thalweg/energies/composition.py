@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,30 @@ class WeightedSum(Energy):
         self.event_ndim = energies[0].event_ndim
 
     def forward(self, x: Tensor) -> Tensor:
-        terms = [w * e(x) for w, e in zip(self.weights, self.energies, strict=True)]
-        return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+        return self._sum(e(x) for e in self.energies)
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [e.value_and_grad(x) for e in self.energies]  # type: ignore[operator]
+        return self._sum(value for value, _ in parts), self._sum(grad for _, grad in parts)
+
+    def grad(self, x: Tensor) -> Tensor:
+        return self._sum(e.grad(x) for e in self.energies)  # type: ignore[operator]
+
+    def directional(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [e.directional(x, v) for e in self.energies]  # type: ignore[operator]
+        return self._sum(first for first, _ in parts), self._sum(second for _, second in parts)
+
+    def grad_and_laplacian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [e.grad_and_laplacian(x) for e in self.energies]  # type: ignore[operator]
+        return self._sum(grad for grad, _ in parts), self._sum(laplacian for _, laplacian in parts)
+
+    def _sum(self, terms: Iterable[Tensor]) -> Tensor:
+        total: Tensor | None = None
+        for weight, term in zip(self.weights, terms, strict=True):
+            term = term if weight == 1 else weight * term
+            total = term if total is None else total + term
+        assert total is not None
+        return total
 
 
 class Disjunction(Energy):

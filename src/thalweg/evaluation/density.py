@@ -35,11 +35,11 @@ def grid_figures(energy: Energy, problem: PlanarProblem, n_points: int = 401) ->
     truth = np.exp(log_truth) * area
     truth = truth / truth.sum()
     kl = float((truth * (log_truth - log_model + log_normaliser)).sum())
-    masses = np.empty(0)
-    if problem.modes is not None:
-        nearest = ((points[:, None] - problem.modes[None]) ** 2).sum(-1).argmin(1)
-        masses = np.bincount(nearest, np.exp(log_model - log_normaliser) * area, len(problem.modes))
-    return GridFigures(kl, log_normaliser, masses)
+    if problem.modes is None:
+        return GridFigures(kl, log_normaliser, np.empty(0))
+    nearest = ((points[:, None] - problem.modes[None]) ** 2).sum(-1).argmin(1)
+    mass = np.exp(log_model - log_normaliser) * area
+    return GridFigures(kl, log_normaliser, np.bincount(nearest, mass, len(problem.modes)))
 
 
 def grid(problem: PlanarProblem, n_points: int) -> tuple[np.ndarray, float]:

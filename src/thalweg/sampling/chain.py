@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -29,8 +30,9 @@ class Kernel(Protocol):
     def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> State: ...
 
 
-def initial_state(energy: Energy, position: Tensor) -> State:
-    value, grad = energy.value_and_grad(position)
+def initial_state(energy: Energy, position: Tensor, value_and_grad: tuple[Tensor, Tensor] | None = None) -> State:
+    """The state of chains that stand at ``position``; energy and gradient need not be computed if known."""
+    value, grad = value_and_grad or energy.value_and_grad(position)
     return State(position.detach(), value, grad, torch.ones_like(value))
 
 
@@ -64,6 +66,60 @@ def run_chain(
             for _ in range(differentiable_steps):
                 state = kernel.step(energy, state, generator)
     return state
+
+
+class Draws(NamedTuple):
+    """What the chains left behind.
+
+    Attributes:
+        position: ``[n_draws, *batch, *event]``.
+        energy: ``[n_draws, *batch]``.
+        acceptance: mean rate of acceptance after the burn-in.
+        state: where the chains are now; ``run_chain`` and ``sample_chain`` can go on from its position.
+    """
+
+    position: Tensor
+    energy: Tensor
+    acceptance: float
+    state: State
+
+
+def sample_chain(
+    kernel: Kernel,
+    energy: Energy,
+    start: Tensor,
+    n_draws: int,
+    burn_in: int = 0,
+    thin: int = 1,
+    generator: torch.Generator | None = None,
+    on_draw: Callable[[int], None] | None = None,
+) -> Draws:
+    """Draws from all chains of ``start``: burn_in steps are thrown away, then every thin-th state is kept.
+
+    Args:
+        start: ``[*batch, *event]``, one place for each chain.
+        on_draw: told how many draws there are, after each.
+
+    Raises:
+        ValueError: if the numbers are not positive, or the energy does not keep its contract at the start.
+    """
+    if n_draws < 1 or burn_in < 0 or thin < 1:
+        raise ValueError(f"n_draws and thin must be at least 1, burn_in 0, got {n_draws}, {thin}, {burn_in}")
+    check_energy(energy, start)
+    state = initial_state(energy, start)
+    for _ in range(burn_in):
+        state = kernel.step(energy, state, generator)
+    positions = start.new_empty((n_draws, *start.shape))
+    energies = start.new_empty((n_draws, *state.energy.shape))
+    acceptance = 0.0
+    for i in range(n_draws):
+        for _ in range(thin):
+            state = kernel.step(energy, state, generator)
+            acceptance += float(state.acceptance.mean())
+        positions[i], energies[i] = state.position, state.energy
+        if on_draw is not None:
+            on_draw(i + 1)
+    return Draws(positions, energies, acceptance / (n_draws * thin), state)
 
 
 class _WithGraph(Energy):

@@ -1,0 +1,104 @@
+"""Parallel tempering: copies at higher temperatures cross the barriers, and hand their places down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thalweg.energies.base import Energy
+from thalweg.sampling.chain import Kernel, State
+
+
+@dataclass(frozen=True)
+class ParallelTempering:
+    """Each chain is one of a ladder: level t samples exp(-E / T_t), and neighbours swap places.
+
+    Positions are ``[levels, *batch, *event]``; ``position[0]`` are the chains at temperature 1. The state's
+    energy and gradient are those of E itself. After every step of ``kernel`` on all levels at once, the even
+    or the odd pairs of neighbours (by the toss of a coin) are offered a swap, which leaves all levels' laws
+    as they are.
+
+    Args:
+        kernel: steps of each level; give :class:`MALA` or :class:`HMC` a tensor of step sizes
+            ``[levels, 1, ...]`` that grows with the temperature.
+        temperatures: of the levels, 1 first, rising.
+
+    Source: [Geyer 1991]; [Swendsen 1986].
+    """
+
+    kernel: Kernel
+    temperatures: Sequence[float]
+
+    def __post_init__(self) -> None:
+        rising = all(a < b for a, b in zip(self.temperatures, self.temperatures[1:], strict=False))
+        if not self.temperatures or self.temperatures[0] != 1 or not rising:
+            raise ValueError(f"temperatures must start at 1 and rise, got {list(self.temperatures)}")
+
+    def start(self, position: Tensor) -> Tensor:
+        """Every level at the same place: ``[*batch, *event]`` -> ``[levels, *batch, *event]``."""
+        return position.expand(len(self.temperatures), *position.shape).clone()
+
+    def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> State:
+        n_levels = len(self.temperatures)
+        if len(state.position) != n_levels:
+            raise ValueError(
+                f"positions must be [levels, *batch, *event] with {n_levels} levels, got "
+                f"{tuple(state.position.shape)}: use start()"
+            )
+        like = state.energy
+        beta = 1 / torch.as_tensor(self.temperatures, dtype=like.dtype, device=like.device)
+        beta = beta.reshape(-1, *([1] * (like.dim() - 1)))
+        wide = beta.reshape(-1, *([1] * (state.position.dim() - 1)))
+        state = State(state.position, beta * state.energy, wide * state.grad, state.acceptance)
+        state = self.kernel.step(_Tempered(energy, beta, wide), state, generator)
+        state = State(state.position, state.energy / beta, state.grad / wide, state.acceptance)
+        first = int(torch.randint(2, (), generator=generator, device=like.device))
+        lower = torch.arange(first, n_levels - 1, 2, device=like.device)
+        if not len(lower):
+            return state
+        log_ratio = (beta[lower] - beta[lower + 1]) * (state.energy[lower] - state.energy[lower + 1])
+        uniform = torch.rand(log_ratio.shape, generator=generator, device=like.device)
+        swap = uniform.log() < log_ratio
+        return State(
+            _swap(state.position, lower, swap),
+            _swap(state.energy, lower, swap),
+            _swap(state.grad, lower, swap),
+            state.acceptance,
+        )
+
+
+def geometric_temperatures(n_levels: int, highest: float) -> list[float]:
+    """From 1 to ``highest`` by equal factors."""
+    return [1.0] + [highest ** (i / (n_levels - 1)) for i in range(1, n_levels)]
+
+
+class _Tempered(Energy):
+    """beta_t E, with one beta for each level."""
+
+    def __init__(self, energy: Energy, beta: Tensor, wide: Tensor):
+        super().__init__()
+        object.__setattr__(self, "energy", energy)
+        self.beta, self.wide = beta, wide
+        self.event_ndim, self.support = energy.event_ndim, energy.support
+
+    energy: Energy
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.beta * self.energy(x)
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        value, grad = self.energy.value_and_grad(x)
+        return self.beta * value, self.wide * grad
+
+
+def _swap(t: Tensor, lower: Tensor, swap: Tensor) -> Tensor:
+    """Exchange level i and i + 1 for every i in ``lower`` where ``swap`` says so."""
+    swap = swap.reshape(*swap.shape, *([1] * (t.dim() - swap.dim())))
+    below, above = t[lower], t[lower + 1]
+    t = t.clone()
+    t[lower] = torch.where(swap, above, below)
+    t[lower + 1] = torch.where(swap, below, above)
+    return t
