@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import zuko
 from torch import nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
@@ -12,20 +13,28 @@ from thalweg.energies import (
     ConditionalEnergy,
     Disjunction,
     Energy,
+    FlowEnergy,
     GaussianEnergy,
     GaussianMixtureEnergy,
     MixtureDensity,
     ModuleEnergy,
     NetworkEnergy,
+    PerceptronEnergy,
     PointNet,
     TiltedEnergy,
     TiltedMixtureEnsemble,
+    UniformEnergy,
     WeightedSum,
     check_energy,
     convnet,
     mlp,
     source_network,
 )
+from thalweg.energies.densities import fit_gaussian_mixture
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def perturbed(module: nn.Module, scale: float = 0.2, seed: int = 0) -> nn.Module:
@@ -48,6 +57,11 @@ def gaussian_mixture() -> GaussianMixtureEnergy:
     )
 
 
+def correlated_mixture() -> GaussianMixtureEnergy:
+    factors = torch.tensor([[[0.8, 0.0], [0.5, 0.6]], [[0.4, 0.0], [-0.3, 1.1]]])
+    return GaussianMixtureEnergy(torch.tensor([[-1.0, 0.0], [2.0, 1.0]]), factors, torch.tensor([2.0, 1.0]))
+
+
 class PairNetwork(nn.Module):
     def __init__(self, n_x: int, n_y: int):
         super().__init__()
@@ -60,6 +74,8 @@ class PairNetwork(nn.Module):
 UNCONDITIONAL = {
     "Gaussian": gaussian,
     "GaussianMixture": gaussian_mixture,
+    "GaussianMixture, full": correlated_mixture,
+    "Perceptron": lambda: PerceptronEnergy(2, (6, 5)),
     "sum": lambda: gaussian(seed=1) + gaussian_mixture(),
     "weighted": lambda: 2.0 * gaussian(),
     "tempered": lambda: gaussian() / 3.0,
@@ -271,7 +287,7 @@ def test_a_disjunction_of_normalised_energies_is_their_even_mixture():
     a = GaussianMixtureEnergy(torch.tensor([[-1.0, 0.0]]), torch.tensor([[0.5, 1.0]]), torch.ones(1))
     b = GaussianMixtureEnergy(torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 0.3]]), torch.ones(1))
     even = GaussianMixtureEnergy(
-        torch.cat([a.means, b.means]), torch.cat([a.stds, b.stds]), torch.tensor([0.5, 0.5])
+        torch.cat([a.means, b.means]), torch.cat([a.scales, b.scales]), torch.tensor([0.5, 0.5])
     )
     x = targets(3, 4, 2)
     torch.testing.assert_close((a | b)(x) + math.log(2), even(x))
@@ -327,7 +343,7 @@ def test_the_gaussian_mixture_energy_is_that_of_the_distribution():
     energy = gaussian_mixture()
     x = targets(2, 5, 2)
     expected = MixtureSameFamily(
-        Categorical(logits=energy.log_weights), Independent(Normal(energy.means, energy.stds), 1)
+        Categorical(logits=energy.log_weights), Independent(Normal(energy.means, energy.scales), 1)
     ).log_prob(x)
     torch.testing.assert_close(-energy(x), expected)
 
@@ -416,3 +432,393 @@ def test_members_share_no_weights():
     for weight in energy.parameters():
         assert weight.grad[1].abs().sum() > 0
         assert weight.grad[[0, 2]].abs().sum() == 0
+
+
+# -- derivatives ------------------------------------------------------------------------------------------
+
+perceptrons = pytest.mark.parametrize("hidden", [(7,), (9, 8, 5)])
+activations = pytest.mark.parametrize("activation", ["silu", "softplus", "tanh"])
+batches = pytest.mark.parametrize("batch", [(), (4,), (2, 4, 3)], ids=str)
+
+
+def double(*shape: int, seed: int = 5) -> torch.Tensor:
+    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def parameter_gradients(parts: tuple[torch.Tensor, ...], energy: Energy) -> list[torch.Tensor]:
+    """Of a sum of squares, so that no part cancels another."""
+    total = sum(part.square().sum() for part in parts)
+    weights = list(energy.parameters())
+    grads = torch.autograd.grad(total, weights, allow_unused=True)
+    return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, grads, strict=True)]
+
+
+def assert_same_derivatives(energy: Energy, method: str, *arguments: torch.Tensor) -> None:
+    """The energy's own method and the generic one: values, and gradients with respect to the parameters."""
+    own, generic = getattr(energy, method)(*arguments), getattr(Energy, method)(energy, *arguments)
+    own, generic = ((t,) if isinstance(t, torch.Tensor) else t for t in (own, generic))
+    for a, b in zip(own, generic, strict=True):
+        torch.testing.assert_close(a, b)
+    if own[0].requires_grad:
+        pairs = zip(parameter_gradients(own, energy), parameter_gradients(generic, energy), strict=True)
+        for a, b in pairs:
+            torch.testing.assert_close(a, b)
+
+
+@perceptrons
+@activations
+@batches
+def test_the_derivatives_of_a_perceptron_are_those_of_autograd(hidden, activation, batch):
+    energy = perturbed(PerceptronEnergy(3, hidden, activation)).double()
+    x, v = double(*batch, 3), double(*batch, 3, seed=6)
+    assert energy(x).shape == batch
+    assert_same_derivatives(energy, "value_and_grad", x)
+    assert_same_derivatives(energy, "grad", x)
+    assert_same_derivatives(energy, "directional", x, v)
+    assert_same_derivatives(energy, "directional", x, v.reshape(-1, 3)[0])
+    assert_same_derivatives(energy, "grad_and_laplacian", x)
+
+
+def test_a_perceptron_of_an_unknown_activation_or_of_no_layers_is_refused_in_words():
+    with pytest.raises(ValueError, match="activation must be one of silu, softplus, tanh, got 'relu'"):
+        PerceptronEnergy(2, activation="relu")
+    with pytest.raises(ValueError, match="at least one hidden layer"):
+        PerceptronEnergy(2, ())
+
+
+def test_the_gradient_of_a_perceptron_can_be_differentiated_in_x():
+    energy, x = perturbed(PerceptronEnergy(3, (6, 5))).double(), double(4, 3).requires_grad_(True)
+    own = torch.autograd.grad(energy.grad(x).square().sum(), x)[0]
+    generic = torch.autograd.grad(Energy.grad(energy, x).square().sum(), x)[0]
+    torch.testing.assert_close(own, generic)
+
+
+class ImageEnergy(Energy):
+    """Smooth, of images ``[2, 4, 4]``."""
+
+    event_ndim = 3
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(48, 1))
+
+    def forward(self, x):
+        return self.layers(x.reshape(-1, 2, 4, 4)).reshape(x.shape[:-3])
+
+
+class LinearEnergy(Energy):
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor([1.0, -2.0]))
+
+    def forward(self, x):
+        return x @ self.slope
+
+
+# Name: energy, inputs of a conditional one, shape of x or y.
+SMOOTH = {
+    "image": (ImageEnergy, None, (3, 2, 4, 4)),
+    "images in two batch dimensions": (ImageEnergy, None, (2, 3, 2, 4, 4)),
+    "linear": (LinearEnergy, None, (4, 2)),
+    "network given x": (CONDITIONAL["Network"][0], VECTORS, (4, 2)),
+    "network given x, candidates": (CONDITIONAL["Network"][0], VECTORS, (4, 3, 2)),
+    "module given x": (CONDITIONAL["Module"][0], VECTORS, (4, 3, 2)),
+    "mixture given x": (CONDITIONAL["Mixture"][0], VECTORS, (4, 3, 2)),
+    "difference": (lambda: PerceptronEnergy(2, (6, 5)) - 0.5 * gaussian_mixture(), None, (3, 4, 2)),
+    "disjunction": (lambda: PerceptronEnergy(2, (6, 5)) | gaussian_mixture(), None, (4, 2)),
+    "Gaussian": (gaussian, None, (4, 2)),
+    "mixture": (correlated_mixture, None, (4, 2)),
+}
+smooth = pytest.mark.parametrize(("make", "inputs", "shape"), SMOOTH.values(), ids=SMOOTH.keys())
+smooth_with_parameters = pytest.mark.parametrize(
+    ("make", "inputs", "shape"), list(SMOOTH.values())[:-2], ids=list(SMOOTH)[:-2]
+)
+
+
+def smooth_energy(make, inputs) -> tuple[nn.Module, Energy]:
+    """The energy, and the same given its inputs."""
+    energy = perturbed(make()).double()
+    return energy, energy if inputs is None else energy.given(inputs.double())
+
+
+@smooth
+def test_derivatives_equal_finite_differences(make, inputs, shape):
+    """Central differences in double precision: an error of 1e-10 from the step, 1e-10 from rounding."""
+    _, energy = smooth_energy(make, inputs)
+    x, v = double(*shape), double(*shape, seed=6)
+    step, events = 1e-5, tuple(range(-energy.event_ndim, 0))
+
+    def along(direction, function):
+        return (function(x + step * direction) - function(x - step * direction)) / (2 * step)
+
+    value, grad = energy.value_and_grad(x)
+    torch.testing.assert_close(value, energy(x).detach())
+    torch.testing.assert_close(energy.grad(x).detach(), grad)
+    slope = along(v, lambda y: energy(y).detach())
+    torch.testing.assert_close((grad * v).sum(events), slope, rtol=1e-6, atol=1e-7)
+    first, second = energy.directional(x, v)
+    bend = (along(v, lambda y: energy.value_and_grad(y)[1]) * v).sum(events)
+    torch.testing.assert_close(first.detach(), slope, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(second.detach(), bend, rtol=1e-6, atol=1e-7)
+    same, laplacian = energy.grad_and_laplacian(x)
+    torch.testing.assert_close(same.detach(), grad)
+    trace = torch.zeros_like(value)
+    size = math.prod(x.shape[-energy.event_ndim :])
+    for unit in torch.eye(size, dtype=torch.float64).reshape(size, *x.shape[-energy.event_ndim :]):
+        trace += (along(unit, lambda y: energy.value_and_grad(y)[1]) * unit).sum(events)
+    torch.testing.assert_close(laplacian.detach(), trace, rtol=1e-6, atol=1e-7)
+
+
+@smooth_with_parameters
+def test_derivatives_in_x_carry_a_graph_to_every_parameter_of_theirs(make, inputs, shape):
+    """The gradient of the derivatives in a random direction of the parameters, by finite differences."""
+    energy, _ = smooth_energy(make, inputs)
+    x, v = double(*shape), double(*shape, seed=6)
+    weights = list(energy.parameters())
+
+    def figures():
+        given = energy if inputs is None else energy.given(inputs.double())
+        grad, laplacian = given.grad_and_laplacian(x)
+        first, second = given.directional(x, v)
+        return grad.square().sum() + laplacian.square().sum() + (first * second).sum()
+
+    grads = torch.autograd.grad(figures(), weights, allow_unused=True)
+    directions = [double(*w.shape, seed=i) for i, w in enumerate(weights)]
+    expected = sum(float((g * d).sum()) for g, d in zip(grads, directions, strict=True) if g is not None)
+    values = []
+    for step in (1e-5, -2e-5):
+        with torch.no_grad():
+            for w, d in zip(weights, directions, strict=True):
+                w += step * d
+        values.append(float(figures().detach()))
+    assert (values[0] - values[1]) / 2e-5 == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_derivatives_of_a_sum_are_the_sums_of_its_parts():
+    """Whose own closed forms are taken: each part's own method, each to its weight."""
+    parts = [perturbed(PerceptronEnergy(2, (6, 5))), gaussian(), correlated_mixture()]
+    energy = WeightedSum(parts, [1.0, 2.0, -0.3]).double()
+    x, v = double(3, 4, 2), double(3, 4, 2, seed=6)
+    assert_same_derivatives(energy, "value_and_grad", x)
+    assert_same_derivatives(energy, "grad", x)
+    assert_same_derivatives(energy, "directional", x, v)
+    assert_same_derivatives(energy, "grad_and_laplacian", x)
+
+
+# -- densities --------------------------------------------------------------------------------------------
+
+
+def from_moments() -> GaussianMixtureEnergy:
+    return GaussianMixtureEnergy.from_moments(correlated_mixture().sample(200, seeded(3)), 1.2)
+
+
+def flow() -> FlowEnergy:
+    torch.manual_seed(2)
+    spline = zuko.flows.NSF(2, bins=4, transforms=2, hidden_features=(8,))
+    return perturbed(FlowEnergy(spline, torch.tensor([0.5, -0.5]), torch.tensor([1.5, 0.7])), 0.3)
+
+
+DENSITIES = {
+    "diagonal mixture": gaussian_mixture,
+    "full mixture": correlated_mixture,
+    "Gaussian of the moments": from_moments,
+    "fitted mixture": lambda: fit_gaussian_mixture(gaussian_mixture().sample(300, seeded(4)), 2),
+    "uniform": lambda: UniformEnergy(torch.tensor([-1.0, 0.5]), torch.tensor([2.0, 1.5])),
+    "flow": flow,
+}
+densities = pytest.mark.parametrize("make", DENSITIES.values(), ids=DENSITIES.keys())
+
+
+def planar_grid(width: float = 0.05, bound: float = 12.0) -> tuple[torch.Tensor, float]:
+    """Centres of cells, whose edges are those of the uniform density too."""
+    axis = -bound + width * (torch.arange(round(2 * bound / width), dtype=torch.float64) + 0.5)
+    return torch.cartesian_prod(axis, axis), width**2
+
+
+@densities
+def test_a_density_gives_one_log_probability_for_each_configuration(make):
+    energy = make()
+    x = energy.sample((3, 4), seeded())
+    log_p = energy.log_prob(x)
+    assert log_p.shape == (3, 4)
+    assert torch.isfinite(log_p).all()
+    assert torch.equal(energy(x), -log_p)
+    torch.testing.assert_close(energy.log_prob(x[0]), log_p[0])
+    torch.testing.assert_close(energy.log_prob(x[1, 2]), log_p[1, 2])
+
+
+@densities
+def test_draws_have_the_shape_asked_carry_no_graph_and_follow_their_generator(make):
+    energy = make()
+    global_state = torch.get_rng_state()
+    first = energy.sample((3, 4), seeded())
+    assert first.shape == (3, 4, 2)
+    assert energy.sample(5, seeded()).shape == (5, 2)
+    assert not first.requires_grad
+    assert torch.equal(torch.get_rng_state(), global_state)
+    assert torch.equal(first, energy.sample((3, 4), seeded()))
+    assert not torch.equal(first, energy.sample((3, 4), seeded(1)))
+
+
+@densities
+def test_a_density_integrates_to_one_and_its_draws_are_its_own(make):
+    """Its first two moments and its entropy, by draws and on a grid: four standard errors, and 1e-3 for the
+    grid, whose cells are coarse for a spline's kinks."""
+    energy = make().double()
+    points, area = planar_grid()
+    with torch.no_grad():
+        log_p = torch.cat([energy.log_prob(piece) for piece in points.split(50_000)])
+        draws = energy.sample(40_000, seeded(7))
+        own = energy.log_prob(draws)
+    p = log_p.exp() * area
+    assert float(p.sum()) == pytest.approx(1.0, abs=1e-4)
+
+    def figures(x, log_prob):
+        return torch.stack([x[:, 0], x[:, 1], x[:, 0] ** 2, x[:, 1] ** 2, x[:, 0] * x[:, 1], log_prob], 1)
+
+    expected = (p[:, None] * figures(points, log_p.clamp_min(-1e4))).sum(0)
+    found = figures(draws, own)
+    error = found.std(0) / math.sqrt(len(draws))
+    assert ((found.mean(0) - expected).abs() < 4 * error + 1e-3).all()
+
+
+@densities
+def test_the_gradient_of_a_density_is_that_of_its_energy(make):
+    energy = make().double()
+    x = energy.sample((3, 4), seeded()).requires_grad_(True)
+    value, grad = energy.value_and_grad(x)
+    torch.testing.assert_close(value, energy(x).detach())
+    # Central differences; a spline's second derivative jumps at its knots, which these few points miss.
+    for k in range(2):
+        step = 1e-6 * torch.eye(2, dtype=torch.float64)[k]
+        slope = (energy(x + step) - energy(x - step)).detach() / 2e-6
+        torch.testing.assert_close(grad[..., k], slope, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(energy.grad(x).detach(), grad)
+
+
+@densities
+def test_what_is_loaded_into_another_density_of_its_kind_is_the_same_density(make):
+    energy, other = make(), make()
+    with torch.no_grad():
+        for t in [*other.parameters(), *other.buffers()]:
+            if t.is_floating_point():
+                t.mul_(1.3)
+    other.load_state_dict(energy.state_dict())
+    x = energy.sample(20, seeded())
+    assert torch.equal(other.log_prob(x), energy.log_prob(x))
+    for a, b in zip(other.value_and_grad(x), energy.value_and_grad(x), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(other.sample(20, seeded()), x)
+
+
+def test_a_mixture_of_full_covariances_is_that_of_the_distribution():
+    energy = correlated_mixture()
+    x = targets(2, 5, 2)
+    expected = MixtureSameFamily(
+        Categorical(logits=energy.log_weights), MultivariateNormal(energy.means, scale_tril=energy.scales)
+    ).log_prob(x)
+    torch.testing.assert_close(-energy(x), expected)
+
+
+@pytest.mark.parametrize("make", [gaussian_mixture, correlated_mixture])
+def test_the_closed_form_gradient_of_a_mixture_is_that_of_autograd(make):
+    energy = make().double()
+    assert_same_derivatives(energy, "value_and_grad", double(3, 4, 2))
+    far = 1e3 * double(3, 4, 2)
+    assert_same_derivatives(energy, "value_and_grad", far)
+
+
+def test_a_gaussian_of_the_moments_has_the_means_and_variances_of_the_data():
+    data = double(50, 3) @ double(3, 3, seed=6) + 2.0
+    energy = GaussianMixtureEnergy.from_moments(data, widen=2.0)
+    covariance = energy.scales[0] @ energy.scales[0].t() / 4
+    torch.testing.assert_close(energy.means[0], data.mean(0))
+    expected = torch.cov(data.t())
+    torch.testing.assert_close(covariance.diagonal(), expected.diagonal(), rtol=1e-5, atol=0)
+    # The covariances themselves are D / n nearer to zero.
+    off = ~torch.eye(3, dtype=torch.bool)
+    torch.testing.assert_close(covariance[off], expected[off] * (1 - 3 / 50), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        double(5, 20),
+        double(200, 1) * torch.tensor([1.0, -2.0, 3.0]).double(),
+        torch.cat([double(50, 2), torch.ones(50, 1).double()], 1),
+        double(1, 2),
+    ],
+    ids=["fewer rows than coordinates", "on a line", "a constant coordinate", "one row"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gaussian_of_moments_covers_data_that_do_not_span_all_directions(data, dtype):
+    data = data.to(dtype)
+    energy = GaussianMixtureEnergy.from_moments(data)
+    assert torch.isfinite(energy.log_prob(data)).all()
+    draws = energy.sample(2000, seeded())
+    # Of a Gaussian the variance of n draws has the standard error v sqrt(2 / n).
+    variance = data.double().var(0) if len(data) > 1 else torch.zeros(2).double()
+    assert ((draws.double().var(0) - variance).abs() < 4 * variance * math.sqrt(2 / 2000) + 1e-9).all()
+
+
+def test_a_mixture_is_found_again_by_expectation_maximisation():
+    """Modes apart by eight deviations: each mean is found to four standard errors, std / sqrt(n w)."""
+    truth = GaussianMixtureEnergy(
+        torch.tensor([[-4.0, 0.0], [4.0, 1.0]]), torch.tensor([[0.5, 1.0], [1.0, 0.3]]), torch.tensor([0.3, 0.7])
+    )
+    data = truth.sample(4000, seeded())
+    found = fit_gaussian_mixture(data, 2)
+    order = found.means[:, 0].argsort()
+    counts = 4000 * truth.log_weights.exp()
+    error = truth.scales / counts.sqrt()[:, None]
+    assert ((found.means[order] - truth.means).abs() < 4 * error).all()
+    covariances = (found.scales @ found.scales.transpose(1, 2))[order].diagonal(dim1=1, dim2=2)
+    spread = truth.scales.square()
+    assert ((covariances - spread).abs() < 4 * spread * (2 / counts).sqrt()[:, None] + 1e-3).all()
+    assert float(found.log_weights[order].exp()[0]) == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / 4000))
+    assert torch.equal(fit_gaussian_mixture(data, 2).means, found.means)
+
+
+def test_a_uniform_density_of_images_is_one_over_its_volume_inside_and_nothing_outside():
+    energy = UniformEnergy(torch.zeros(1, 2, 3), torch.full((1, 2, 3), 2.0))
+    x = energy.sample((5, 4), seeded())
+    assert x.shape == (5, 4, 1, 2, 3)
+    torch.testing.assert_close(energy.log_prob(x), torch.full((5, 4), -6 * math.log(2.0)))
+    x[0, 0, 0, 1, 2] = 2.1
+    assert float(energy(x)[0, 0]) == math.inf
+    assert torch.isfinite(energy(x).flatten()[1:]).all()
+    assert torch.equal(energy.value_and_grad(x)[1], torch.zeros_like(x))
+
+
+def test_a_gradient_flows_through_the_draws_of_a_flow():
+    """With the noise fixed the draws move with the parameters: against finite differences."""
+    energy = flow().double()
+    weights = list(energy.parameters())
+    value = energy.draw(50, seeded()).square().mean()
+    grads = torch.autograd.grad(value, weights)
+    directions = [double(*w.shape, seed=i) for i, w in enumerate(weights)]
+    expected = sum(float((g * d).sum()) for g, d in zip(grads, directions, strict=True))
+    values = []
+    for step in (1e-6, -2e-6):
+        with torch.no_grad():
+            for w, d in zip(weights, directions, strict=True):
+                w += step * d
+            values.append(float(energy.draw(50, seeded()).square().mean()))
+    assert abs(expected) > 1e-3
+    assert (values[0] - values[1]) / 2e-6 == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_density_that_is_none_is_refused_in_words():
+    with pytest.raises(ValueError, match=r"means must be \[components, D\].*got \(2,\)"):
+        GaussianMixtureEnergy(torch.zeros(2), torch.ones(2))
+    with pytest.raises(ValueError, match="means must be"):
+        GaussianMixtureEnergy(torch.zeros(3, 2), torch.ones(1, 2))
+    with pytest.raises(ValueError, match="means must be"):
+        GaussianMixtureEnergy(torch.zeros(1, 2), torch.ones(1, 2, 3))
+    for scales in (torch.tensor([[1.0, 0.0]]), -torch.eye(2)[None]):
+        with pytest.raises(ValueError, match="scales must be positive"):
+            GaussianMixtureEnergy(torch.zeros(1, 2), scales)
+    with pytest.raises(ValueError, match="weights must be positive"):
+        GaussianMixtureEnergy(torch.zeros(2, 1), torch.ones(2, 1), torch.tensor([1.5, -0.5]))
+    with pytest.raises(ValueError, match="lower bound must be below"):
+        UniformEnergy(torch.zeros(2), torch.tensor([1.0, 0.0]))

@@ -53,12 +53,12 @@ class Energy(nn.Module):
         """First and second derivative of E at x along v, v'grad E and v'Hv, each ``[*batch]``, with a graph.
 
         Args:
-            v: directions, of a shape that broadcasts against x.
+            v: directions, of a shape that broadcasts to that of x.
         """
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
             first = event_sum(self.grad(x) * v, self.event_ndim)
-            (product,) = torch.autograd.grad(first.sum(), x, create_graph=True)
+            product = _derivative(first, x)
         return first, event_sum(product * v, self.event_ndim)
 
     def grad_and_laplacian(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,7 @@ class Energy(nn.Module):
             flat = grad.flatten(x.dim() - self.event_ndim)
             laplacian = torch.zeros_like(flat[..., 0])
             for k in range(flat.shape[-1]):
-                (row,) = torch.autograd.grad(flat[..., k].sum(), x, create_graph=True)
+                row = _derivative(flat[..., k], x)
                 laplacian = laplacian + row.flatten(x.dim() - self.event_ndim)[..., k]
         return grad, laplacian
 
@@ -182,6 +182,13 @@ def standard_normal(shape: Sequence[int], like: Tensor, generator: torch.Generat
 def event_sum(t: Tensor, event_ndim: int) -> Tensor:
     """Sum over the event dimensions: ``[*batch, *event]`` -> ``[*batch]``."""
     return t.flatten(-event_ndim).sum(-1) if event_ndim > 1 else t.sum(-1) if event_ndim else t
+
+
+def _derivative(t: Tensor, x: Tensor) -> Tensor:
+    """Of the sum of a gradient's entries, with a graph; zero where the energy is linear in x."""
+    if not t.requires_grad:
+        return torch.zeros_like(x)
+    return torch.autograd.grad(t.sum(), x, create_graph=True, materialize_grads=True)[0]
 
 
 def map_features(features: Features, function: Callable[[Tensor], Tensor]) -> Features:

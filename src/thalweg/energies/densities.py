@@ -49,17 +49,19 @@ class GaussianMixtureEnergy(Density):
         weights: ``[C]``, positive; normalised here. None for equal ones.
 
     Raises:
-        ValueError: if the shapes do not fit, or a scale is not positive.
+        ValueError: if the shapes do not fit, or a scale or a weight is not positive.
     """
 
     means: Tensor
-    factors: Tensor
+    scales: Tensor
     log_weights: Tensor
+    inverse: Tensor
+    constants: Tensor
 
     def __init__(self, means: Tensor, scales: Tensor, weights: Tensor | None = None):
         super().__init__()
         means, scales = torch.as_tensor(means), torch.as_tensor(scales)
-        if means.dim() != 2 or scales.shape[:2] != means.shape or scales.dim() > 3:
+        if means.dim() != 2 or scales.shape not in (means.shape, (*means.shape, means.shape[1])):
             raise ValueError(
                 "means must be [components, D] and scales [components, D] or [components, D, D], got "
                 f"{tuple(means.shape)} and {tuple(scales.shape)}"
@@ -67,7 +69,9 @@ class GaussianMixtureEnergy(Density):
         diagonal = scales if scales.dim() == 2 else scales.diagonal(dim1=-2, dim2=-1)
         if not (diagonal > 0).all():
             raise ValueError(f"scales must be positive, got {float(diagonal.min())}")
-        weights = torch.ones(len(means)) if weights is None else torch.as_tensor(weights)
+        weights = torch.ones(len(means), device=means.device) if weights is None else torch.as_tensor(weights)
+        if not (weights > 0).all():
+            raise ValueError(f"weights must be positive, got {float(weights.min())}")
         self.register_buffer("means", means)
         self.register_buffer("scales", scales)
         self.register_buffer("log_weights", (weights / weights.sum()).log().to(means.dtype))
@@ -76,19 +80,16 @@ class GaussianMixtureEnergy(Density):
         else:
             eye = torch.eye(means.shape[1], dtype=scales.dtype, device=scales.device).expand_as(scales)
             inverse = torch.linalg.solve_triangular(scales, eye, upper=False)
-        self.register_buffer("inverse", inverse, persistent=False)
+        self.register_buffer("inverse", inverse)
         constant = -diagonal.log().sum(-1) - 0.5 * means.shape[1] * math.log(2 * math.pi)
-        self.register_buffer("constants", constant + self.log_weights, persistent=False)
-
-    scales: Tensor
-    inverse: Tensor
-    constants: Tensor
+        self.register_buffer("constants", constant + self.log_weights)
 
     @classmethod
     def from_moments(cls, data: Tensor, widen: float = 1.0) -> GaussianMixtureEnergy:
         """One Gaussian with the data's mean and covariance ``[n, D]``, its standard deviations times ``widen``.
 
-        Where the data do not span all directions, the covariance is shrunk towards its diagonal.
+        The covariances, not the variances, are shrunk by the part D / n, so that data which do not span all
+        directions give a density all the same.
         """
         mean = data.mean(0)
         centred = (data - mean).double()
@@ -154,6 +155,12 @@ class UniformEnergy(Density):
         inside = ((x >= self.low) & (x <= self.high)).flatten(x.dim() - self.event_ndim).all(-1)
         volume = (self.high - self.low).log().sum()
         return torch.where(inside, -volume, -torch.inf)
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self(x.detach()), torch.zeros_like(x)
+
+    def grad(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         low = self.low

@@ -62,6 +62,8 @@ class PerceptronEnergy(Energy):
 
     def __init__(self, n_inputs: int, hidden: Sequence[int] = (128, 128), activation: str = "silu"):
         super().__init__()
+        if not hidden:
+            raise ValueError("a perceptron needs at least one hidden layer, got none")
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         self.activation = ACTIVATIONS[activation]
@@ -96,7 +98,7 @@ class PerceptronEnergy(Energy):
         return self._backward(slopes)
 
     def _backward(self, slopes: list[Tensor]) -> Tensor:
-        grad = self.out.weight
+        grad = self.out.weight[0]
         for layer, slope in zip(reversed(self.layers), reversed(slopes), strict=True):
             grad = (grad * slope) @ layer.weight
         return grad
