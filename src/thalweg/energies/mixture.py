@@ -240,6 +240,34 @@ class TiltedMixtureEnsemble(ConditionalEnergy):
         u = (log_weights.exp() * (0.5 * torch.erfc(z * -math.sqrt(0.5)))).sum(0)
         return log_prob - _cosine_series(tilts.movedim(-1, 0), u) - log_normaliser
 
+    def sample(self, features: Features, generator: torch.Generator | None = None) -> Tensor:
+        """One draw of y for each row ``[B]``, with no graph.
+
+        A member is chosen, then u from its tilt on a grid of 512 cells, then y where the mixture's
+        distribution function is u, by bisection.
+        """
+        with torch.no_grad():
+            log_weights, means, log_stds, tilts, _ = features
+            n_rows, device, dtype = len(means), means.device, means.dtype
+            member = torch.randint(self.n_members, (n_rows,), generator=generator, device=device)
+            row = torch.arange(n_rows, device=device)
+            weights, means, stds = log_weights[row, member].exp(), means[row, member], log_stds[row, member].exp()
+            unit = torch.rand((n_rows,), generator=generator, device=device, dtype=dtype)
+            if self.n_tilts:
+                n_cells = 512
+                cells = (torch.arange(n_cells, device=device, dtype=dtype) + 0.5) / n_cells
+                density = torch.exp(-(tilts[row, member] @ _cosines(cells, self.n_tilts).T))
+                cell = torch.multinomial(density, 1, generator=generator)[:, 0]
+                unit = (cell + unit) / n_cells
+            low = (means - 8 * stds).amin(1)
+            high = (means + 8 * stds).amax(1)
+            for _ in range(30):
+                y = 0.5 * (low + high)
+                z = (y.unsqueeze(1) - means) / stds
+                below = (weights * 0.5 * torch.erfc(z * -math.sqrt(0.5))).sum(1) < unit
+                low, high = torch.where(below, y, low), torch.where(below, high, y)
+            return 0.5 * (low + high)
+
     def roughness(self, features: Features) -> Tensor:
         """sum_j (j a_kj)^2 ``[B, n_members]``: how far the tilt is from none, fast wiggles counted more."""
         j = torch.arange(1, self.n_tilts + 1, device=features[3].device)

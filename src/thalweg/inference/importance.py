@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from thalweg.energies.base import Conditioned
+from thalweg.energies.base import Conditioned, Energy
+from thalweg.energies.densities import Density
+from thalweg.sampling.annealing import LogNormaliser, summarised
 
 
 class WeightedSamples(NamedTuple):
@@ -44,6 +46,26 @@ class WeightedSamples(NamedTuple):
         """``[B, n_samples, K]`` draws from the weighted sample, with replacement."""
         index = torch.multinomial(self.weights, n_samples, replacement=True, generator=generator)
         return self.y.gather(1, index.unsqueeze(-1).expand(-1, -1, self.y.shape[-1]))
+
+
+def log_normaliser(
+    energy: Energy, proposal: Density, n_samples: int = 100_000, generator: torch.Generator | None = None
+) -> LogNormaliser:
+    """log Z of an energy by importance sampling from a density that covers it, with its standard error.
+
+    Raises:
+        ValueError: if a weight is NaN or infinite.
+    """
+    positions, log_weights = [], []
+    with torch.no_grad():
+        for n in [8192] * (n_samples // 8192) + [n_samples % 8192]:
+            if n:
+                positions.append(proposal.sample(n, generator))
+                log_weights.append(-energy(positions[-1]) - proposal.log_prob(positions[-1]))
+    weights = torch.cat(log_weights)
+    if torch.isnan(weights).any() or (weights == torch.inf).any():
+        raise ValueError("log Z can't be estimated: the energy is NaN or minus infinity at some of the samples")
+    return summarised(weights, torch.cat(positions))
 
 
 def importance_sample(energy: Conditioned, samples: Tensor, log_proposal: Tensor) -> WeightedSamples:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from thalweg.energies.densities import Density
 from thalweg.objectives.base import AnyEnergy, Batch, Objective
-from thalweg.objectives.noise import TargetNoise, as_noise
+from thalweg.objectives.noise import FixedNoise, TargetNoise, as_noise
 
 
 class ImportanceSampling(Objective):
@@ -18,7 +18,7 @@ class ImportanceSampling(Objective):
 
     Args:
         noise: standard deviations of the proposal's components, centred on the true target; or a density, the
-            same for all rows.
+            same for all rows (which then share their samples, if nothing is given).
         n_samples: M.
 
     Source: [Gustafsson 2020a, eq. 6].
@@ -30,8 +30,13 @@ class ImportanceSampling(Objective):
         self.n_samples = n_samples
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        samples = self.noise.sample(batch.y, self.n_samples, generator)
         given = batch.given(energy)
+        if isinstance(self.noise, FixedNoise) and batch.x is None:
+            shared = self.noise.density.sample(self.n_samples, generator)
+            values = given(torch.cat([batch.y, shared]))
+            log_weights = -values[len(batch.y) :] - self.noise.density.log_prob(shared)
+            return torch.logsumexp(log_weights, 0) - math.log(self.n_samples) + values[: len(batch.y)]
+        samples = self.noise.sample(batch.y, self.n_samples, generator)
         values = given(torch.cat([batch.y.unsqueeze(1), samples], 1))
         log_weights = -values[:, 1:] - self.noise.log_prob(samples, batch.y)
         return torch.logsumexp(log_weights, 1) - math.log(self.n_samples) + values[:, 0]

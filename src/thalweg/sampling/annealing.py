@@ -178,6 +178,12 @@ def _anneal(
             position = kernel_at(beta).step(bridge, state, generator).position
     if not torch.isfinite(log_weights).all():
         raise ValueError("annealing met energies that are not finite: does the base cover the energy's support?")
+    return summarised(log_weights, position, sign)
+
+
+def summarised(log_weights: Tensor, position: Tensor, sign: float = 1.0) -> LogNormaliser:
+    """What unnormalised log weights ``[n]`` say of log Z (of -log Z with sign -1), in double precision."""
+    log_weights = log_weights.double()
     n = len(log_weights)
     top = log_weights.max()
     weights = (log_weights - top).exp()

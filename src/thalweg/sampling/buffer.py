@@ -131,6 +131,8 @@ class ReplayBuffer(Start):
         new = self.noise.sample(n, generator).to(position.dtype)
         position = torch.where(fresh.reshape(n, *([1] * (position.dim() - 1))), new, position)
         if x is None:
+            if self.xs is not None:
+                raise ValueError("the buffer keeps an x for each chain (x_event), and the batch has no x")
             return Chains(None, position, index)
         if self.xs is None:
             raise ValueError("the buffer of a conditional energy needs the shape of x: give x_event")

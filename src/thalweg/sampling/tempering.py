@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from thalweg.energies.base import Energy
+from thalweg.energies.base import Conditioned, Energy
 from thalweg.sampling.chain import Kernel, State
 
 
@@ -19,7 +19,7 @@ class ParallelTempering:
     Positions are ``[levels, *batch, *event]``; ``position[0]`` are the chains at temperature 1. The state's
     energy and gradient are those of E itself. After every step of ``kernel`` on all levels at once, the even
     or the odd pairs of neighbours (by the toss of a coin) are offered a swap, which leaves all levels' laws
-    as they are.
+    as they are. A conditional energy is tempered given one row of inputs at a time.
 
     Args:
         kernel: steps of each level; give :class:`MALA` or :class:`HMC` a tensor of step sizes
@@ -43,6 +43,11 @@ class ParallelTempering:
 
     def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> State:
         n_levels = len(self.temperatures)
+        if isinstance(energy, Conditioned) and energy.n_rows > 1:
+            raise ValueError(
+                f"levels take the dimension of the rows: temper the energy given one row of inputs, not "
+                f"{energy.n_rows}"
+            )
         if len(state.position) != n_levels:
             raise ValueError(
                 f"positions must be [levels, *batch, *event] with {n_levels} levels, got "
@@ -56,7 +61,7 @@ class ParallelTempering:
         state = self.kernel.step(_Tempered(energy, beta, wide), state, generator)
         state = State(state.position, state.energy / beta, state.grad / wide, state.acceptance)
         first = int(torch.randint(2, (), generator=generator, device=like.device))
-        lower = torch.arange(first, n_levels - 1, 2, device=like.device)
+        lower = torch.arange(n_levels - 1, device=like.device)[first::2]
         if not len(lower):
             return state
         log_ratio = (beta[lower] - beta[lower + 1]) * (state.energy[lower] - state.energy[lower + 1])

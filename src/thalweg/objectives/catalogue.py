@@ -1,0 +1,109 @@
+"""Every way to train an energy of vectors, by name, set up for standardised data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from thalweg.energies.densities import FlowEnergy, GaussianMixtureEnergy
+from thalweg.objectives.base import Objective
+from thalweg.objectives.contrastive_divergence import ContrastiveDivergence, ImprovedContrastiveDivergence
+from thalweg.objectives.energy_discrepancy import EnergyDiscrepancy
+from thalweg.objectives.importance_sampling import ImportanceSampling
+from thalweg.objectives.noise_contrastive import (
+    ConditionalNCE,
+    FlowContrastiveEstimation,
+    NoiseContrastiveEstimation,
+)
+from thalweg.objectives.score_matching import DenoisingScoreMatching, ScoreMatching, SlicedScoreMatching
+from thalweg.objectives.stein import SteinDiscrepancy
+from thalweg.sampling.buffer import ReplayBuffer
+from thalweg.sampling.langevin import Langevin
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train.
+
+    Attributes:
+        title: its name in the field.
+        build: makes the objective for data ``[n, D]`` of mean 0 and standard deviation 1.
+        needs: what it needs beside the energy's value: "noise density", "auxiliary model", "second
+            derivatives", "chains", or nothing.
+        work: how long an update takes, in updates of plain noise-contrastive estimation, roughly; one budget
+            of time gives a method as many fewer updates.
+    """
+
+    title: str
+    build: Callable[[Tensor], Objective]
+    needs: str = ""
+    work: float = 1.0
+
+
+def _noise(data: Tensor, widen: float = 1.0) -> GaussianMixtureEnergy:
+    return GaussianMixtureEnergy.from_moments(data, widen)
+
+
+def _buffer(data: Tensor) -> ReplayBuffer:
+    return ReplayBuffer(_noise(data), size=2000, n_chains=256, restart=0.05)
+
+
+def _critic(data: Tensor) -> SteinDiscrepancy:
+    width = 64
+    critic = nn.Sequential(
+        nn.Linear(data.shape[1], width),
+        nn.SiLU(),
+        nn.Linear(width, width),
+        nn.SiLU(),
+        nn.Linear(width, data.shape[1]),
+    )
+    return SteinDiscrepancy(critic)
+
+
+def _flow(data: Tensor) -> FlowContrastiveEstimation:
+    import zuko
+
+    flow = zuko.flows.NSF(data.shape[1], transforms=2, passes=2, hidden_features=(64, 64))
+    return FlowContrastiveEstimation(FlowEnergy(flow))
+
+
+METHODS: dict[str, Method] = {
+    "nce": Method(
+        "noise-contrastive estimation", lambda z: NoiseContrastiveEstimation(_noise(z), 4), "noise density"
+    ),
+    "cnce": Method("conditional NCE", lambda z: ConditionalNCE(), work=2.0),
+    "fce": Method("flow contrastive estimation", _flow, "auxiliary model", 6.0),
+    "ml-is": Method(
+        "maximum likelihood, importance sampling",
+        lambda z: ImportanceSampling(_noise(z, 1.2), 1024),
+        "noise density",
+    ),
+    "sm": Method("score matching", lambda z: ScoreMatching(), "second derivatives", 2.0),
+    "ssm": Method("sliced score matching", lambda z: SlicedScoreMatching(), "second derivatives"),
+    "ssm-vr": Method(
+        "sliced score matching, variance reduced",
+        lambda z: SlicedScoreMatching(1, variance_reduction=True),
+        "second derivatives",
+        1.5,
+    ),
+    "dsm": Method("denoising score matching", lambda z: DenoisingScoreMatching(0.1), "derivatives"),
+    "ed": Method("energy discrepancy", lambda z: EnergyDiscrepancy(0.2, 16), work=3.0),
+    "lsd": Method("learned Stein discrepancy", _critic, "auxiliary model", 1.0),
+    "cd": Method(
+        "contrastive divergence, 20 steps", lambda z: ContrastiveDivergence(Langevin(0.005), 20), "chains", 4.0
+    ),
+    "pcd": Method(
+        "persistent contrastive divergence, 20 steps",
+        lambda z: ContrastiveDivergence(Langevin(0.005), 20, _buffer(z)),
+        "chains",
+        4.0,
+    ),
+    "icd": Method(
+        "improved contrastive divergence, 20 steps",
+        lambda z: ImprovedContrastiveDivergence(Langevin(0.005), 20, _buffer(z)),
+        "chains",
+        5.0,
+    ),
+}
