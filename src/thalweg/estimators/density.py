@@ -511,7 +511,7 @@ def _resampled(
 
 def _chain(models: Sequence[EnergyRegressor]) -> AutoregressiveEnergy:
     energy = AutoregressiveEnergy(
-        [m.energy_ for m in models],  # type: ignore[misc]
+        [m.energy_ for m in models],
         [NumericEncoding(m.encoder_.columns) for m in models],  # type: ignore[union-attr]
         torch.tensor([float(m.location_[0]) for m in models]),
         torch.tensor([float(m.scale_[0]) for m in models]),

@@ -274,6 +274,8 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
                 raise ValueError(f"{name} must be 'auto' or {bounds}, got {value!r}")
         if isinstance(self.batch_size, str) and self.batch_size != "auto":
             raise ValueError(f"batch_size must be 'auto' or a whole number, got {self.batch_size!r}")
+        if self.precision.startswith("64"):
+            raise ValueError(f"precision {self.precision!r} is of no use here: the data are kept in 32 bits")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be in (0, 1), got {self.validation_fraction!r}")
 
