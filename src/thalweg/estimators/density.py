@@ -511,12 +511,12 @@ def _resampled(
 
 def _chain(models: Sequence[EnergyRegressor]) -> AutoregressiveEnergy:
     energy = AutoregressiveEnergy(
-        [m.energy_ for m in models],
+        [m.energy_ for m in models],  # type: ignore[misc]
         [NumericEncoding(m.encoder_.columns) for m in models],  # type: ignore[union-attr]
         torch.tensor([float(m.location_[0]) for m in models]),
         torch.tensor([float(m.scale_[0]) for m in models]),
     )
-    return energy.eval()  # type: ignore[return-value]
+    return energy.eval()
 
 
 def _chain_from(conditionals: Sequence[dict[str, Any]], model: EnergyDensity) -> AutoregressiveEnergy:

@@ -12,10 +12,6 @@ The folder of a run::
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import platform
 import shutil
 import time
 from collections.abc import Callable
@@ -25,12 +21,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from thalweg.data.encoding import check_entries
 from thalweg.data.tables import read_table, write_table
 from thalweg.data.target import check_target
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
+from thalweg.estimators.folder import (
+    fingerprint_of,
+    is_finished,
+    listed,
+    read_json,
+    remove_run,
+    split_rows,
+    versions,
+    without_infinities,
+    write_json,
+)
 from thalweg.estimators.regressor import EnergyRegressor
 from thalweg.evaluation.baselines import BASELINES
 from thalweg.evaluation.regression import pit_values, score, score_rows, score_targets
@@ -156,15 +162,15 @@ def fit_run(
     table = read_table(Path(settings.table))
     table.columns = table.columns.map(str)
     X, y, dates = _split_columns(table, settings)
-    fingerprint = _fingerprint(table.drop(columns=settings.drop))
-    if resume and _read_json(folder / "fit.json").get("fingerprint") != fingerprint:
+    fingerprint = fingerprint_of(table.drop(columns=settings.drop))
+    if resume and read_json(folder / "fit.json").get("fingerprint") != fingerprint:
         raise ValueError(f"{settings.table} has changed since the run in {folder} was started: start a new run")
-    training, test = _split_rows(len(X), settings)
+    training, test = split_rows(len(X), settings.test_fraction, settings.seed)
 
     if known and not resume:
         remove_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "fit.json", {"settings": asdict(settings), "fingerprint": fingerprint})
+    write_json(folder / "fit.json", {"settings": asdict(settings), "fingerprint": fingerprint})
     model = EnergyRegressor(
         settings.objective,
         point=settings.point,
@@ -197,7 +203,7 @@ def fit_run(
         "validation_nll": None if np.isnan(model.validation_nll_) else model.validation_nll_,
         "scores": scores,
         "seconds": {"training": model.history_.seconds, **seconds},
-        "made_with": _versions(),
+        "made_with": versions(),
     }
     shown = np.sort(np.random.RandomState(settings.seed).permutation(training)[:_MAX_SAVED_ROWS])
     everything = pd.concat([X, pd.DataFrame(y, columns=settings.targets, index=X.index)], axis=1)
@@ -207,7 +213,7 @@ def fit_run(
     extra = {k: figures[k] for k in ("table", "inputs", "dates", "training_rows", "test_rows", "scores")}
     extra |= {"targets": settings.targets, "seed": settings.seed, "test_fraction": settings.test_fraction}
     model.save(folder / "model", extra)
-    _write_json(folder / "figures.json", figures)
+    write_json(folder / "figures.json", figures)
     shutil.rmtree(folder / "training", ignore_errors=True)
     return load_run(folder)
 
@@ -226,7 +232,7 @@ def _split_columns(table: pd.DataFrame, settings: RunSettings) -> tuple[pd.DataF
     name = Path(settings.table).name
     for column in [*settings.targets, *settings.drop]:
         if column not in table.columns:
-            raise ValueError(f"{name} has no column {column!r}; it has {_listed(list(table.columns))}")
+            raise ValueError(f"{name} has no column {column!r}; it has {listed(list(table.columns))}")
     y = np.column_stack([_numbers(table[t], t) for t in settings.targets])
     X = table.drop(columns=[*settings.targets, *(d for d in settings.drop if d not in settings.targets)])
     if X.shape[1] == 0:
@@ -256,15 +262,6 @@ def _numbers(column: pd.Series, name: str) -> np.ndarray:
     except ValueError as error:
         raise ValueError(f"column {name!r}: {error}") from None
     return values
-
-
-def _split_rows(n_rows: int, settings: RunSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Training and test rows, in the order of the table. The same seed gives the same split."""
-    n_test = max(1, round(settings.test_fraction * n_rows)) if settings.test_fraction else 0
-    if n_rows - n_test < 5:
-        raise ValueError(f"{n_rows - n_test} rows are left to train on: lower --test-fraction")
-    order = np.random.RandomState(settings.seed).permutation(n_rows)
-    return np.sort(order[n_test:]), np.sort(order[:n_test])
 
 
 def _scores(
@@ -303,7 +300,7 @@ def _scores(
             seconds[baseline.name] = time.monotonic() - start
         return scores, seconds
     ours = score(y[test], distribution, model.resolution_)
-    scores[MODEL_NAME] = _finite(ours.summary())
+    scores[MODEL_NAME] = without_infinities(ours.summary())
     seconds["scoring"] = time.monotonic() - start
     for baseline in BASELINES:
         start = time.monotonic()
@@ -314,7 +311,7 @@ def _scores(
         paired = {"nll_gain": float(gain.mean())}
         if len(gain) > 1:
             paired["nll_gain_error"] = float(gain.std(ddof=1) / np.sqrt(len(gain)))
-        scores[baseline.name] = _finite(other.summary() | paired)
+        scores[baseline.name] = without_infinities(other.summary() | paired)
         seconds[baseline.name] = time.monotonic() - start
     return scores, seconds
 
@@ -324,7 +321,7 @@ def _remarks(X: pd.DataFrame, y: np.ndarray, model: EnergyRegressor, settings: R
     remarks = []
     assert model.encoder_ is not None
     if model.encoder_.ignored:
-        remarks.append(f"Left out, because constant: {_listed(model.encoder_.ignored)}.")
+        remarks.append(f"Left out, because constant: {listed(model.encoder_.ignored)}.")
     for name in X.columns:
         if pd.api.types.is_integer_dtype(X[name]) and len(X) > 1 and (X[name].diff().iloc[1:] == 1).all():
             remarks.append(
@@ -360,10 +357,6 @@ def _remarks(X: pd.DataFrame, y: np.ndarray, model: EnergyRegressor, settings: R
 # -- using a run -------------------------------------------------------------------------------------
 
 
-def is_finished(folder: Path) -> bool:
-    return (folder / "figures.json").exists()
-
-
 def read_settings(folder: Path) -> RunSettings:
     """The settings of a run.
 
@@ -374,7 +367,7 @@ def read_settings(folder: Path) -> RunSettings:
     if not path.is_file():
         raise ValueError(f"{folder} holds no run: make one with `thalweg fit regression TABLE --target COLUMN`")
     try:
-        return RunSettings(**_read_json(path)["settings"])
+        return RunSettings(**read_json(path)["settings"])
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged, or of another version ({error})") from error
 
@@ -388,10 +381,10 @@ def load_run(folder: Path) -> FinishedRun:
     settings = read_settings(folder)
     if not is_finished(folder):
         raise ValueError(f"the run in {folder} is not finished: `thalweg fit regression --resume --out {folder}`")
-    figures = _read_json(folder / "figures.json")
+    figures = read_json(folder / "figures.json")
     lacking = _FIGURES - set(figures)
     if lacking:
-        raise ValueError(f"{folder / 'figures.json'} is damaged: it lacks {_listed(sorted(lacking))}")
+        raise ValueError(f"{folder / 'figures.json'} is damaged: it lacks {listed(sorted(lacking))}")
     test = folder / "test_rows.parquet"
     return FinishedRun(
         folder,
@@ -401,14 +394,6 @@ def load_run(folder: Path) -> FinishedRun:
         read_table(folder / "training_rows.parquet"),
         read_table(test) if test.exists() else None,
     )
-
-
-def remove_run(folder: Path) -> None:
-    """Remove what a run wrote, and nothing else; ``figures.json`` first, so that the rest is no run."""
-    for name in ("figures.json", "fit.json", "test_rows.parquet", "training_rows.parquet", "report.html"):
-        (folder / name).unlink(missing_ok=True)
-    for name in ("model", "training"):
-        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def predict_table(
@@ -441,7 +426,7 @@ def predict_table(
     table.columns = table.columns.map(str)
     missing = [c for c in run.figures["inputs"] if c not in table.columns]
     if missing:
-        raise ValueError(f"the table lacks {_listed(missing)}, which the model was trained on")
+        raise ValueError(f"the table lacks {listed(missing)}, which the model was trained on")
     X = _with_dates(run.inputs(table), run.figures["dates"])
     rng = np.random.RandomState(seed)
     parts = []
@@ -530,51 +515,3 @@ def _with_dates(X: pd.DataFrame, dates: list[str]) -> pd.DataFrame:
             raise ValueError(f"column {name!r} held dates in training, but has {example}: write it as 2024-05-31")
         X[name] = parsed
     return X
-
-
-def _fingerprint(table: pd.DataFrame) -> str:
-    """Of the values and the names; tells whether a table is still the one that a run was started on."""
-    digest = hashlib.sha256(repr([(str(c), str(t)) for c, t in table.dtypes.items()]).encode())
-    digest.update(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    # Imported here: the package imports this module.
-    from thalweg import __version__
-
-    machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    return {"thalweg": __version__, "torch": torch.__version__, "python": platform.python_version(), "on": machine}
-
-
-def _finite(summary: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity: a figure that can't be told becomes null."""
-    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in summary.items()}
-
-
-def _listed(names: list[str], most: int = 12) -> str:
-    shown = ", ".join(repr(n) for n in names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is missing or damaged") from error
-    if not isinstance(document, dict):
-        raise ValueError(f"{path} is damaged")
-    return document
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    aside = path.with_name(path.name + ".part")
-    try:
-        with open(aside, "w", encoding="utf-8") as file:
-            file.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OSError(f"could not write {path} ({error}): free some space and run again with --resume") from error

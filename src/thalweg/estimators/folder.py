@@ -1,0 +1,84 @@
+"""The folder of a run: what is written there, whole or not at all, and told apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / "figures.json").exists()
+
+
+def remove_run(folder: Path) -> None:
+    """Remove what a run wrote, and nothing else; ``figures.json`` first, so that the rest is no run."""
+    for name in ("figures.json", "fit.json", "test_rows.parquet", "training_rows.parquet", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("model", "training"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def fingerprint_of(table: pd.DataFrame) -> str:
+    """Of the values and the names; tells whether a table is still the one that a run was started on."""
+    digest = hashlib.sha256(repr([(str(c), str(t)) for c, t in table.dtypes.items()]).encode())
+    digest.update(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    # Imported here: the package imports this module.
+    from thalweg import __version__
+
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    return {"thalweg": __version__, "torch": torch.__version__, "python": platform.python_version(), "on": machine}
+
+
+def without_infinities(summary: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: a figure that can't be told becomes null."""
+    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in summary.items()}
+
+
+def listed(names: list[str], most: int = 12) -> str:
+    shown = ", ".join(repr(n) for n in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is missing or damaged") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} is damaged")
+    return document
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    aside = path.with_name(path.name + ".part")
+    try:
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(f"could not write {path} ({error}): free some space and run again with --resume") from error
+
+
+def split_rows(n_rows: int, test_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training and test rows, in the order of the table. The same seed gives the same split."""
+    n_test = max(1, round(test_fraction * n_rows)) if test_fraction else 0
+    if n_rows - n_test < 5:
+        raise ValueError(f"{n_rows - n_test} rows are left to train on: lower --test-fraction")
+    order = np.random.RandomState(seed).permutation(n_rows)
+    return np.sort(order[n_test:]), np.sort(order[:n_test])
