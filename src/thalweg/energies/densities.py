@@ -69,12 +69,12 @@ class GaussianMixtureEnergy(Density):
         diagonal = scales if scales.dim() == 2 else scales.diagonal(dim1=-2, dim2=-1)
         if not (diagonal > 0).all():
             raise ValueError(f"scales must be positive, got {float(diagonal.min())}")
-        weights = torch.ones(len(means), device=means.device) if weights is None else torch.as_tensor(weights)
+        weights = torch.ones_like(means[:, 0]) if weights is None else torch.as_tensor(weights).to(means)
         if not (weights > 0).all():
             raise ValueError(f"weights must be positive, got {float(weights.min())}")
         self.register_buffer("means", means)
         self.register_buffer("scales", scales)
-        self.register_buffer("log_weights", (weights / weights.sum()).log().to(means.dtype))
+        self.register_buffer("log_weights", (weights / weights.sum()).log())
         if scales.dim() == 2:
             inverse = 1 / scales
         else:
