@@ -134,6 +134,17 @@ class ConditionalEnergy(nn.Module):
         """The energy of y for these x, with the features of x computed once."""
         return Conditioned(self, self.features(x))
 
+    def value_and_grad(self, features: Features, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Energy ``[B, *candidates]`` and its gradient with respect to y, both detached, given the features.
+
+        A subclass that knows its gradient in closed form overrides it.
+        """
+        with torch.enable_grad():
+            y = y.detach().requires_grad_(True)
+            energy = self.head(features, y)
+            (grad,) = torch.autograd.grad(energy.sum(), y)
+        return energy.detach(), grad
+
     def landmarks(self, features: Features) -> tuple[Tensor, Tensor] | None:
         """Where y may be concentrated: locations and scales, each ``[B, n]``, or None if unknown.
 
@@ -157,6 +168,9 @@ class Conditioned(Energy):
 
     def forward(self, y: Tensor) -> Tensor:
         return self.parent.head(self.features, y)
+
+    def value_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.parent.value_and_grad(self.features, y)
 
     @property
     def n_rows(self) -> int:

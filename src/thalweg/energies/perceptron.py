@@ -1,4 +1,4 @@
-"""A multilayer perceptron as an energy of vectors, with every derivative in x written out.
+"""Multilayer perceptrons as energies of vectors and small images, with the derivatives in x written out.
 
 Autograd pays for each of a chain's steps with a graph that is thrown away, and for score matching with
 graphs of graphs. The derivatives of a perceptron are a few products, so they are written here as such:
@@ -8,14 +8,16 @@ sampling needs no graph at all, and score matching only an ordinary one.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import constraints
 
-from thalweg.energies.base import Energy
+from thalweg.energies.base import ConditionalEnergy, Energy, Features
 
 
 class Activation(NamedTuple):
@@ -44,9 +46,14 @@ def _tanh(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return t, slope, -2 * t * slope
 
 
+def _relu(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    raise ValueError("relu has no second derivative to speak of: train by score matching with silu instead")
+
+
 ACTIVATIONS = {
     "silu": Activation(F.silu, _silu, lambda g, h, _: torch.ops.aten.silu_backward(g, h)),
     "softplus": Activation(F.softplus, _softplus, lambda g, h, _: g * torch.sigmoid(h)),
+    "relu": Activation(F.relu, _relu, lambda g, h, _: g * (h > 0)),
     "tanh": Activation(torch.tanh, _tanh, lambda g, _, t: torch.ops.aten.tanh_backward(g, t)),
 }
 
@@ -57,7 +64,7 @@ class PerceptronEnergy(Energy):
     Args:
         n_inputs: D, the dimension of x.
         hidden: widths of the layers.
-        activation: "silu", "softplus" or "tanh": all smooth, as score matching needs.
+        activation: "silu", "softplus" or "tanh", which are smooth, as score matching needs; or "relu".
     """
 
     def __init__(self, n_inputs: int, hidden: Sequence[int] = (128, 128), activation: str = "silu"):
@@ -78,16 +85,9 @@ class PerceptronEnergy(Energy):
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             shape = x.shape
-            value = x.reshape(-1, shape[-1])
-            inputs, values = [], []
-            for layer in self.layers:
-                inputs.append(torch.addmm(layer.bias, value, layer.weight.t()))
-                value = self.activation.value(inputs[-1])
-                values.append(value)
-            energy = torch.addmv(self.out.bias, value, self.out.weight[0])
-            grad = self.out.weight.expand_as(value)
-            for layer, h, value in zip(reversed(self.layers), reversed(inputs), reversed(values), strict=True):
-                grad = self.activation.backward(grad, h, value) @ layer.weight
+            inputs, values = _forward(self.layers, self.activation, x.reshape(-1, shape[-1]))
+            energy = torch.addmv(self.out.bias, values[-1], self.out.weight[0])
+            grad = _backward(self.layers, self.activation, inputs, values, self.out.weight)
             return energy.reshape(shape[:-1]), grad.reshape(shape)
 
     def grad(self, x: Tensor) -> Tensor:
@@ -145,3 +145,79 @@ class PerceptronEnergy(Energy):
                 partials = partials * slope.unsqueeze(-2)
         assert laplacian is not None
         return self._backward(slopes), laplacian @ self.out.weight[0]
+
+
+class LabelledPerceptron(ConditionalEnergy):
+    """E(label, image) = -f(image)[label], f a perceptron with one output for each label; its gradient by hand.
+
+    What it is given are labels ``[B]``; images are ``[B, *candidates, C, H, W]``.
+
+    Args:
+        image_shape: (C, H, W).
+        n_labels: outputs of f.
+        hidden: widths of the layers.
+        activation: "relu", "silu", "softplus" or "tanh".
+    """
+
+    event_ndim = 3
+    support = constraints.independent(constraints.unit_interval, 3)
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        n_labels: int,
+        hidden: Sequence[int] = (256, 256),
+        activation: str = "relu",
+    ):
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        self.activation = ACTIVATIONS[activation]
+        sizes = [math.prod(image_shape), *hidden]
+        self.layers: Any = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        self.out = nn.Linear(sizes[-1], n_labels)
+
+    def energies(self, images: Tensor) -> Tensor:
+        """E of every label ``[*batch, n_labels]`` for images ``[*batch, C, H, W]``."""
+        h = 2 * images.flatten(-3) - 1
+        for layer in self.layers:
+            h = self.activation.value(layer(h))
+        return -self.out(h)
+
+    def head(self, features: Features, y: Tensor) -> Tensor:
+        assert isinstance(features, Tensor)
+        energies = self.energies(y)
+        label = features.long().reshape(-1, *([1] * (energies.dim() - 1)))
+        return energies.gather(-1, label.expand(*energies.shape[:-1], 1)).squeeze(-1)
+
+    def value_and_grad(self, features: Features, y: Tensor) -> tuple[Tensor, Tensor]:
+        assert isinstance(features, Tensor)
+        with torch.no_grad():
+            batch = y.shape[:-3]
+            flat = 2 * y.reshape(-1, math.prod(y.shape[-3:])) - 1
+            label = features.long().reshape(-1, *([1] * (len(batch) - 1))).expand(batch).reshape(-1)
+            inputs, values = _forward(self.layers, self.activation, flat)
+            weight = self.out.weight[label]
+            energy = -(values[-1] * weight).sum(-1) - self.out.bias[label]
+            grad = _backward(self.layers, self.activation, inputs, values, weight)
+            return energy.reshape(batch), grad.mul_(-2).reshape(y.shape)
+
+
+def _forward(layers: Any, activation: Activation, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """What goes into each layer's activation, and what comes out, without a graph; x is ``[N, D]``."""
+    inputs, values = [], []
+    for layer in layers:
+        inputs.append(torch.addmm(layer.bias, x, layer.weight.t()))
+        x = activation.value(inputs[-1])
+        values.append(x)
+    return inputs, values
+
+
+def _backward(
+    layers: Any, activation: Activation, inputs: list[Tensor], values: list[Tensor], grad: Tensor
+) -> Tensor:
+    """The gradient with respect to x from that with respect to the last layer's values."""
+    grad = grad.expand_as(values[-1])
+    for layer, h, value in zip(reversed(layers), reversed(inputs), reversed(values), strict=True):
+        grad = activation.backward(grad, h, value) @ layer.weight
+    return grad

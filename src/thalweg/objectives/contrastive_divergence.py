@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from thalweg.objectives.base import AnyEnergy, Batch, Objective, condition, evaluating, frozen
+from thalweg.objectives.likelihood import dequantise
 from thalweg.sampling.buffer import Chains, FromData, ReplayBuffer, Start
 from thalweg.sampling.chain import Kernel, run_chain
 from thalweg.sampling.langevin import Langevin
@@ -26,16 +27,29 @@ class ContrastiveDivergence(Objective):
         n_steps: k.
         start: where chains start: :class:`FromData`, :class:`FromNoise`, :class:`ReplayBuffer`.
         energy_l2: weight of the squares of both energies, which keeps them near zero.
+        resolution: spacing of the grid that the data are rounded to (grey levels): uniform noise of that width
+            is added afresh to the data at every step.
+        bounds: what the data are kept within after that.
 
     Source: CD [Hinton 2002]; persistent [Tieleman 2008]; with the squares [Du 2019, eq. 5].
     """
 
-    def __init__(self, kernel: Kernel, n_steps: int = 20, start: Start | None = None, energy_l2: float = 0.0):
+    def __init__(
+        self,
+        kernel: Kernel,
+        n_steps: int = 20,
+        start: Start | None = None,
+        energy_l2: float = 0.0,
+        resolution: float = 0.0,
+        bounds: tuple[float, float] | None = None,
+    ):
         super().__init__()
         self.kernel = kernel
         self.n_steps = n_steps
         self.start = FromData() if start is None else start
         self.energy_l2 = energy_l2
+        self.resolution = resolution
+        self.bounds = bounds
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
         loss, _, _ = self._contrast(energy, batch, generator)
@@ -49,6 +63,9 @@ class ContrastiveDivergence(Objective):
         differentiable_steps: int = 0,
     ) -> tuple[Tensor, Chains, Tensor]:
         """The loss of each row, the chains, and where they ended (with a graph, if steps were to leave one)."""
+        if self.resolution:
+            y = dequantise(batch.y, self.resolution, generator)
+            batch = batch._replace(y=y if self.bounds is None else y.clamp(*self.bounds))
         chains = self.start.draw(batch.x, batch.y, generator)
         with evaluating(energy), torch.no_grad():
             sampled = condition(energy, chains.x)
@@ -122,12 +139,14 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         n_steps: int = 20,
         start: Start | None = None,
         energy_l2: float = 0.0,
+        resolution: float = 0.0,
+        bounds: tuple[float, float] | None = None,
         differentiable_steps: int = 1,
         kl_weight: float = 1.0,
         entropy_weight: float = 0.3,
         n_neighbours: int = 100,
     ):
-        super().__init__(kernel, n_steps, start, energy_l2)
+        super().__init__(kernel, n_steps, start, energy_l2, resolution, bounds)
         if not 0 < differentiable_steps <= n_steps:
             raise ValueError(f"differentiable_steps must be in 1..{n_steps}, got {differentiable_steps}")
         self.differentiable_steps = differentiable_steps

@@ -1,0 +1,394 @@
+"""``ImageEBM``: an energy of images, with labels or without, that generates, completes and denoises."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from thalweg.data.images import as_images
+from thalweg.energies.base import ConditionalEnergy
+from thalweg.energies.conditioning import ClampedEnergy
+from thalweg.energies.densities import UniformEnergy
+from thalweg.energies.images import LabelledImageEnergy, residual_network
+from thalweg.energies.perceptron import LabelledPerceptron
+from thalweg.estimators.regressor import suitable_threads, using_threads
+from thalweg.objectives.base import Batch
+from thalweg.objectives.contrastive_divergence import ContrastiveDivergence
+from thalweg.sampling.buffer import ReplayBuffer
+from thalweg.sampling.chain import run_chain
+from thalweg.sampling.langevin import ColdLangevin
+from thalweg.training.loop import History, Plan, Trainer
+from thalweg.training.progress import BarProgress
+from thalweg.training.saving import load_model, save_model
+
+_PIXELS_OF_A_PERCEPTRON = 256
+
+
+class ImageEBM(BaseEstimator):
+    """An energy E(label, image), trained by contrastive divergence with short cold chains from a replay buffer.
+
+    Without labels there is one label for all. The chains run at a temperature far below 1, so exp(-E) is not
+    normalised and no likelihood is given: the energy ranks, and its chains generate, complete and denoise.
+
+    Args:
+        network: "perceptron", "residual" (convolutions, spectral norm), or "auto": a perceptron up to 256
+            pixels.
+        hidden: widths of the perceptron's layers.
+        width, n_blocks: of the residual network.
+        n_steps: steps of a chain in training.
+        step_size, noise_scale, clip_grad: of the chains; see :class:`~thalweg.sampling.langevin.ColdLangevin`.
+        energy_l2: weight of the squared energies.
+        buffer_size, restart: of the replay buffer.
+        batch_size, learning_rate, max_steps: of the training; the rate falls to 5 % along a cosine.
+        ema_decay: train on, but keep a moving average of the weights (None: not).
+        device: for Lightning Fabric.
+        n_threads: of PyTorch; None chooses by the size of the work.
+        verbose: show progress.
+        random_state: seed, or a ``RandomState``.
+
+    Attributes:
+        energy_: the conditional energy, given labels ``[B]``, over images ``[B, *chains, C, H, W]``.
+        n_labels_: 1 without labels.
+        image_shape_: (C, H, W).
+        buffer_: the chains at the end of training ``[buffer_size, C, H, W]``, and their labels.
+        history_: :class:`~thalweg.training.loop.History`; "energy gap" should hover round 0.
+
+    Source: [Du 2019].
+    """
+
+    def __init__(
+        self,
+        *,
+        network: str = "auto",
+        hidden: Sequence[int] = (256, 256),
+        width: int = 32,
+        n_blocks: int = 3,
+        n_steps: int = 30,
+        step_size: float = 0.05,
+        noise_scale: float = 0.03,
+        clip_grad: float | None = 1.0,
+        energy_l2: float = 0.1,
+        buffer_size: int = 2000,
+        restart: float = 0.05,
+        batch_size: int = 100,
+        learning_rate: float = 1e-3,
+        max_steps: int = 3000,
+        ema_decay: float | None = None,
+        device: str = "cpu",
+        n_threads: int | None = None,
+        verbose: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+    ):
+        self.network = network
+        self.hidden = hidden
+        self.width = width
+        self.n_blocks = n_blocks
+        self.n_steps = n_steps
+        self.step_size = step_size
+        self.noise_scale = noise_scale
+        self.clip_grad = clip_grad
+        self.energy_l2 = energy_l2
+        self.buffer_size = buffer_size
+        self.restart = restart
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.max_steps = max_steps
+        self.ema_decay = ema_decay
+        self.device = device
+        self.n_threads = n_threads
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def fit(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | None = None,
+        *,
+        resolution: float | None = None,
+        run_dir: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        checkpoint_seconds: float = 5.0,
+    ) -> ImageEBM:
+        """Train on images.
+
+        Args:
+            images: ``[n, H, W]``, ``[n, H, W, C]`` or ``[n, C, H, W]``, bytes or numbers in [0, 1].
+            labels: ``[n]``, whole numbers from 0; each must occur.
+            resolution: one grey level, by which images are dequantised in training; None finds it.
+            run_dir: keep checkpoints here.
+            resume: go on from the checkpoint in run_dir.
+            checkpoint_seconds: least time between two checkpoints.
+
+        Raises:
+            ValueError: for data or settings that can't be used, in words.
+            DivergenceError: if training can't be kept from diverging.
+        """
+        if self.network not in ("auto", "perceptron", "residual"):
+            raise ValueError(f"network must be auto, perceptron or residual, got {self.network!r}")
+        found = as_images(images, labels)
+        self.image_shape_ = tuple(int(v) for v in found.pixels.shape[1:])
+        self.n_labels_ = _count_labels(labels)
+        level = found.resolution if resolution is None else resolution
+        rng = check_random_state(self.random_state)
+        seed = int(rng.randint(2**31 - 1))
+        y = torch.from_numpy(found.pixels)
+        x = torch.zeros(len(y)) if labels is None else torch.as_tensor(found.labels, dtype=torch.float32)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.energy_ = self._build()
+        batch_size = min(self.batch_size, len(y))
+        noise = UniformEnergy(torch.zeros(self.image_shape_), torch.ones(self.image_shape_))
+        buffer = ReplayBuffer(noise, max(self.buffer_size, batch_size), batch_size, self.restart, x_event=())
+        objective = ContrastiveDivergence(
+            self._kernel(), self.n_steps, buffer, self.energy_l2, level, bounds=(0.0, 1.0)
+        )
+        per_epoch = max(1, len(y) // batch_size)
+        plan = Plan(
+            max_epochs=max(1, math.ceil(self.max_steps / per_epoch)),
+            batch_size=batch_size,
+            learning_rate=self.learning_rate,
+            ema_decay=self.ema_decay,
+            checkpoint_seconds=checkpoint_seconds,
+            seed=seed,
+        )
+        with using_threads(self._threads()):
+            trainer = Trainer(
+                plan,
+                Fabric(accelerator=self.device, devices=1),
+                None if run_dir is None else Path(run_dir),
+                BarProgress() if self.verbose else None,
+            )
+            self.history_ = trainer.fit(self.energy_, objective, Batch(x, y), resume=resume)
+        self.energy_.eval()
+        assert buffer.xs is not None
+        self.buffer_ = (buffer.positions[buffer.alive], buffer.xs[buffer.alive].long())
+        return self
+
+    def _build(self) -> ConditionalEnergy:
+        channels, height, width = self.image_shape_
+        small = channels * height * width <= _PIXELS_OF_A_PERCEPTRON
+        if self.network == "perceptron" or (self.network == "auto" and small):
+            return LabelledPerceptron(self.image_shape_, self.n_labels_, self.hidden)
+        if min(height, width) < 2**self.n_blocks:
+            raise ValueError(
+                f"images of {height} x {width} are too small for {self.n_blocks} blocks that each halve them: "
+                "lower n_blocks"
+            )
+        return LabelledImageEnergy(residual_network(channels, self.n_labels_, self.width, self.n_blocks))
+
+    def _kernel(self) -> ColdLangevin:
+        return ColdLangevin(self.step_size, self.noise_scale, self.clip_grad, 0.0, 1.0)
+
+    def _threads(self) -> int:
+        return self.n_threads or suitable_threads(self.batch_size, self.energy_)
+
+    # -- use -----------------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        n_samples: int = 1,
+        labels: np.ndarray | int | None = None,
+        n_steps: int = 500,
+        start: np.ndarray | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> np.ndarray:
+        """New images ``[n_samples, C, H, W]`` by fresh chains.
+
+        Args:
+            labels: one for each, one for all, or None: all labels in turn.
+            n_steps: of each chain.
+            start: images ``[n_samples, C, H, W]`` to start from (of another label, say); None is uniform noise.
+        """
+        check_is_fitted(self, "energy_")
+        generator = self._generator(random_state)
+        given = self._labels(labels, n_samples)
+        if start is None:
+            position = torch.rand((n_samples, *self.image_shape_), generator=generator)
+        else:
+            position = self._pixels(start)
+        with using_threads(self._threads()):
+            parts = [
+                run_chain(self._kernel(), self._given(y), x, n_steps, generator).position
+                for y, x in zip(given.split(2048), position.split(2048), strict=True)
+            ]
+        return torch.cat(parts).cpu().numpy()
+
+    def energies(self, images: np.ndarray) -> np.ndarray:
+        """E(label, image) of every label ``[n, n_labels]``."""
+        check_is_fitted(self, "energy_")
+        with torch.no_grad():
+            parts = [self.energy_.energies(x) for x in self._pixels(images).split(2048)]  # type: ignore[operator]
+        return torch.cat(parts).cpu().numpy()
+
+    def score_samples(self, images: np.ndarray) -> np.ndarray:
+        """-min over labels of E ``[n]``: the higher, the more like the data. Not normalised."""
+        return -self.energies(images).min(1)
+
+    def complete(
+        self,
+        images: np.ndarray,
+        known: np.ndarray,
+        labels: np.ndarray | None = None,
+        n_chains: int = 16,
+        n_steps: int = 200,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> np.ndarray:
+        """Fill in what is not known ``[n_chains, n, C, H, W]``; known pixels come back bit for bit.
+
+        The mean over chains is the point estimate, their spread its uncertainty.
+
+        Args:
+            images: ``[n, C, H, W]``; unknown pixels may hold anything.
+            known: bool, broadcasting against the images.
+            labels: ``[n]``; None takes for each image the label whose completions have the lowest energy.
+        """
+        check_is_fitted(self, "energy_")
+        generator = self._generator(random_state)
+        original = np.asarray(images)
+        mask = torch.as_tensor(np.broadcast_to(known, original.shape).copy())
+        x = self._pixels(np.where(mask.numpy(), original, 0.0))
+        if labels is None and self.n_labels_ > 1:
+            labels = self._likeliest_labels(x, mask, n_steps, generator)
+        given = self._given(self._labels(labels, len(x)))
+        ends = self._fill(given, x, mask, n_chains, n_steps, generator)
+        return np.where(mask.numpy(), original, ends.movedim(1, 0).cpu().numpy())
+
+    def _likeliest_labels(self, x: Tensor, mask: Tensor, n_steps: int, generator: torch.Generator) -> np.ndarray:
+        lowest = []
+        for label in range(self.n_labels_):
+            given = self._given(self._labels(label, len(x)))
+            ends = self._fill(given, x, mask, 2, n_steps, generator)
+            with torch.no_grad():
+                lowest.append(given(ends).mean(1))
+        return torch.stack(lowest, 1).argmin(1).cpu().numpy()
+
+    def _fill(
+        self, given: Any, x: Tensor, mask: Tensor, n_chains: int, n_steps: int, generator: torch.Generator
+    ) -> Tensor:
+        """``[n, n_chains, C, H, W]``."""
+        clamped = ClampedEnergy(given, x.unsqueeze(1).repeat_interleave(n_chains, 1), mask.unsqueeze(1))
+        start = torch.rand(clamped.known.shape, generator=generator)
+        with using_threads(self._threads()):
+            end = run_chain(self._kernel(), clamped, clamped.complete(start), n_steps, generator).position
+        return clamped.complete(end)
+
+    def denoise(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | None = None,
+        n_chains: int = 16,
+        n_steps: int = 10,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> np.ndarray:
+        """Images ``[n, C, H, W]`` moved towards the data by short chains from each, averaged over chains.
+
+        Args:
+            labels: ``[n]``; None takes the label of lowest energy.
+        """
+        check_is_fitted(self, "energy_")
+        x = self._pixels(images)
+        if labels is None:
+            labels = self.energies(images).argmin(1)
+        generator = self._generator(random_state)
+        given = self._given(self._labels(labels, len(x)))
+        start = x.unsqueeze(1).repeat_interleave(n_chains, 1)
+        with using_threads(self._threads()):
+            end = run_chain(self._kernel(), given, start, n_steps, generator).position
+        return end.mean(1).cpu().numpy()
+
+    def _given(self, labels: Tensor) -> Any:
+        return self.energy_.given(labels.to(self.device))
+
+    def _labels(self, labels: Any, n: int) -> Tensor:
+        if labels is None:
+            return torch.arange(n) % self.n_labels_
+        found = torch.as_tensor(np.asarray(labels)).long().reshape(-1).expand(n) if np.ndim(labels) == 0 else (
+            torch.as_tensor(np.asarray(labels)).long()
+        )  # fmt: skip
+        if len(found) != n:
+            raise ValueError(f"there are {n} images and {len(found)} labels")
+        if n and not (int(found.min()) >= 0 and int(found.max()) < self.n_labels_):
+            raise ValueError(f"labels must be whole numbers from 0 to {self.n_labels_ - 1}")
+        return found
+
+    def _pixels(self, images: np.ndarray) -> Tensor:
+        found = np.asarray(images)
+        found = found.astype(np.float32) / 255 if found.dtype == np.uint8 else found.astype(np.float32)
+        if found.shape[1:] != self.image_shape_:
+            raise ValueError(f"images must be [n, {', '.join(map(str, self.image_shape_))}], got {found.shape}")
+        if not np.isfinite(found).all():
+            raise ValueError("the images contain NaN or infinity")
+        return torch.from_numpy(np.ascontiguousarray(found)).to(self.device)
+
+    def _generator(self, random_state: Any) -> torch.Generator:
+        return torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
+
+    # -- saving --------------------------------------------------------------------------------------
+
+    def save(self, folder: str | os.PathLike[str], extra: dict[str, Any] | None = None) -> None:
+        """Write the model as a folder of ``config.json`` and ``model.safetensors``."""
+        check_is_fitted(self, "energy_")
+        params = {k: v for k, v in self.get_params().items() if k != "random_state"}
+        params["hidden"] = list(self.hidden)
+        config = {
+            "params": params,
+            "image_shape": list(self.image_shape_),
+            "n_labels": self.n_labels_,
+            "history": {
+                "epochs": self.history_.epochs,
+                "events": self.history_.events,
+                "seconds": self.history_.seconds,
+                "stopped": self.history_.stopped,
+            },
+            "extra": extra or {},
+        }
+        tensors = {f"energy.{k}": v for k, v in self.energy_.state_dict().items()}
+        tensors |= {"buffer.images": self.buffer_[0], "buffer.labels": self.buffer_[1]}
+        save_model(Path(folder), "ImageEBM", config, tensors)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> ImageEBM:
+        """Read a saved model. Nothing in the folder is run; ``extra_`` holds what was kept beside it.
+
+        Raises:
+            ValueError: if the folder is missing, damaged, foreign, or of a newer version.
+        """
+        config, tensors = load_model(Path(folder), "ImageEBM")
+        try:
+            model = cls(**config["params"])
+            model.image_shape_ = tuple(config["image_shape"])
+            model.n_labels_ = config["n_labels"]
+            model.history_ = History(**config["history"])
+            model.extra_ = config["extra"]
+            model.energy_ = model._build()
+            model.energy_.load_state_dict(
+                {k.removeprefix("energy."): v for k, v in tensors.items() if k.startswith("energy.")}
+            )
+            model.energy_.eval()
+            model.buffer_ = (tensors["buffer.images"], tensors["buffer.labels"])
+        except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{folder} is damaged: its config and its tensors do not fit ({error})") from error
+        return model
+
+
+def _count_labels(labels: np.ndarray | None) -> int:
+    if labels is None:
+        return 1
+    found = np.asarray(labels)
+    if found.ndim != 1 or found.dtype.kind not in "iu" or found.min(initial=0) < 0:
+        raise ValueError("labels must be whole numbers from 0, one for each image")
+    counts = np.bincount(found)
+    if (counts == 0).any():
+        raise ValueError(f"label {int(np.flatnonzero(counts == 0)[0])} has no image: number labels without gaps")
+    return len(counts)
