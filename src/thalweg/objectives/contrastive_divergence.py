@@ -118,20 +118,18 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
 
     The chains' law q moves with the energy, and CD's gradient ignores it. Here KL(q || exp(-E)) is lowered
     too: mean E*(y_m) - H[q], with E* an energy whose parameters get no gradient from its value and y_m
-    carrying the graph of the last steps. The entropy of q is estimated from the distances to the nearest of
-    other chains.
+    carrying the graph of the last steps. The entropy of q is estimated, up to a constant and a factor D, by the
+    mean logarithm of the distances to the nearest other chain.
 
     Args:
         kernel, n_steps, start, energy_l2: as in :class:`ContrastiveDivergence`.
         differentiable_steps: how many of the last steps the gradient flows through.
         kl_weight: weight of mean E*(y_m).
         entropy_weight: weight of the entropy.
-        n_neighbours: chains (of those that ran last time) among which the nearest is looked for.
+        n_neighbours: how many of the chains the nearest other one is looked for among.
 
     Source: [Du 2021, eq. 8 and 11] and its code (one step, entropy at 0.3, 100 neighbours).
     """
-
-    neighbours: Tensor
 
     def __init__(
         self,
@@ -161,7 +159,8 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         flat = end.flatten(0, -batch.y.dim()).flatten(1)
         order = torch.randperm(len(flat), generator=generator, device=flat.device)
         others = flat.detach()[order[: self.n_neighbours]]
-        distances = torch.cdist(flat, others)
+        # Not by way of a matrix product, which is faster and loses small distances in rounding.
+        distances = torch.cdist(flat, others, compute_mode="donot_use_mm_for_euclid_dist")
         # A chain is no neighbour of itself.
         itself = order[: self.n_neighbours] == torch.arange(len(flat), device=flat.device)[:, None]
         nearest = distances.masked_fill(itself, math.inf).amin(1)

@@ -1,0 +1,235 @@
+"""Implicit generation with an energy of images: one model that generates, completes, denoises and detects."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from thalweg.data.images import Images, digits, outliers, read_split
+from thalweg.data.rendered import render_heads
+from thalweg.estimators.images import ImageEBM
+from thalweg.evaluation.generation import copying_ratio, frechet_distance, pca_features, precision_recall
+from thalweg.recipes.base import Figure, Recipe, Result, Settings
+
+N_SAMPLES = 1500
+
+
+def run(settings: Settings) -> Result:
+    started = time.monotonic()
+    train, test, others, name = _data(settings)
+    figures: dict[str, list[float]] = {}
+    pictures: dict[str, Any] = {}
+    notes = [f"Images: {name}, {len(train.pixels)} to train on, {len(test.pixels)} to test with."]
+    for seed in settings.seeds:
+        model = _model(settings, train, seed).fit(train.pixels, train.labels, resolution=train.resolution)
+        found, shown = _measure(model, train, test, others, seed, settings)
+        for key, value in found.items():
+            figures.setdefault(key, []).append(value)
+        notes += [f"seed {seed}: {event}" for event in model.history_.events]
+        settings.tell(f"seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()))
+        pictures = pictures or shown | {"Training": _curve(model)}
+    bound = TARGETS if name == "digits" and not settings.quick else {}
+    rows = [Figure(k, v, *bound.get(k, (None, True))) for k, v in figures.items()]
+    return Result(rows, pictures, notes, time.monotonic() - started)
+
+
+# Figure: (target, whether it is an upper bound); for the digits.
+TARGETS: dict[str, tuple[float, bool]] = {
+    "Frechet distance, chains of the buffer": (0.1, True),
+    "Frechet distance, fresh chains": (0.3, True),
+    "fresh chains of the right class (share)": (0.9, False),
+    "classes among fresh chains": (10.0, False),
+    "completion of the lower half, squared error": (0.045, True),
+    "denoising, squared error over the noisy image's (ratio)": (0.85, True),
+    "start in one class, sample another (share)": (0.7, False),
+    "AUROC, uniform noise": (0.99, False),
+    "AUROC, shuffled": (0.99, False),
+    "AUROC, constant": (0.99, False),
+    "AUROC, training against test images, distance from 1/2": (0.1, True),
+    "updates that diverged": (0.0, True),
+}
+
+
+def _data(settings: Settings) -> tuple[Images, Images, dict[str, np.ndarray], str]:
+    """The images, and images of other things."""
+    rng = np.random.RandomState(0)
+    if settings.data is None:
+        train, test = digits()
+        if settings.quick:
+            train, test = train.rows(slice(0, 300)), test.rows(slice(0, 60))
+        heads = render_heads(200, 0, size=32).images.reshape(200, 1, 8, 4, 8, 4).mean((3, 5)).clip(0, 1)
+        others = {"other images: heads": heads.astype(np.float32), "textures: photographs": _patches(8, 200, rng)}
+        return train, test, others, "digits"
+    name = "mnist_12k"
+    path = settings.data / f"{name}.npz"
+    if not path.exists():
+        raise ValueError(f"{settings.data} holds no {name}.npz (X_train, y_train, X_test, y_test)")
+    train, test = read_split(path)
+    train, test = train.rows(slice(0, 10_000)), test.rows(slice(0, 500))
+    others = {}
+    for label, file in (("other images: clothes", "fashion_mnist_8k"), ("textures: photographs", "textures_28")):
+        other: Path = settings.data / f"{file}.npz"
+        if other.exists():
+            others[label] = read_split(other)[1].pixels[:300]
+    return train, test, others, name
+
+
+def _patches(size: int, n: int, rng: np.random.RandomState) -> np.ndarray:
+    """Grey patches of the two photographs that scikit-learn ships."""
+    from sklearn.datasets import load_sample_images
+
+    out = []
+    for photo in load_sample_images().images:
+        grey = photo.mean(-1) / 255
+        for _ in range(n // 2):
+            i, j = rng.randint(grey.shape[0] - 4 * size), rng.randint(grey.shape[1] - 4 * size)
+            patch = grey[i : i + 4 * size, j : j + 4 * size].reshape(size, 4, size, 4).mean((1, 3))
+            out.append(patch)
+    return np.stack(out)[:, None].astype(np.float32)
+
+
+def _model(settings: Settings, train: Images, seed: int) -> ImageEBM:
+    if settings.quick:
+        return ImageEBM(max_steps=20, hidden=(32,), n_steps=5, buffer_size=200, random_state=seed)
+    if settings.paper_scale:
+        # The published settings for colour images: a deep network, long chains, a large buffer; for a GPU.
+        return ImageEBM(
+            network="residual", width=128, n_blocks=3, n_steps=60, step_size=10.0, noise_scale=0.005,
+            clip_grad=0.01, energy_l2=1.0, buffer_size=10_000, batch_size=128, learning_rate=3e-4,
+            max_steps=100_000, ema_decay=0.999, device="auto", random_state=seed,
+        )  # fmt: skip
+    if train.pixels[0].size > 256:
+        return ImageEBM(network="perceptron", hidden=(512, 512), n_steps=30, max_steps=3000, random_state=seed)
+    return ImageEBM(random_state=seed)
+
+
+def _measure(
+    model: ImageEBM, train: Images, test: Images, others: dict[str, np.ndarray], seed: int, settings: Settings
+) -> tuple[dict[str, float], dict[str, Any]]:
+    assert train.labels is not None
+    assert test.labels is not None
+    rng = np.random.RandomState(seed)
+    n = 60 if settings.quick else N_SAMPLES
+    n_steps = 20 if settings.quick else 500
+    features = pca_features(train.pixels, 20)
+    judge = LogisticRegression(max_iter=2000).fit(train.pixels.reshape(len(train.pixels), -1), train.labels)
+
+    def judged(images: np.ndarray) -> np.ndarray:
+        return judge.predict(images.reshape(len(images), -1))
+
+    out: dict[str, float] = {}
+    labels = np.arange(n) % model.n_labels_
+    fresh = model.sample(n, labels, n_steps, random_state=seed)
+    buffer = model.buffer_[0].numpy()
+    out["Frechet distance, test images"] = frechet_distance(test.pixels, train.pixels, features)
+    out["Frechet distance, chains of the buffer"] = frechet_distance(buffer, train.pixels, features)
+    out["Frechet distance, fresh chains"] = frechet_distance(fresh, train.pixels, features)
+    out["fresh chains of the right class (share)"] = float((judged(fresh) == labels).mean())
+    out["classes among fresh chains"] = float(len(np.unique(judged(fresh))))
+    quality = precision_recall(fresh, train.pixels)
+    out["precision of fresh chains"], out["recall of fresh chains"] = quality.precision, quality.recall
+    out["nearest training image, fresh over test (ratio of distances)"] = copying_ratio(
+        fresh, train.pixels, test.pixels
+    )
+
+    # The lower half of the image, with 16 chains whose mean is the answer.
+    height = test.pixels.shape[2]
+    known = np.zeros((1, height, test.pixels.shape[3]), bool)
+    known[:, : height // 2] = True
+    completed = model.complete(test.pixels, known, test.labels, 16, 200 if not settings.quick else 5, seed)
+    assert (completed[:, :, :, : height // 2] == test.pixels[:, :, : height // 2]).all()
+    error = (completed.mean(0) - test.pixels)[:, :, height // 2 :]
+    means = np.stack([train.pixels[train.labels == k].mean(0) for k in range(model.n_labels_)])
+    out["completion of the lower half, squared error"] = float((error**2).mean())
+    out["the same by the mean of the class"] = float(
+        ((means[test.labels] - test.pixels)[:, :, height // 2 :] ** 2).mean()
+    )
+
+    noisy = test.pixels.copy()
+    hit = rng.uniform(size=noisy.shape)
+    noisy[hit < 0.05], noisy[hit > 0.95] = 0.1, 0.9
+    clean = model.denoise(noisy, test.labels, random_state=seed)
+    before = float(((noisy - test.pixels) ** 2).mean())
+    out["denoising, squared error over the noisy image's (ratio)"] = (
+        float(((clean - test.pixels) ** 2).mean()) / before
+    )
+
+    goal = (test.labels + rng.randint(1, model.n_labels_, len(test.labels))) % model.n_labels_
+    crossed = model.sample(len(goal), goal, 300 if not settings.quick else 5, test.pixels, seed)
+    out["start in one class, sample another (share)"] = float((judged(crossed) == goal).mean())
+
+    inside = model.score_samples(test.pixels)
+    for kind, images in {**outliers(test.pixels, len(test.pixels), rng), **others}.items():
+        truth = np.r_[np.ones(len(inside)), np.zeros(len(images))]
+        score = np.r_[inside, model.score_samples(images)]
+        out[f"AUROC, {kind}"] = float(roc_auc_score(truth, score))
+    seen = model.score_samples(train.pixels)
+    truth = np.r_[np.ones(len(seen)), np.zeros(len(inside))]
+    gap = float(roc_auc_score(truth, np.r_[seen, inside])) - 0.5
+    out["AUROC, training against test images, distance from 1/2"] = abs(gap)
+    out["test images of lowest energy under their own label (share)"] = float(
+        (model.energies(test.pixels).argmin(1) == test.labels).mean()
+    )
+    out["updates that diverged"] = float(sum("roll-back" in event for event in model.history_.events))
+
+    pictures = {
+        "Fresh chains: one class in each column": _wall(fresh[: 10 * model.n_labels_], model.n_labels_),
+        "Training images, for comparison": _wall(_in_columns(train, 10), model.n_labels_),
+        "Completion: truth, what is known, four completions": _wall(
+            np.concatenate([test.pixels[:16], np.where(known, test.pixels[:16], 0.5), *completed[:4, :16]]),
+            16,
+        ),
+        "Denoising: truth, noisy, cleaned": _wall(np.concatenate([test.pixels[:16], noisy[:16], clean[:16]]), 16),
+        "From one class to another": _wall(np.concatenate([test.pixels[:16], crossed[:16]]), 16),
+    }
+    return out, pictures
+
+
+def _in_columns(images: Images, n_rows: int) -> np.ndarray:
+    """n_rows images of each label, a label in each column."""
+    assert images.labels is not None
+    columns = [images.pixels[images.labels == k][:n_rows] for k in np.unique(images.labels)]
+    shortest = min(map(len, columns))
+    return np.stack([c[:shortest] for c in columns], 1).reshape(-1, *images.pixels.shape[1:])
+
+
+def _wall(images: np.ndarray, n_columns: int) -> go.Figure:
+    """Images side by side, grey or in colour."""
+    n, channels, height, width = images.shape
+    n_rows = -(-n // n_columns)
+    wall = np.full((n_rows * (height + 1), n_columns * (width + 1), channels), 1.0)
+    for i, image in enumerate(images):
+        top, left = (i // n_columns) * (height + 1), (i % n_columns) * (width + 1)
+        wall[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    pixels = (255 * wall.clip(0, 1)).astype(np.uint8)
+    pixels = np.repeat(pixels, 3, 2) if channels == 1 else pixels
+    figure = go.Figure(go.Image(z=pixels))
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    shown = 1000 * pixels.shape[0] / pixels.shape[1]
+    figure.update_layout(height=int(min(1000, shown)) + 20, margin={"l": 0, "r": 0, "t": 10, "b": 10})
+    return figure
+
+
+def _curve(model: ImageEBM) -> go.Figure:
+    epochs = model.history_.epochs
+    figure = go.Figure()
+    for name in ("energy gap", "energy of data"):
+        figure.add_scatter(x=[e["epoch"] for e in epochs], y=[e[name] for e in epochs], name=name)
+    figure.update_layout(height=300, margin={"l": 40, "r": 10, "t": 20, "b": 40}, xaxis_title="epoch")
+    return figure
+
+
+RECIPE = Recipe(
+    name="igebm",
+    title="An energy of images: generate, complete, denoise, cross over, and know outsiders",
+    source="Du and Mordatch, Implicit Generation and Modeling with Energy-Based Models (2019)",
+    run=run,
+    minutes=6,
+)
