@@ -153,20 +153,28 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         self.n_neighbours = n_neighbours
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        loss, chains, end = self._contrast(energy, batch, generator, self.differentiable_steps)
-        with frozen(energy):
-            kl = condition(energy, chains.x)(end).mean()
+        with_graph = self.differentiable_steps if self.kl_weight or self.entropy_weight else 0
+        loss, chains, end = self._contrast(energy, batch, generator, with_graph)
+        if self.kl_weight:
+            with frozen(energy):
+                loss = loss + self.kl_weight * condition(energy, chains.x)(end).mean()
         flat = end.flatten(0, -batch.y.dim()).flatten(1)
-        order = torch.randperm(len(flat), generator=generator, device=flat.device)
-        others = flat.detach()[order[: self.n_neighbours]]
+        if self.entropy_weight and len(flat) > 1:
+            loss = loss - self.entropy_weight * self._entropy(flat, generator)
+        return loss
+
+    def _entropy(self, chains: Tensor, generator: torch.Generator | None) -> Tensor:
+        order = torch.randperm(len(chains), generator=generator, device=chains.device)[: self.n_neighbours]
         # Not by way of a matrix product, which is faster and loses small distances in rounding.
-        distances = torch.cdist(flat, others, compute_mode="donot_use_mm_for_euclid_dist")
+        distances = torch.cdist(chains, chains.detach()[order], compute_mode="donot_use_mm_for_euclid_dist")
         # A chain is no neighbour of itself.
-        itself = order[: self.n_neighbours] == torch.arange(len(flat), device=flat.device)[:, None]
+        itself = order == torch.arange(len(chains), device=chains.device)[:, None]
         nearest = distances.masked_fill(itself, math.inf).amin(1)
+        # (The only neighbour there is has none, if it is the chain itself.)
+        nearest = nearest[torch.isfinite(nearest)]
         entropy = nearest.clamp_min(1e-6).log().mean()
         self.metrics["entropy"] = float(entropy.detach())
-        return loss + self.kl_weight * kl - self.entropy_weight * entropy
+        return entropy
 
 
 def _values(energy: AnyEnergy, batch: Batch, chains: Chains, end: Tensor) -> tuple[Tensor, Tensor]:
