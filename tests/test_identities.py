@@ -184,13 +184,13 @@ def test_a_fit_by_persistent_chains_finds_the_mean_and_the_precision_of_the_data
     data = 0.5 + 1.2 * double(500, 1)
     energy = line(-1.0, 3.0)
     noise = GaussianMixtureEnergy(torch.zeros(1, 1).double(), torch.full((1, 1), 2.0).double())
-    objective = ContrastiveDivergence(MALA(0.4), 10, ReplayBuffer(noise, 2000, 500))
-    optimiser, generator, path = torch.optim.Adam(energy.parameters(), 0.03), seeded(), []
-    for step in range(400):
+    objective = ContrastiveDivergence(MALA(0.5), 8, ReplayBuffer(noise, 1000, 400))
+    optimiser, generator, path = torch.optim.Adam(energy.parameters(), 0.05), seeded(), []
+    for step in range(250):
         optimiser.zero_grad()
         objective(energy, Batch(None, data), generator).value.backward()
         optimiser.step()
-        if step >= 250:
+        if step >= 150:
             path.append([float(energy.mean.detach()), float(energy.precision.detach())])
     mean, precision = torch.tensor(path).mean(0)
     assert float(mean) == pytest.approx(float(data.mean()), abs=0.03)
@@ -549,12 +549,12 @@ def test_a_fit_against_a_flow_recovers_the_log_normaliser():
     objective, energy = flow_contrast(50), line(0.0, 1.0, lift=1.5)
     generator, errors, precisions = seeded(), [], []
     optimiser = torch.optim.Adam([*objective.parameters(), *energy.parameters()], 0.03)
-    for step in range(900):
+    for step in range(700):
         data = 0.3 + torch.randn(256, 1, generator=generator, dtype=torch.float64) / math.sqrt(2.0)
         optimiser.zero_grad(set_to_none=True)
         objective(energy, Batch(None, data), generator).value.backward()
         optimiser.step()
-        if step >= 500:
+        if step >= 300:
             errors.append(float(objective.log_normaliser.detach()) - energy.log_normaliser)
             precisions.append(float(energy.precision.detach()))
     # 400 updates of 256 rows, with an error of some 1 / sqrt(256) each that lasts for about 30 updates.
