@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from thalweg.estimators.density import EnergyDensity
     from thalweg.estimators.regressor import EnergyRegressor
 
-__all__ = ["EnergyRegressor", "__version__"]
+__all__ = ["EnergyDensity", "EnergyRegressor", "__version__"]
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     # On demand, so that ``thalweg --help`` need not wait for PyTorch.
+    if name == "EnergyDensity":
+        from thalweg.estimators.density import EnergyDensity
+
+        return EnergyDensity
     if name == "EnergyRegressor":
         from thalweg.estimators.regressor import EnergyRegressor
 

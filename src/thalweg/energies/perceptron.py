@@ -50,11 +50,28 @@ def _relu(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     raise ValueError("relu has no second derivative to speak of: train by score matching with silu instead")
 
 
+# Named, so that an energy can be pickled.
+def _silu_backward(grad: Tensor, h: Tensor, value: Tensor) -> Tensor:
+    return torch.ops.aten.silu_backward(grad, h)
+
+
+def _softplus_backward(grad: Tensor, h: Tensor, value: Tensor) -> Tensor:
+    return grad * torch.sigmoid(h)
+
+
+def _relu_backward(grad: Tensor, h: Tensor, value: Tensor) -> Tensor:
+    return grad * (h > 0)
+
+
+def _tanh_backward(grad: Tensor, h: Tensor, value: Tensor) -> Tensor:
+    return torch.ops.aten.tanh_backward(grad, value)
+
+
 ACTIVATIONS = {
-    "silu": Activation(F.silu, _silu, lambda g, h, _: torch.ops.aten.silu_backward(g, h)),
-    "softplus": Activation(F.softplus, _softplus, lambda g, h, _: g * torch.sigmoid(h)),
-    "relu": Activation(F.relu, _relu, lambda g, h, _: g * (h > 0)),
-    "tanh": Activation(torch.tanh, _tanh, lambda g, _, t: torch.ops.aten.tanh_backward(g, t)),
+    "silu": Activation(F.silu, _silu, _silu_backward),
+    "softplus": Activation(F.softplus, _softplus, _softplus_backward),
+    "relu": Activation(F.relu, _relu, _relu_backward),
+    "tanh": Activation(torch.tanh, _tanh, _tanh_backward),
 }
 
 

@@ -1,6 +1,7 @@
 """The scikit-learn face."""
 
+from thalweg.estimators.density import EnergyDensity
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
 from thalweg.estimators.regressor import EnergyRegressor
 
-__all__ = ["EnergyRegressor", "MultivariateDistribution", "PredictiveDistribution"]
+__all__ = ["EnergyDensity", "EnergyRegressor", "MultivariateDistribution", "PredictiveDistribution"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from sklearn.base import BaseEstimator, DensityMixin
@@ -17,6 +19,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from thalweg.data.encoding import is_number
 from thalweg.data.target import find_resolution, location_and_scale
 from thalweg.energies.autoregressive import AutoregressiveEnergy, NumericEncoding
 from thalweg.energies.base import Energy, check_energy
@@ -25,15 +28,19 @@ from thalweg.energies.densities import Density, GaussianMixtureEnergy, fit_gauss
 from thalweg.energies.mixture import TiltedMixtureEnsemble
 from thalweg.energies.perceptron import PerceptronEnergy
 from thalweg.estimators.regressor import EnergyRegressor, suitable_threads, using_threads
+from thalweg.inference import completion
 from thalweg.inference.importance import log_normaliser
 from thalweg.objectives.base import Batch
 from thalweg.objectives.catalogue import METHODS
 from thalweg.sampling.adaptation import adapt_step_size
+from thalweg.sampling.annealing import bracket_log_normaliser
 from thalweg.sampling.chain import run_chain
 from thalweg.sampling.hmc import HMC
 from thalweg.training.loop import History, Plan, Trainer
-from thalweg.training.progress import BarProgress
+from thalweg.training.progress import BarProgress, Progress
 from thalweg.training.saving import load_model, save_model
+
+OBJECTIVES = ("auto", *METHODS)
 
 
 class EnergyDensity(DensityMixin, BaseEstimator):
@@ -42,7 +49,11 @@ class EnergyDensity(DensityMixin, BaseEstimator):
     By default the joint density is a chain of conditionals, p(x_1) p(x_2|x_1) ..., each an ensemble of tilted
     mixtures that is normalised exactly and trained by maximum likelihood: log Z is 0, draws are independent.
     With any other objective E(x) is a perceptron on top of a Gaussian with the data's moments, trained by that
-    objective, and log Z is estimated by importance sampling, with its error.
+    objective, and log Z is estimated: by importance sampling where that is sure, else by annealed importance
+    sampling from both sides.
+
+    Columns that are rounded (counts, whole years, two decimals) are recognised: they are spread over their
+    rounding cells in training, ``score_samples`` is the density of the values so spread, and draws are rounded.
 
     Args:
         objective: "auto" (see above), or a key of :data:`~thalweg.objectives.catalogue.METHODS`: "nce", "cnce",
@@ -52,18 +63,20 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         hidden: widths of the hidden layers.
         learning_rate: None is 2e-3 for "auto" and 3e-3 for the others.
         batch_size: rows in a step; "auto" grows with the rows.
-        max_epochs, max_steps, patience: see :class:`~thalweg.training.loop.Plan`.
+        max_epochs, max_steps, patience: see :class:`~thalweg.training.loop.Plan`; of "auto", for each column.
         validation_fraction: rows held out to stop early (by "auto" every member holds out a fold instead).
         resolution: spacing of the grid that columns are rounded to; "auto" finds it for each, 0 is none.
-        device: for Lightning Fabric.
+        device: for Lightning Fabric, of the training.
         n_threads: of PyTorch while fitting; None chooses by the size of the work.
         verbose: show progress.
         random_state: seed, or a ``RandomState``.
 
     Attributes:
-        energy_: the energy of rows in their own units; ``energy_(x) + log_normaliser_`` is -log p(x).
+        energy_: the energy of rows in their own units (best given in double precision);
+            ``energy_(x) + log_normaliser_`` is -log p(x).
         log_normaliser_: log Z, in nats; 0 where it is exact.
         log_normaliser_error_: its standard error; 0 where it is exact.
+        validation_nll_: mean held-out negative log-likelihood, in nats.
         resolution_: spacing found for each column ``[D]``, 0 where it is not rounded.
         history_: one :class:`~thalweg.training.loop.History` for each network trained.
         n_features_in_, feature_names_in_: as in scikit-learn.
@@ -125,21 +138,18 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         """Fit the density of the rows of X.
 
         Args:
-            X: numbers without gaps ``[rows, columns]``.
+            X: numbers without gaps ``[rows, columns]``, no column constant.
             y: ignored.
             run_dir: keep checkpoints here.
-            resume: go on from the checkpoint in run_dir; the result is that of a run never interrupted.
+            resume: go on from the checkpoints in run_dir; the result is that of a run never interrupted.
             checkpoint_seconds: least time between two checkpoints.
 
         Raises:
             ValueError: for settings or data that can't be used, in words.
             DivergenceError: if training can't be kept from diverging.
         """
-        if self.objective != "auto" and self.objective not in METHODS:
-            known = ", ".join(["auto", *METHODS])
-            raise ValueError(f"objective must be one of {known}; got {self.objective!r}")
-        if self.energy is not None and self.objective == "auto":
-            raise ValueError("an energy of your own needs an objective: 'nce' or 'cnce', for instance")
+        self._check_settings()
+        _check_numbers(X)
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         self._check_columns(X)
         rng = check_random_state(self.random_state)
@@ -147,59 +157,94 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         self.resolution_ = np.array(
             [find_resolution(c) if self.resolution == "auto" else float(self.resolution) for c in X.T]
         )
+        self.origin_ = np.array([_most_frequent(c) for c in X.T])
         folder = None if run_dir is None else Path(run_dir)
+        if folder is not None and not resume:
+            # Checkpoints of columns that an earlier run had there would be taken for this one's.
+            for old in folder.glob("column-*"):
+                shutil.rmtree(old)
+        # Differences of large numbers are lost in single precision: the columns are standardised in double.
+        location, scale = location_and_scale(X)
+        Z = (X - location) / scale
+        spread = self.resolution_ / scale * (np.random.RandomState(seed).uniform(size=X.shape) - 0.5)
+        z = torch.as_tensor(Z + spread, dtype=torch.float32)
         how = {"resume": resume, "checkpoint_seconds": checkpoint_seconds}
         if self.objective == "auto":
-            self._fit_chain(X, seed, folder, **how)
+            self.proposal_ = _proposal(z, seed)
+            inner: Energy = self._fit_chain(Z, scale, seed, folder, **how)
         else:
-            self._fit_network(X, seed, folder, **how)
+            inner = self._fit_network(z, scale, seed, folder, **how)
+        self.energy_ = Rescaled(inner.cpu().eval(), location, scale)
         return self
 
-    def _check_columns(self, X: np.ndarray) -> None:
-        constant = np.flatnonzero(np.ptp(X, axis=0) == 0)
-        if len(constant):
-            k = int(constant[0])
-            name = getattr(self, "feature_names_in_", range(X.shape[1]))[k]
-            raise ValueError(
-                f"column {name!r} is constant ({X[0, k]:g} in all rows): it has no density; leave it out"
-            )
+    def _check_settings(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {self.objective!r}")
+        if self.energy is not None and self.objective == "auto":
+            raise ValueError("an energy of your own needs an objective: 'nce' or 'cnce', for instance")
+        # What both estimators take has the same bounds.
+        self._conditional(0.0, None)._check_settings()
 
-    def _fit_chain(self, X: np.ndarray, seed: int, folder: Path | None, **how: Any) -> None:
+    def _check_columns(self, X: np.ndarray) -> None:
+        for k, name in enumerate(getattr(self, "feature_names_in_", range(X.shape[1]))):
+            if np.ptp(X[:, k]) == 0:
+                raise ValueError(
+                    f"column {name!r} is constant ({X[0, k]:g} in all rows): it has no density; leave it out"
+                )
+            with np.errstate(over="ignore", under="ignore"):
+                variance = X[:, k].var()
+            if not (np.isfinite(variance) and variance > 0):
+                raise ValueError(f"column {name!r} is too large or too fine for double precision: rescale it")
+
+    def _conditional(self, resolution: float | str, seed: int | None, label: str = "fit") -> _Conditional:
+        model = _Conditional(
+            n_members=self.n_members,
+            hidden=self.hidden,
+            learning_rate=2e-3 if self.learning_rate is None else self.learning_rate,
+            batch_size=self.batch_size,
+            max_epochs=self.max_epochs,
+            max_steps=self.max_steps,
+            patience=self.patience,
+            validation_fraction=self.validation_fraction,
+            resolution=self.resolution if seed is None else resolution,
+            device=self.device,
+            n_threads=self.n_threads,
+            verbose=self.verbose,
+            random_state=seed,
+        )
+        model.label = label
+        return model
+
+    def _fit_chain(
+        self, Z: np.ndarray, scale: np.ndarray, seed: int, folder: Path | None, **how: Any
+    ) -> AutoregressiveEnergy:
         """One conditional after the other, each from the columns before it."""
         self.conditionals_, self.history_ = [], []
-        for d in range(X.shape[1]):
-            model = EnergyRegressor(
-                n_members=self.n_members,
-                hidden=self.hidden,
-                learning_rate=2e-3 if self.learning_rate is None else self.learning_rate,
-                batch_size=self.batch_size,
-                max_epochs=self.max_epochs,
-                max_steps=self.max_steps,
-                patience=self.patience,
-                resolution=float(self.resolution_[d]),
-                device=self.device,
-                n_threads=self.n_threads,
-                verbose=self.verbose,
-                random_state=seed % (2**31 - 1) + d,
+        for d in range(Z.shape[1]):
+            model = self._conditional(
+                float(self.resolution_[d] / scale[d]), seed + d, f"column {d + 1} of {Z.shape[1]}"
             )
-            given = X[:, :d] if d else np.zeros((len(X), 1))
-            model.fit(given, X[:, d], run_dir=None if folder is None else folder / f"column-{d}", **how)
+            model.shift = float(np.log(scale[d]))
+            given = Z[:, :d] if d else np.zeros((len(Z), 1))
+            model.fit(given, Z[:, d], run_dir=None if folder is None else folder / f"column-{d}", **how)
             self.conditionals_.append(model)
             self.history_.append(model.history_)
-        self.energy_: Energy = _chain(self.conditionals_)
         self.log_normaliser_, self.log_normaliser_error_ = 0.0, 0.0
+        self.validation_nll_ = float(sum(m.validation_nll_ for m in self.conditionals_) + np.log(scale).sum())
+        return AutoregressiveEnergy(
+            [m.energy_ for m in self.conditionals_],  # type: ignore[misc]
+            [NumericEncoding(m.encoder_.columns) for m in self.conditionals_],  # type: ignore[union-attr]
+            torch.tensor([float(m.location_[0]) for m in self.conditionals_]),
+            torch.tensor([float(m.scale_[0]) for m in self.conditionals_]),
+        )
 
-    def _fit_network(self, X: np.ndarray, seed: int, folder: Path | None, **how: Any) -> None:
-        location, scale = location_and_scale(X)
-        rng = np.random.RandomState(seed)
-        spread = self.resolution_ * (rng.uniform(size=X.shape) - 0.5)
-        z = torch.as_tensor((X + spread - location) / scale, dtype=torch.float32)
-        order = rng.permutation(len(z))
+    def _fit_network(self, z: Tensor, scale: np.ndarray, seed: int, folder: Path | None, **how: Any) -> Energy:
+        order = np.random.RandomState(seed).permutation(len(z))
         n_held_out = max(1, round(self.validation_fraction * len(z)))
         held_out, training = z[order[:n_held_out]], z[order[n_held_out:]]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = self._network(z, location, scale)
+            network = self._network(z)
             objective = METHODS[self.objective].build(training)
         check_energy(network, z[:2])
         proposal = _proposal(training, seed)
@@ -216,41 +261,59 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             checkpoint_seconds=how["checkpoint_seconds"],
             seed=seed,
         )
+        shift = float(np.log(scale).sum())
         validate = _HeldOut(held_out, proposal, seed)
         with using_threads(self.n_threads or suitable_threads(plan.batch_size, network)):
             trainer = Trainer(
                 plan,
                 Fabric(accelerator=self.device, devices=1),
                 folder,
-                BarProgress(offset=float(np.log(scale).sum())) if self.verbose else None,
+                BarProgress(offset=shift) if self.verbose else None,
             )
             history = trainer.fit(network, objective, Batch(None, training), validate, resume=how["resume"])
+        network = network.cpu().eval()
         self.history_ = [history]
-        self.network_ = network.eval()
-        self.energy_ = Rescaled(network, location, scale)
-        z_estimate = log_normaliser(network, proposal, 100_000, torch.Generator().manual_seed(seed))
-        self.log_normaliser_ = z_estimate.estimate
-        self.log_normaliser_error_ = z_estimate.standard_error
-        self.effective_sample_size_ = z_estimate.effective_sample_size
+        self._normalise(network, seed)
+        nll = history.epochs[-1]["best"] if history.epochs else math.nan
+        self.validation_nll_ = nll + shift
+        return network
 
-    def _network(self, z: Tensor, location: np.ndarray, scale: np.ndarray) -> Energy:
+    def _normalise(self, network: Energy, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        simple = log_normaliser(network, self.proposal_, 100_000, generator)
+        self.log_normaliser_ = simple.estimate
+        self.log_normaliser_error_ = simple.standard_error
+        if simple.effective_sample_size < 1000:
+            # Few of the samples lie where the energy is low: the estimate and its error are not to be trusted.
+            bracket = bracket_log_normaliser(network, self.proposal_, None, 256, 300, generator)
+            self.log_normaliser_ = bracket.estimate
+            self.log_normaliser_error_ = max(
+                abs(bracket.width) / 2, bracket.lower.standard_error, bracket.upper.standard_error
+            )
+
+    def _network(self, z: Tensor) -> Energy:
         if self.energy is not None:
             return copy.deepcopy(self.energy)
         return PerceptronEnergy(z.shape[1], self.hidden) + GaussianMixtureEnergy.from_moments(z, 1.3)
 
     # -- use -----------------------------------------------------------------------------------------
 
-    def _rows(self, X: Any) -> Tensor:
+    def _rows(self, X: Any, gaps: bool = False) -> np.ndarray:
         check_is_fitted(self, "energy_")
-        X = validate_data(self, X, reset=False, dtype=np.float64)
-        return torch.as_tensor(X, dtype=torch.float32)
+        if isinstance(X, pd.DataFrame) and hasattr(self, "feature_names_in_"):
+            _check_numbers(X)
+            if set(X.columns) == set(self.feature_names_in_):
+                X = X[list(self.feature_names_in_)]
+        finite = "allow-nan" if gaps else True
+        X = validate_data(self, X, reset=False, dtype=np.float64, ensure_all_finite=finite)
+        return np.ascontiguousarray(X)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """log p of every row ``[rows]``, normalised, in nats; all off alike by ``log_normaliser_error_``.
 
         Where a column is rounded it is the density of the values spread over their rounding cells.
         """
-        x = self._rows(X)
+        x = torch.from_numpy(self._rows(X))
         with torch.no_grad():
             energy = torch.cat([self.energy_(piece) for piece in x.split(8192)])
         return -energy.double().numpy() - self.log_normaliser_
@@ -262,96 +325,101 @@ class EnergyDensity(DensityMixin, BaseEstimator):
     def sample(self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None) -> np.ndarray:
         """Draws ``[n_samples, columns]``: independent by "auto", else by importance resampling and HMC."""
         check_is_fitted(self, "energy_")
-        if n_samples < 1:
-            raise ValueError(f"n_samples must be at least 1, got {n_samples}")
+        _check_count("n_samples", n_samples)
         generator = self._generator(random_state)
-        if isinstance(self.energy_, Density):
-            return self.energy_.sample(n_samples, generator).double().numpy()
-        assert isinstance(self.energy_, Rescaled)
+        inner = self.energy_.inner
+        if isinstance(inner, Density):
+            return self._rounded(self.energy_.back(inner.sample(n_samples, generator)))
         candidates = self.proposal_.sample(max(20_000, 10 * n_samples), generator)
-        start = _resampled(self.network_, self.proposal_, candidates, n_samples, generator)
-        adapted = adapt_step_size(HMC(0.1), self.network_, start, 50, generator=generator)
-        end = run_chain(adapted.kernel, self.network_, adapted.state.position, 20, generator).position
-        return self.energy_.back(end).double().numpy()
+        start = _resampled(inner, self.proposal_, candidates, n_samples, generator)
+        adapted = adapt_step_size(HMC(0.1), inner, start, 30, generator=generator)
+        end = run_chain(adapted.kernel, inner, adapted.state.position, 20, generator).position
+        return self._rounded(self.energy_.back(end))
 
     def impute(
         self,
         X: Any,
         n_imputations: int = 1,
         random_state: int | np.random.RandomState | None = None,
+        *,
+        n_candidates: int = 256,
     ) -> np.ndarray:
         """Fill gaps (NaN) with draws from p(missing | known) of each row.
 
         Args:
             X: ``[rows, columns]``; what is known is returned bit for bit.
             n_imputations: completions of each row.
+            n_candidates: weighted draws for each row, of which the completions are taken.
 
         Returns:
             ``[rows, columns]`` for one imputation, else ``[n_imputations, rows, columns]``. Their mean over
             the imputations is the conditional mean, their spread its uncertainty.
         """
-        check_is_fitted(self, "energy_")
-        X = validate_data(self, X, reset=False, dtype=np.float64, ensure_all_finite="allow-nan")
+        X = self._rows(X, gaps=True)
+        _check_count("n_imputations", n_imputations)
+        _check_count("n_candidates", n_candidates)
         generator = self._generator(random_state)
+        inner = self.energy_.inner
+        n_candidates += n_candidates % 2
         out = np.repeat(X[None], n_imputations, 0)
         rows = np.flatnonzero(np.isnan(X).any(1))
-        for piece in np.array_split(rows, max(1, len(rows) // 256)):
-            if len(piece):
-                known = torch.as_tensor(X[piece], dtype=torch.float32)
-                mask = ~torch.isnan(known)
-                if isinstance(self.energy_, AutoregressiveEnergy):
-                    filled = _complete_by_particles(self.energy_, known, mask, n_imputations, generator)
-                else:
-                    filled = self._complete_by_chains(known, mask, n_imputations, generator)
-                out[:, piece] = np.where(mask.numpy(), X[piece], filled.double().numpy())
+        for piece in np.array_split(rows, max(1, len(rows) * n_candidates // 32768)):
+            if not len(piece):
+                continue
+            mask = torch.from_numpy(~np.isnan(X[piece]))
+            known = torch.nan_to_num(self.energy_.forth(torch.from_numpy(X[piece])))
+            found = completion.complete(inner, self.proposal_, known, mask, n_candidates, generator)
+            filled = found.draw(n_imputations, generator)
+            if not isinstance(inner, AutoregressiveEnergy):
+                # A few steps of HMC take the draws off the candidates.
+                clamped = ClampedEnergy(inner, known.expand_as(filled), mask)
+                few = ClampedEnergy(inner, known.expand_as(filled[:4]), mask)
+                kernel = adapt_step_size(HMC(0.1, 5), few, filled[:4], 30, generator=generator).kernel
+                filled = run_chain(kernel, clamped, filled, 10, generator).position
+            out[:, piece] = np.where(mask.numpy(), X[piece], self._rounded(self.energy_.back(filled)))
         return out[0] if n_imputations == 1 else out
-
-    def _complete_by_chains(self, known: Tensor, mask: Tensor, n: int, generator: torch.Generator) -> Tensor:
-        """HMC on the missing coordinates, from the best of many guesses of the proposal: ``[n, rows, D]``."""
-        assert isinstance(self.energy_, Rescaled)
-        z = self.energy_.forth(torch.nan_to_num(known))
-        guesses = self.proposal_.sample((200, len(z)), generator)
-        clamped = ClampedEnergy(self.network_, z.expand(len(guesses), -1, -1), mask)
-        with torch.no_grad():
-            # The proposal's own density of the guess in full stands in for that of the missing part.
-            completed = clamped.complete(guesses)
-            log_weights = -self.network_(completed) + self.proposal_(guesses)
-        chosen = torch.multinomial(torch.softmax(log_weights.T, 1), n, replacement=True, generator=generator)
-        start = completed[chosen.T, torch.arange(len(z))]
-        clamped = ClampedEnergy(self.network_, z.expand(n, -1, -1), mask)
-        adapted = adapt_step_size(HMC(0.1), clamped, start, 100, generator=generator)
-        end = run_chain(adapted.kernel, clamped, adapted.state.position, 50, generator).position
-        return self.energy_.back(clamped.complete(end))
 
     def denoise(
         self,
         X: Any,
         noise_std: float | Sequence[float],
-        n_chains: int = 16,
         random_state: int | np.random.RandomState | None = None,
+        *,
+        n_candidates: int = 512,
     ) -> np.ndarray:
-        """Posterior mean of rows that were seen with Gaussian noise: of x ~ exp(-E(x) - |x - seen|^2 / 2 std^2).
+        """Posterior mean of rows that were seen with Gaussian noise: of x ~ p(x) N(seen; x, noise_std^2).
 
         Args:
             X: ``[rows, columns]``.
             noise_std: of the noise, one number or one for each column, in the columns' units.
-            n_chains: HMC chains for each row, whose second halves are averaged.
+            n_candidates: weighted draws for each row, which are averaged.
         """
-        seen = self._rows(X)
-        std = torch.as_tensor(noise_std, dtype=torch.float32).expand(seen.shape[1])
-        if not (std > 0).all():
+        X = self._rows(X)
+        std = np.asarray(noise_std, np.float64)
+        if std.shape not in ((), (X.shape[1],)):
+            raise ValueError(f"noise_std must be one number or {X.shape[1]}, got an array of shape {std.shape}")
+        if not ((std > 0) & np.isfinite(std)).all():
             raise ValueError(f"noise_std must be positive, got {noise_std}")
+        _check_count("n_candidates", n_candidates)
         generator = self._generator(random_state)
-        posterior = _Posterior(self.energy_, seen, std)
-        start = seen.expand(n_chains, -1, -1)
-        kernel = HMC(0.3 * std)
-        adapted = adapt_step_size(kernel, posterior, start, 60, generator=generator)
-        state, total = adapted.state, torch.zeros_like(seen)
-        n_kept = 20
-        for _ in range(n_kept):
-            state = adapted.kernel.step(posterior, state, generator)
-            total += state.position.mean(0)
-        return (total / n_kept).double().numpy()
+        n_candidates += n_candidates % 2
+        scaled = (torch.from_numpy(np.broadcast_to(std, X.shape[1]).copy()) / self.energy_.scale).float()
+        cleaned = [
+            completion.denoise(
+                self.energy_.inner, self.proposal_, self.energy_.forth(piece), scaled, n_candidates, generator
+            ).mean()
+            for piece in torch.from_numpy(X).split(max(1, 32768 // n_candidates))
+        ]
+        return self.energy_.back(torch.cat(cleaned)).numpy()
+
+    def _rounded(self, x: Tensor) -> np.ndarray:
+        """Draws, of rounded columns on their grids."""
+        out = x.numpy()
+        for k in np.flatnonzero(self.resolution_):
+            steps = np.round((out[..., k] - self.origin_[k]) / self.resolution_[k])
+            decimals = max(0, 2 - math.floor(math.log10(self.resolution_[k])))
+            out[..., k] = np.round(self.origin_[k] + steps * self.resolution_[k], decimals)
+        return out
 
     def _generator(self, random_state: Any) -> torch.Generator:
         return torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
@@ -379,24 +447,31 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             "n_features_in": self.n_features_in_,
             "feature_names_in": [str(c) for c in getattr(self, "feature_names_in_", [])],
             "resolution": self.resolution_.tolist(),
+            "origin": self.origin_.tolist(),
             "log_normaliser": self.log_normaliser_,
             "log_normaliser_error": self.log_normaliser_error_,
+            "validation_nll": None if math.isnan(self.validation_nll_) else self.validation_nll_,
+            "n_components": len(self.proposal_.means),
             "history": [
                 {"epochs": h.epochs, "events": h.events, "seconds": h.seconds, "stopped": h.stopped}
                 for h in self.history_
             ],
             "extra": extra or {},
         }
+        if self.objective == "auto":
+            config["conditionals"] = self._architecture()
         tensors = {f"energy.{k}": v for k, v in self.energy_.state_dict().items()}
-        if isinstance(self.energy_, AutoregressiveEnergy):
-            config["conditionals"] = [
-                {"encoder": m.encoder_.state(), "architecture": m.architecture_}  # type: ignore[union-attr]
-                for m in self.conditionals_
-            ]
-        else:
-            config["n_components"] = len(self.proposal_.means)
-            tensors |= {f"proposal.{k}": v for k, v in self.proposal_.state_dict().items()}
+        tensors |= {f"proposal.{k}": v for k, v in self.proposal_.state_dict().items()}
         save_model(Path(folder), "EnergyDensity", config, tensors)
+
+    def _architecture(self) -> list[dict[str, Any]]:
+        """The shape of each conditional, as JSON."""
+        if not hasattr(self, "conditionals_"):
+            return self.architecture_
+        return [
+            {"encoder": m.encoder_.state(), "architecture": m.architecture_}  # type: ignore[union-attr]
+            for m in self.conditionals_
+        ]
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> EnergyDensity:
@@ -408,30 +483,31 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         config, tensors = load_model(Path(folder), "EnergyDensity")
         try:
             model = cls(**config["params"])
-            model.n_features_in_ = config["n_features_in"]
+            model.n_features_in_ = d = config["n_features_in"]
             if config["feature_names_in"]:
                 model.feature_names_in_ = np.array(config["feature_names_in"], dtype=object)
             model.resolution_ = np.array(config["resolution"])
+            model.origin_ = np.array(config["origin"])
             model.log_normaliser_ = float(config["log_normaliser"])
             model.log_normaliser_error_ = float(config["log_normaliser_error"])
+            nll = config["validation_nll"]
+            model.validation_nll_ = math.nan if nll is None else nll
             model.history_ = [History(**h) for h in config["history"]]
             model.extra_ = config["extra"]
-            d = model.n_features_in_
-            parts = {k.removeprefix("energy."): v for k, v in tensors.items() if k.startswith("energy.")}
-            if "conditionals" in config:
-                model.energy_ = _chain_from(config["conditionals"], model)
+            model.proposal_ = _empty_mixture(config["n_components"], d)
+            model.proposal_.load_state_dict(
+                {k.removeprefix("proposal."): v for k, v in tensors.items() if k.startswith("proposal.")}
+            )
+            inner: Energy
+            if model.objective == "auto":
+                model.architecture_ = config["conditionals"]
+                inner = _chain_of(model.architecture_, model)
             else:
-                factors = torch.eye(d).expand(config["n_components"], -1, -1)
-                model.proposal_ = GaussianMixtureEnergy(torch.zeros(config["n_components"], d), factors)
-                model.proposal_ = _restored(
-                    model.proposal_,
-                    {k.removeprefix("proposal."): v for k, v in tensors.items() if k.startswith("proposal.")},
-                )
-                base = {k.removeprefix("inner.energies.1."): v for k, v in parts.items()}
-                gaussian = _restored(GaussianMixtureEnergy(torch.zeros(1, d), torch.eye(d)[None]), base)
-                model.network_ = PerceptronEnergy(d, model.hidden) + gaussian
-                model.energy_ = Rescaled(model.network_, parts["location"], parts["scale"])
-            model.energy_.load_state_dict(parts)
+                inner = PerceptronEnergy(d, model.hidden) + _empty_mixture(1, d)
+            model.energy_ = Rescaled(inner, np.zeros(d), np.ones(d))
+            model.energy_.load_state_dict(
+                {k.removeprefix("energy."): v for k, v in tensors.items() if k.startswith("energy.")}
+            )
             model.energy_.eval()
         except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
             raise ValueError(f"{folder} is damaged: its config and its tensors do not fit ({error})") from error
@@ -439,7 +515,10 @@ class EnergyDensity(DensityMixin, BaseEstimator):
 
 
 class Rescaled(Energy):
-    """The energy of rows in their own units, from one over (x - location) / scale."""
+    """The energy of rows in their own units, from one over (x - location) / scale.
+
+    Rows in double precision are standardised in it, and handed on in single precision.
+    """
 
     location: Tensor
     scale: Tensor
@@ -447,54 +526,79 @@ class Rescaled(Energy):
     def __init__(self, inner: Energy, location: Any, scale: Any):
         super().__init__()
         self.inner = inner
-        self.register_buffer("location", torch.as_tensor(location, dtype=torch.float32))
-        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32))
+        self.register_buffer("location", torch.as_tensor(location, dtype=torch.float64))
+        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float64))
 
     def forth(self, x: Tensor) -> Tensor:
-        return (x - self.location) / self.scale
+        return ((x - self.location) / self.scale).float()
 
     def back(self, z: Tensor) -> Tensor:
-        return self.location + self.scale * z
+        return self.location + self.scale * z.double()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(self.forth(x)) + self.scale.log().sum()
+
+
+class _Conditional(EnergyRegressor):
+    """One link of the chain; its bar says which."""
+
+    label = "fit"
+    shift = 0.0
+
+    def _progress(self, offset: float, n_members: int) -> Progress:
+        return BarProgress(offset=offset + self.shift, n_members=n_members, label=self.label)
 
 
 class _HeldOut:
     """Held-out negative log-likelihood, log Z by the same importance samples every time."""
 
     def __init__(self, rows: Tensor, proposal: Density, seed: int, n_samples: int = 4096):
-        self.rows = rows[:4096]
-        self.samples = proposal.sample(n_samples, torch.Generator().manual_seed(seed))
+        self.n_rows = len(rows[:4096])
+        samples = proposal.sample(n_samples, torch.Generator().manual_seed(seed))
+        self.places = torch.cat([rows[:4096], samples])
         with torch.no_grad():
-            self.log_proposal = proposal.log_prob(self.samples)
+            self.log_proposal = proposal.log_prob(samples)
 
     def __call__(self, energy: nn.Module) -> Tensor:
-        values = energy(torch.cat([self.rows, self.samples]))
-        log_weights = -values[len(self.rows) :] - self.log_proposal
-        log_z = torch.logsumexp(log_weights, 0) - math.log(len(self.samples))
-        return values[: len(self.rows)].mean() + log_z
+        device = next((p.device for p in energy.parameters()), self.places.device)
+        self.places, self.log_proposal = self.places.to(device), self.log_proposal.to(device)
+        values = energy(self.places)
+        log_weights = -values[self.n_rows :] - self.log_proposal
+        log_z = torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
+        return values[: self.n_rows].mean() + log_z
 
 
-class _Posterior(Energy):
-    """E(x) + |x - seen|^2 / (2 std^2)."""
+def _check_numbers(X: Any) -> None:
+    """Refuse columns that hold no numbers, by name."""
+    if not isinstance(X, pd.DataFrame):
+        return
+    for name in X.columns:
+        column = X[name]
+        if not is_number(column) or pd.api.types.is_datetime64_any_dtype(column):
+            what = "dates" if pd.api.types.is_datetime64_any_dtype(column) else "texts"
+            known = column.dropna()
+            example = f" ({known.iloc[0]!r})" if len(known) and what == "texts" else ""
+            raise ValueError(f"column {name!r} holds {what}{example}: a density is over numbers; leave it out")
 
-    def __init__(self, energy: Energy, seen: Tensor, std: Tensor):
-        super().__init__()
-        object.__setattr__(self, "energy", energy)
-        self.seen, self.std = seen, std
 
-    energy: Energy
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.energy(x) + 0.5 * ((x - self.seen) / self.std).square().sum(-1)
+
+def _most_frequent(values: np.ndarray) -> float:
+    """A value that lies on the grid of a rounded column, whichever that is."""
+    unique, counts = np.unique(values, return_counts=True)
+    return float(unique[counts.argmax()])
 
 
 def _proposal(data: Tensor, seed: int) -> GaussianMixtureEnergy:
     """Where importance samples come from: a mixture fitted to the data, and one wide Gaussian as a safety net."""
     n_components = max(1, min(10, len(data) // (10 * data.shape[1])))
-    mixture = fit_gaussian_mixture(data, n_components, seed)
     wide = GaussianMixtureEnergy.from_moments(data, 1.5)
+    if len(data) < 2:
+        return wide
+    mixture = fit_gaussian_mixture(data, n_components, seed)
     weights = torch.cat([0.8 * mixture.log_weights.exp(), torch.tensor([0.2])])
     return GaussianMixtureEnergy(
         torch.cat([mixture.means, wide.means]), torch.cat([1.1 * mixture.scales, wide.scales]), weights
@@ -509,17 +613,7 @@ def _resampled(
     return candidates[torch.multinomial(torch.softmax(log_weights, 0), n, replacement=True, generator=generator)]
 
 
-def _chain(models: Sequence[EnergyRegressor]) -> AutoregressiveEnergy:
-    energy = AutoregressiveEnergy(
-        [m.energy_ for m in models],  # type: ignore[misc]
-        [NumericEncoding(m.encoder_.columns) for m in models],  # type: ignore[union-attr]
-        torch.tensor([float(m.location_[0]) for m in models]),
-        torch.tensor([float(m.scale_[0]) for m in models]),
-    )
-    return energy.eval()
-
-
-def _chain_from(conditionals: Sequence[dict[str, Any]], model: EnergyDensity) -> AutoregressiveEnergy:
+def _chain_of(conditionals: Sequence[dict[str, Any]], model: EnergyDensity) -> AutoregressiveEnergy:
     """The chain's shape, to be filled with tensors."""
     defaults = EnergyRegressor()
     members = []
@@ -535,46 +629,6 @@ def _chain_from(conditionals: Sequence[dict[str, Any]], model: EnergyDensity) ->
     return AutoregressiveEnergy(members, encodings, torch.zeros(len(members)), torch.ones(len(members)))
 
 
-def _restored(energy: GaussianMixtureEnergy, tensors: dict[str, Tensor]) -> GaussianMixtureEnergy:
-    return GaussianMixtureEnergy(tensors["means"], tensors["scales"], tensors["log_weights"].exp())
-
-
-def _complete_by_particles(
-    energy: AutoregressiveEnergy,
-    known: Tensor,
-    mask: Tensor,
-    n: int,
-    generator: torch.Generator,
-    n_particles: int = 256,
-) -> Tensor:
-    """Sequential Monte Carlo along the chain: draw what is missing, weigh by what is known ``[n, rows, D]``.
-
-    Source: the bootstrap filter [Gordon 1993].
-    """
-    rows, d = known.shape
-    particles = torch.nan_to_num(known)[:, None].repeat(1, n_particles, 1)
-    log_weights = torch.zeros(rows, n_particles)
-    undecided = torch.zeros(rows, dtype=torch.bool)  # rows whose particles differ already
-    with torch.no_grad():
-        for k in range(d):
-            missing = ~mask[:, k]
-            if missing.any():
-                flat = particles[missing].flatten(0, 1)
-                drawn = energy.conditional_draw(flat, k, generator)
-                particles[missing, :, k] = drawn.reshape(-1, n_particles)
-                undecided |= missing
-            weighed = mask[:, k] & undecided
-            if weighed.any():
-                flat = particles[weighed].flatten(0, 1)
-                parts = [energy.conditional_log_prob(piece, k) for piece in flat.split(8192)]
-                log_weights[weighed] += torch.cat(parts).reshape(-1, n_particles)
-                weights = torch.softmax(log_weights, 1)
-                poor = 1 / weights.square().sum(1) < n_particles / 2
-                if poor.any():
-                    chosen = torch.multinomial(weights[poor], n_particles, replacement=True, generator=generator)
-                    index = chosen.unsqueeze(-1).expand(-1, -1, d)
-                    particles[poor] = particles[poor].gather(1, index)
-                    log_weights[poor] = 0
-        weights = torch.softmax(log_weights, 1)
-        chosen = torch.multinomial(weights, n, replacement=True, generator=generator)
-    return particles.gather(1, chosen.unsqueeze(-1).expand(-1, -1, d)).movedim(1, 0)
+def _empty_mixture(n_components: int, d: int) -> GaussianMixtureEnergy:
+    """To be filled with tensors."""
+    return GaussianMixtureEnergy(torch.zeros(n_components, d), torch.eye(d).repeat(n_components, 1, 1))

@@ -42,7 +42,7 @@ from thalweg.objectives.likelihood import MaximumLikelihood, dequantise
 from thalweg.objectives.noise_contrastive import JointProposalNCE, RankingNCE, TiltNCE
 from thalweg.objectives.score_matching import DenoisingScoreMatching, ScoreMatching
 from thalweg.training.loop import History, Plan, Trainer
-from thalweg.training.progress import BarProgress
+from thalweg.training.progress import BarProgress, Progress
 from thalweg.training.saving import load_model, save_model
 
 OBJECTIVES = ("auto", "likelihood", "tilt-nce", "proposal-nce", "nce", "nce+", "ml-is", "kld-is", "ml-mcmc",
@@ -231,15 +231,13 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             mask = mask * torch.as_tensor(weight, dtype=torch.float32)[:, None]
         data = Batch(features, torch.from_numpy(scaled), mask if mask.shape[1] > 1 else mask[:, 0])
         validate = _Validation(objective, data, held_out, weight, seed, self.bounds_)
-        offset = float(np.log(self.scale_).sum())
+        offset = float(np.log(self.scale_).sum()) if validate.is_likelihood else 0.0
         with using_threads(self.n_threads or suitable_threads(plan.batch_size, self.energy_)):
             trainer = Trainer(
                 plan,
                 Fabric(accelerator=self.device, devices=1, precision=self.precision),  # type: ignore[arg-type]
                 Path(run_dir) if run_dir is not None else None,
-                BarProgress(offset=offset if validate.is_likelihood else 0.0, n_members=held_out.shape[1])
-                if self.verbose
-                else None,
+                self._progress(offset, held_out.shape[1]) if self.verbose else None,
             )
             self.history_ = trainer.fit(self.energy_, objective, data, validate, resume=resume)
             self.energy_.eval()
@@ -248,6 +246,9 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
                 figure = validate(self.energy_)
         self.validation_nll_ = float(figure.mean()) + offset if validate.is_likelihood else math.nan
         return self
+
+    def _progress(self, offset: float, n_members: int) -> Progress:
+        return BarProgress(offset=offset, n_members=n_members)
 
     def _check_settings(self) -> None:
         if self.objective not in OBJECTIVES:

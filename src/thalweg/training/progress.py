@@ -33,20 +33,27 @@ class BarProgress:
         figure: name of the validation figure.
         offset: what to add to it, and to the loss, to have them in the user's units.
         n_members: of an ensemble, whose loss is the sum of theirs.
+        label: what is being done.
     """
 
     def __init__(
-        self, figure: str = "held-out NLL", offset: float = 0.0, n_members: int = 1, console: Console | None = None
+        self,
+        figure: str = "held-out NLL",
+        offset: float = 0.0,
+        n_members: int = 1,
+        console: Console | None = None,
+        label: str = "fit",
     ):
         self.figure = figure
         self.offset = offset
         self.n_members = n_members
         self.console = console or Console(stderr=True)
+        self.label = label
         self.bar: RichProgress | None = None
 
     def start(self, n_epochs: int, done: int) -> None:
         self.bar = RichProgress(
-            TextColumn("fit"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("epochs"),
@@ -56,7 +63,7 @@ class BarProgress:
             console=self.console,
         )
         self.bar.start()
-        self.task = self.bar.add_task("fit", total=n_epochs, completed=done, figures="")
+        self.task = self.bar.add_task(self.label, total=n_epochs, completed=done, figures="")
 
     def update(self, record: dict[str, float]) -> None:
         assert self.bar is not None
