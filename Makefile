@@ -1,4 +1,4 @@
-.PHONY: demo test lint bench bench-regression bench-speed clean
+.PHONY: demo test lint bench bench-regression bench-density bench-sampling bench-speed clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,12 +23,20 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-bench: bench-regression bench-speed
+bench: bench-regression bench-density bench-sampling bench-speed
 
 DATA ?=
 bench-regression: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python benchmarks/regression.py $(if $(DATA),--data $(DATA))
+
+bench-density: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python benchmarks/density.py
+
+bench-sampling: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python benchmarks/sampling.py
 
 bench-speed: $(INSTALLED)
 	$(BIN)/python benchmarks/speed.py
