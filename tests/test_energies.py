@@ -31,6 +31,7 @@ from thalweg.energies import (
     source_network,
 )
 from thalweg.energies.densities import fit_gaussian_mixture
+from thalweg.energies.perceptron import LabelledPerceptron
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -480,10 +481,34 @@ def test_the_derivatives_of_a_perceptron_are_those_of_autograd(hidden, activatio
 
 
 def test_a_perceptron_of_an_unknown_activation_or_of_no_layers_is_refused_in_words():
-    with pytest.raises(ValueError, match="activation must be one of silu, softplus, tanh, got 'relu'"):
-        PerceptronEnergy(2, activation="relu")
+    with pytest.raises(ValueError, match="activation must be one of silu, .*got 'step'"):
+        PerceptronEnergy(2, activation="step")
     with pytest.raises(ValueError, match="at least one hidden layer"):
         PerceptronEnergy(2, ())
+
+
+@perceptrons
+@batches
+def test_a_perceptron_of_relus_has_autograds_gradient_and_no_second_derivative(hidden, batch):
+    energy = perturbed(PerceptronEnergy(3, hidden, "relu")).double()
+    x = double(*batch, 3)
+    assert_same_derivatives(energy, "value_and_grad", x)
+    for method, arguments in [("directional", (x, x)), ("grad_and_laplacian", (x,))]:
+        with pytest.raises(ValueError, match="relu has no second derivative"):
+            getattr(energy, method)(*arguments)
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "softplus", "tanh"])
+@pytest.mark.parametrize("candidates", [(), (4,), (2, 3)], ids=str)
+def test_the_gradient_of_a_labelled_perceptron_is_that_of_autograd(activation, candidates):
+    energy = perturbed(LabelledPerceptron((2, 3, 3), 5, (7, 6), activation)).double()
+    given = energy.given(torch.tensor([3, 0, 4]))
+    images = torch.rand(3, *candidates, 2, 3, 3, generator=seeded(), dtype=torch.float64)
+    assert given(images).shape == (3, *candidates)
+    assert_same_derivatives(given, "value_and_grad", images)
+    energies = energy.energies(images)
+    for row, label in enumerate([3, 0, 4]):
+        torch.testing.assert_close(given(images)[row], energies[row][..., label])
 
 
 def test_the_gradient_of_a_perceptron_can_be_differentiated_in_x():

@@ -598,6 +598,32 @@ def test_the_discrepancy_of_a_linear_critic_is_the_closed_form():
     assert abs(float(rows.mean()) - 3 * (1 - 2.25)) < 4 * float(rows.std()) / math.sqrt(40_000)
 
 
+class Stretch(nn.Module):
+    """f(y) = a y."""
+
+    def __init__(self, a: float):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(a, dtype=torch.float64))
+
+    def forward(self, y):
+        return self.a * y
+
+
+def test_the_best_linear_critic_is_the_closed_form():
+    """Of a D (1 - s^2) - l2 a^2 D s^2 the maximum is at a = (1 - s^2) / (2 l2 s^2): the loss is flat there, rises
+    to both sides, and is the value with its sign turned."""
+    d, s, l2 = 3, 1.5, 0.7
+    best = (1 - s**2) / (2 * l2 * s**2)
+    energy, losses = GaussianEnergy(torch.zeros(d).double(), torch.ones(d).double()), []
+    for a in (best, best - 0.5, best + 0.5):
+        network = Stretch(a)
+        rows = SteinDiscrepancy(network, l2).adversary_loss(energy, Batch(None, s * double(40_000, d)), seeded())
+        expected = l2 * a**2 * d * s**2 - a * d * (1 - s**2)
+        assert abs(float(rows.mean().detach()) - expected) < 4 * float(rows.std().detach()) / math.sqrt(40_000)
+        losses.append(float(rows.mean().detach()))
+    assert losses[0] < min(losses[1:])
+
+
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("player", ["critic", "energy"])
 def test_each_player_moves_down_its_own_value(conditional, player):

@@ -51,7 +51,7 @@ class GridLikelihood(Objective):
     It is the yardstick that the other objectives are held to.
 
     Args:
-        low, high: bounds of the box that is summed over, the same in every dimension or ``[K]``.
+        low, high: bounds of the box that is summed over, the same in every dimension.
         n_points: points of the grid along each dimension.
         n_dims: K.
     """
