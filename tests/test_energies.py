@@ -481,7 +481,7 @@ def test_the_derivatives_of_a_perceptron_are_those_of_autograd(hidden, activatio
 
 
 def test_a_perceptron_of_an_unknown_activation_or_of_no_layers_is_refused_in_words():
-    with pytest.raises(ValueError, match="activation must be one of silu, .*got 'step'"):
+    with pytest.raises(ValueError, match=r"activation must be one of silu, .*got 'step'"):
         PerceptronEnergy(2, activation="step")
     with pytest.raises(ValueError, match="at least one hidden layer"):
         PerceptronEnergy(2, ())

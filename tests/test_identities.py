@@ -197,6 +197,14 @@ def test_a_fit_by_persistent_chains_finds_the_mean_and_the_precision_of_the_data
     assert float(precision) == pytest.approx(1 / float(data.var(correction=0)), rel=0.03)
 
 
+def test_an_input_that_is_missing_or_not_asked_for_is_refused_in_words():
+    conditional = NetworkEnergy(mlp([3, 6]), 6, 2)
+    with pytest.raises(TypeError, match="NetworkEnergy is conditional: the batch needs an x"):
+        ContrastiveDivergence(MALA(0.1))(conditional, Batch(None, torch.zeros(4, 2)))
+    with pytest.raises(TypeError, match="Quadratic is not conditional: the batch must have no x"):
+        ScoreMatching()(line(0.0, 1.0), Batch(torch.zeros(4, 3), torch.zeros(4, 1)))
+
+
 def test_out_of_training_the_chains_are_not_stored():
     buffer = ReplayBuffer(GaussianMixtureEnergy(torch.zeros(1, 1).double(), torch.ones(1, 1).double()), 50, 20)
     objective = ContrastiveDivergence(MALA(0.1), 3, buffer).eval()

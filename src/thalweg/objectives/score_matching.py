@@ -31,7 +31,9 @@ class SlicedScoreMatching(Objective):
 
     Args:
         n_projections: directions for each row.
-        variance_reduction: take (1/2)|grad E|^2, the first term's exact mean, in its place.
+        variance_reduction: take (1/2)|grad E|^2, the first term's exact mean, in its place. It lowers the
+            variance where the gradient is large beside the curvature; at the bottom of a valley the two terms
+            rise together, and their difference varies less than the second alone.
         projection: "rademacher" or "gaussian", the law of v; E vv' = I either way.
 
     Source: [Song 2019, eq. 7 and 8], with f = -E.
