@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,12 +16,15 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from thalweg.estimators.density_run import DensitySettings, FinishedDensity
     from thalweg.estimators.run import FinishedRun, RunSettings
 
 # What needs torch is imported inside the commands, so that help and errors come at once.
 
 app = typer.Typer(
-    help="Energy-based models: p(y|x) from a table, in one command.",
+    help="Energy-based models: p(y|x) or p(x) from a table, in one command.",
     epilog="Example: thalweg fit regression wine.csv --target quality --out runs/wine",
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,6 +34,11 @@ fit_app = typer.Typer(
     epilog="Example: thalweg fit regression wine.csv --target quality --out runs/wine",
 )
 app.add_typer(fit_app, name="fit")
+compare_app = typer.Typer(
+    help="Fit a model by every training method and compare.",
+    epilog="Example: thalweg compare density iris.csv --drop species --seconds 20",
+)
+app.add_typer(compare_app, name="compare")
 
 # Tables, figures and predictions go to stdout; progress and errors to stderr.
 out = Console(highlight=False)
@@ -79,6 +89,7 @@ def _thalweg(
         print(context.get_help())
 
 
+@compare_app.callback(invoke_without_command=True)
 @fit_app.callback(invoke_without_command=True)
 def _fit(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
@@ -131,12 +142,7 @@ def regression(
             name: name
             for name in ("drop", "test_fraction", "objective", "epochs", "members", "point", "seed", "threads")
         }
-        given = {
-            field: context.params[option]
-            for option, field in options.items()
-            if (source := context.get_parameter_source(option)) is not None and source.name == "COMMANDLINE"
-        }
-        settings = replace(read_settings(out_folder), **given)
+        settings = replace(read_settings(out_folder), **_given(context, options))
     else:
         if table is None:
             raise ValueError("name the table: thalweg fit regression TABLE --target COLUMN")
@@ -157,6 +163,15 @@ def regression(
     _fit_and_tell(folder, settings, resume=resume, overwrite=overwrite, report=report, quiet=quiet)
 
 
+def _given(context: typer.Context, options: dict[str, str]) -> dict[str, Any]:
+    """What was written on the command line, under the names of the settings."""
+    return {
+        field: context.params[option]
+        for option, field in options.items()
+        if (source := context.get_parameter_source(option)) is not None and source.name == "COMMANDLINE"
+    }
+
+
 def _fit_and_tell(
     folder: Path,
     settings: RunSettings,
@@ -168,19 +183,9 @@ def _fit_and_tell(
 ) -> None:
     from thalweg.estimators.run import fit_run
 
-    def tell(line: str) -> None:
-        if not quiet:
-            err.print(escape(line))
-
-    try:
+    tell = _teller(quiet)
+    with _resumable(folder, "regression"):
         run = fit_run(folder, settings, resume=resume, overwrite=overwrite, verbose=not quiet, tell=tell)
-    except (KeyboardInterrupt, OSError) as error:
-        if not _is_interrupt(error):
-            raise
-        known = (folder / "fit.json").exists()
-        _say_error(f"interrupted; continue with `thalweg fit regression --resume --out {folder}`" if known else
-                   "interrupted before anything was written")  # fmt: skip
-        raise typer.Exit(130) from None
     if report:
         from thalweg.report import write_regression_report
 
@@ -188,6 +193,28 @@ def _fit_and_tell(
         write_regression_report(run)
     if not quiet:
         _tell_run(run)
+
+
+def _teller(quiet: bool) -> Callable[[str], None]:
+    def tell(line: str) -> None:
+        if not quiet:
+            err.print(escape(line))
+
+    return tell
+
+
+@contextlib.contextmanager
+def _resumable(folder: Path, task: str) -> Iterator[None]:
+    """Say how to go on after an interruption."""
+    try:
+        yield
+    except (KeyboardInterrupt, OSError) as error:
+        if not _is_interrupt(error):
+            raise
+        known = (folder / "fit.json").exists()
+        _say_error(f"interrupted; continue with `thalweg fit {task} --resume --out {folder}`" if known else
+                   "interrupted before anything was written")  # fmt: skip
+        raise typer.Exit(130) from None
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
@@ -247,6 +274,108 @@ def _cell(value: float, name: str) -> str:
     return f"{100 * value:.1f} %" if name == "coverage" else f"{value:.4g}" if name != "nll" else f"{value:.4f}"
 
 
+@fit_app.command(
+    epilog="Example: thalweg fit density iris.csv --drop species --out runs/iris",
+    short_help="Fit the joint density of all columns.",
+)
+def density(
+    context: typer.Context,
+    table: Annotated[Path | None, typer.Argument(help="CSV, TSV or Parquet file.", show_default=False)] = None,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the run. [default: runs/TABLE-density]")
+    ] = None,
+    drop: Annotated[list[str] | None, typer.Option("--drop", help="Column to leave out; repeatable.")] = None,
+    test_fraction: Annotated[float, typer.Option(help="Part of the rows held out for the figures.")] = 0.1,
+    objective: Annotated[
+        str, typer.Option(help="How the energy learns; 'auto' normalises exactly, `compare` shows the others.")
+    ] = "auto",
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data, at most.")] = 200,
+    members: Annotated[int, typer.Option(min=1, help="Networks in each ensemble.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and the training.")] = 0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of PyTorch. [default: by the size of the work]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no figures.")] = False,
+    checkpoint_seconds: Annotated[float, typer.Option(hidden=True, min=0.0)] = 5.0,
+) -> None:
+    """Fit p(row) over all columns and score it on rows held out, beside three baselines.
+
+    Columns must hold numbers; rows with gaps are left out (`thalweg impute` fills them afterwards). Ctrl-C leaves
+    a run that `thalweg fit density --resume --out RUN` continues.
+    """
+    from thalweg.estimators.density_run import DensitySettings, read_density_settings
+
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other: give one of them")
+    if resume and table is None:
+        if out_folder is None:
+            raise ValueError("name the run to resume with --out RUN")
+        names = ("drop", "test_fraction", "objective", "epochs", "members", "seed", "threads")
+        settings = replace(read_density_settings(out_folder), **_given(context, {n: n for n in names}))
+    else:
+        if table is None:
+            raise ValueError("name the table: thalweg fit density TABLE")
+        settings = DensitySettings(
+            str(table.resolve()), drop or [], test_fraction, seed, objective, epochs, members, threads,
+            checkpoint_seconds,
+        )  # fmt: skip
+    folder = out_folder or Path("runs") / f"{Path(settings.table).name.split('.')[0]}-density"
+    _fit_density_and_tell(folder, settings, resume, overwrite, report, quiet)
+
+
+def _fit_density_and_tell(
+    folder: Path, settings: DensitySettings, resume: bool, overwrite: bool, report: bool, quiet: bool
+) -> None:
+    from thalweg.estimators.density_run import fit_density_run
+
+    tell = _teller(quiet)
+    with _resumable(folder, "density"):
+        run = fit_density_run(folder, settings, resume=resume, overwrite=overwrite, verbose=not quiet, tell=tell)
+    if report:
+        from thalweg.report import write_density_report
+
+        tell("Drawing the report.")
+        write_density_report(run)
+    if quiet:
+        return
+    figures = run.figures
+    if figures["scores"]:
+        out.print(_density_table(run))
+    for remark in figures["remarks"]:
+        out.print(escape(remark), soft_wrap=True)
+    seconds, shown = figures["seconds"]["training"], escape(str(run.folder))
+    out.print(f"Trained in {seconds:.1f} s. The run lies in [bold]{shown}[/]", soft_wrap=True)
+    if (run.folder / "report.html").exists():
+        out.print(f"Look at [bold]{shown}/report.html[/], and use it with", soft_wrap=True)
+    else:
+        out.print(f"See it with `thalweg report {shown}`, and use it with", soft_wrap=True)
+    for line in ("sample {} -n 1000 --out new.csv", "score {} TABLE", "impute {} TABLE --out filled.csv"):
+        out.print("  thalweg " + line.format(shown), soft_wrap=True)
+
+
+def _density_table(run: FinishedDensity) -> Table:
+    title = f"{run.figures['table']}: {len(run.columns)} columns, {run.figures['test_rows']} test rows"
+    table = Table("model", title=escape(title), title_justify="left")
+    table.add_column("NLL, nats", justify="right")
+    table.add_column("gain of ours", justify="right")
+    table.add_column("")
+    for i, (name, entry) in enumerate(run.figures["scores"].items()):
+        gain = entry.get("nll_gain")
+        shown = "" if gain is None else _with_error(gain, entry.get("nll_gain_error"), "+")
+        cells = [_with_error(entry["nll"], entry["nll_error"]), shown, escape(entry["detail"])]
+        table.add_row(name, *cells, style="bold" if i == 0 else None)
+    return table
+
+
+def _with_error(value: float | None, error: float | None, sign: str = "") -> str:
+    if value is None:
+        return "not finite"
+    return f"{value:{sign}.3f}" + ("" if error is None else f" ± {error:.3f}")
+
+
 @app.command(epilog="Example: thalweg predict runs/wine new.csv --out predictions.parquet")
 def predict(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
@@ -267,19 +396,86 @@ def predict(
         levels = [float(p) for p in quantiles.split(",") if p.strip()]
     except ValueError:
         raise ValueError(f"--quantiles takes numbers separated by commas, got {quantiles!r}") from None
-    from thalweg.data.tables import read_table, write_table
+    from thalweg.data.tables import read_table
     from thalweg.estimators.run import load_run, predict_table
 
     run = load_run(run_folder)
     predictions = predict_table(
         run, read_table(table), quantiles=levels, coverage=coverage, n_samples=samples, seed=seed
     )
-    if out_file is None:
-        predictions.to_csv(sys.stdout, index=False)
+    _write(predictions, out_file, "predictions")
+
+
+@app.command(epilog="Example: thalweg sample runs/iris -n 1000 --out new.csv")
+def sample(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished density run.")],
+    n: Annotated[int, typer.Option("-n", min=1, help="How many rows.")] = 100,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", "-o", help="CSV, TSV or Parquet file. [default: CSV to stdout]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+) -> None:
+    """Draw new rows from the density; rounded columns are rounded."""
+    from thalweg.estimators.density_run import load_density_run, sample_table
+
+    _write(sample_table(load_density_run(run_folder), n, seed), out_file, "rows")
+
+
+@app.command(epilog="Example: thalweg score runs/iris new.csv --out scores.csv")
+def score(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished density run.")],
+    table: Annotated[Path, typer.Argument(help="CSV, TSV or Parquet file with the same columns.")],
+    out_file: Annotated[
+        Path | None, typer.Option("--out", "-o", help="CSV, TSV or Parquet file. [default: CSV to stdout]")
+    ] = None,
+) -> None:
+    """Say how likely each row is: log_prob in nats, and outlier_score, the part of the training rows likelier.
+
+    A row with gaps gets neither; fill them with `thalweg impute` first.
+    """
+    from thalweg.data.tables import read_table
+    from thalweg.estimators.density_run import load_density_run, score_table
+
+    run = load_density_run(run_folder)
+    scores = score_table(run, read_table(table))
+    gaps = int(scores["log_prob"].isna().sum())
+    if gaps:
+        err.print(f"{gaps} of {len(scores)} rows have gaps and got no score")
+    _write(scores, out_file, "scores")
+
+
+@app.command(epilog="Example: thalweg impute runs/iris gaps.csv --imputations 5 --out filled.csv")
+def impute(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished density run.")],
+    table: Annotated[Path, typer.Argument(help="CSV, TSV or Parquet file with the same columns.")],
+    out_file: Annotated[
+        Path | None, typer.Option("--out", "-o", help="CSV, TSV or Parquet file. [default: CSV to stdout]")
+    ] = None,
+    imputations: Annotated[
+        int, typer.Option(min=1, help="Completed tables, one beneath the other, counted by a column.")
+    ] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+) -> None:
+    """Fill the gaps of each row with draws given what is known of it.
+
+    One completed table looks surer than it is: several show how far what is filled in may vary.
+    """
+    from thalweg.data.tables import read_table
+    from thalweg.estimators.density_run import impute_table, load_density_run
+
+    run = load_density_run(run_folder)
+    _write(impute_table(run, read_table(table), imputations, seed), out_file, "rows")
+
+
+def _write(table: DataFrame, path: Path | None, what: str) -> None:
+    if path is None:
+        table.to_csv(sys.stdout, index=False)
         sys.stdout.flush()
-    else:
-        write_table(predictions, out_file)
-        err.print(f"{len(predictions)} predictions written to {escape(str(out_file))}")
+        return
+    from thalweg.data.tables import write_table
+
+    write_table(table, path)
+    err.print(f"{len(table)} {what} written to {escape(str(path))}")
 
 
 @app.command(epilog="Example: thalweg report runs/wine")
@@ -290,23 +486,38 @@ def report(
     ] = None,
 ) -> None:
     """Write the report of a run: one HTML page that opens offline."""
-    from thalweg.estimators.run import load_run
-    from thalweg.report import write_regression_report
+    from thalweg.estimators.folder import task_of
 
-    path = write_regression_report(load_run(run_folder), out_file)
+    if task_of(run_folder) == "density":
+        from thalweg.estimators.density_run import load_density_run
+        from thalweg.report import write_density_report
+
+        path = write_density_report(load_density_run(run_folder), out_file)
+    else:
+        from thalweg.estimators.run import load_run
+        from thalweg.report import write_regression_report
+
+        path = write_regression_report(load_run(run_folder), out_file)
     out.print(f"Report written to {escape(str(path))}", soft_wrap=True)
 
 
 @app.command(epilog="Example: thalweg info runs/wine")
 def info(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]) -> None:
     """Say what a run holds: the model, its columns, its figures, how long it took."""
-    from thalweg.estimators.run import load_run
+    from thalweg.estimators.folder import task_of
 
-    run = load_run(run_folder)
+    if task_of(run_folder) == "density":
+        from thalweg.estimators.density_run import load_density_run
+
+        _tell_density(load_density_run(run_folder))
+    else:
+        from thalweg.estimators.run import load_run
+
+        _tell_regression(load_run(run_folder))
+
+
+def _tell_regression(run: FinishedRun) -> None:
     figures, model, settings = run.figures, run.model, run.settings
-    table = Table(show_header=False, box=None)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
     assert model.encoder_ is not None
     kinds = [f"{c['name']} ({c['kind']})" for c in model.encoder_.columns]
     n_weights = sum(p.numel() for p in model.energy_.parameters())
@@ -322,13 +533,43 @@ def info(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder 
         f"ended: {model.history_.stopped}",
         "made with": ", ".join(f"{k} {v}" for k, v in figures["made_with"].items()),
     }
-    for name, value in rows.items():
-        table.add_row(name, escape(value))
-    out.print(table)
+    _tell_pairs(rows)
     if figures["scores"]:
         out.print(_score_table(run))
     for remark in figures["remarks"]:
         out.print(escape(remark), soft_wrap=True)
+
+
+def _tell_density(run: FinishedDensity) -> None:
+    figures, model, settings = run.figures, run.model, run.settings
+    n_weights = sum(p.numel() for p in model.energy_.parameters())
+    error = figures["log_normaliser_error"]
+    columns = [f"{c} (rounded to {r:g})" if r else c for c, r in figures["resolution"].items()]
+    _tell_pairs(
+        {
+            "density of": ", ".join(columns),
+            "model": f"{type(model.energy_.inner).__name__}, objective {model.objective}, {n_weights:,} weights",
+            "table": f"{figures['table']}: {figures['training_rows']} training rows, {figures['test_rows']} test "
+            f"rows (seed {settings.seed})",
+            "log Z": f"{figures['log_normaliser']:.4f} ± {error:.2g} nats" if error else "0, exact",
+            "training": f"{figures['seconds']['training']:.1f} s, {sum(len(h.epochs) for h in model.history_)} "
+            f"epochs of {len(model.history_)} network{'s' if len(model.history_) > 1 else ''}",
+            "made with": ", ".join(f"{k} {v}" for k, v in figures["made_with"].items()),
+        }
+    )
+    if figures["scores"]:
+        out.print(_density_table(run))
+    for remark in figures["remarks"]:
+        out.print(escape(remark), soft_wrap=True)
+
+
+def _tell_pairs(rows: dict[str, str]) -> None:
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, escape(value))
+    out.print(table)
 
 
 @app.command(epilog="Example: thalweg demo --out demo")

@@ -19,6 +19,50 @@ def is_finished(folder: Path) -> bool:
     return (folder / "figures.json").exists()
 
 
+def task_of(folder: Path) -> str:
+    """What the run in a folder is of: "regression", "density", ...
+
+    Raises:
+        ValueError: if the folder holds no run, or a damaged one.
+    """
+    path = folder / "fit.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no run: make one with `thalweg fit`")
+    # The first runs were all regressions and did not say so.
+    return str(read_json(path).get("task", "regression"))
+
+
+def check_task(folder: Path, task: str) -> None:
+    """Refuse a folder with a run of another kind."""
+    found = task_of(folder)
+    if found != task:
+        raise ValueError(
+            f"{folder} holds a run of `thalweg fit {found}`: this is for runs of `thalweg fit {task}`"
+        )
+
+
+def check_new_run(folder: Path, resume: bool, overwrite: bool) -> bool:
+    """Whether a run lies in the folder; refused, in words, if that does not fit what is asked."""
+    known = (folder / "fit.json").exists()
+    if resume and not known:
+        raise ValueError(f"{folder} holds no run to resume: start one without --resume")
+    if known and not resume and not overwrite:
+        state = "a finished run" if is_finished(folder) else "an unfinished run"
+        raise ValueError(f"{folder} holds {state}: choose another --out, or give --resume or --overwrite")
+    if not known and folder.exists() and (not folder.is_dir() or (folder / "model").exists()):
+        raise ValueError(f"{folder} exists and is no run: choose another --out")
+    return known
+
+
+def check_same_settings(folder: Path, kept: dict[str, Any], asked: dict[str, Any], task: str) -> None:
+    changed = [k for k, v in asked.items() if kept[k] != v]
+    if changed:
+        raise ValueError(
+            f"the run in {folder} was started with another {', '.join(changed)}: resume it with the same settings "
+            f"(`thalweg fit {task} --resume --out {folder}`), or start a new run"
+        )
+
+
 def remove_run(folder: Path) -> None:
     """Remove what a run wrote, and nothing else; ``figures.json`` first, so that the rest is no run."""
     for name in ("figures.json", "fit.json", "test_rows.parquet", "training_rows.parquet", "report.html"):

@@ -27,6 +27,9 @@ from thalweg.data.tables import read_table, write_table
 from thalweg.data.target import check_target
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
 from thalweg.estimators.folder import (
+    check_new_run,
+    check_same_settings,
+    check_task,
     fingerprint_of,
     is_finished,
     listed,
@@ -45,6 +48,7 @@ _ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ].*)?$"
 _MAX_SAVED_ROWS = 5000
 _MAX_TEXTS = 32
 MODEL_NAME = "thalweg"
+TASK = "regression"
 _FIGURES = {
     "table", "inputs", "dates", "ignored", "remarks", "rows", "training_rows", "test_rows", "validation_nll",
     "scores", "seconds", "made_with",
@@ -146,16 +150,9 @@ def fit_run(
         ValueError: for data or settings that can't be used, or a folder that holds another run.
         DivergenceError: if training can't be kept from diverging.
     """
-    known = (folder / "fit.json").exists()
-    if resume and not known:
-        raise ValueError(f"{folder} holds no run to resume: start one without --resume")
-    if known and not resume and not overwrite:
-        state = "a finished run" if is_finished(folder) else "an unfinished run"
-        raise ValueError(f"{folder} holds {state}: choose another --out, or give --resume or --overwrite")
-    if not known and folder.exists() and (not folder.is_dir() or (folder / "model").exists()):
-        raise ValueError(f"{folder} exists and is no run: choose another --out")
+    known = check_new_run(folder, resume, overwrite)
     if resume:
-        _check_same(folder, settings)
+        check_same_settings(folder, asdict(read_settings(folder)), asdict(settings), TASK)
         if is_finished(folder):
             tell("This run is finished already.")
             return load_run(folder)
@@ -170,7 +167,7 @@ def fit_run(
     if known and not resume:
         remove_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "fit.json", {"settings": asdict(settings), "fingerprint": fingerprint})
+    write_json(folder / "fit.json", {"task": TASK, "settings": asdict(settings), "fingerprint": fingerprint})
     model = EnergyRegressor(
         settings.objective,
         point=settings.point,
@@ -216,16 +213,6 @@ def fit_run(
     write_json(folder / "figures.json", figures)
     shutil.rmtree(folder / "training", ignore_errors=True)
     return load_run(folder)
-
-
-def _check_same(folder: Path, settings: RunSettings) -> None:
-    kept = asdict(read_settings(folder))
-    changed = [k for k, v in asdict(settings).items() if kept[k] != v]
-    if changed:
-        raise ValueError(
-            f"the run in {folder} was started with another {', '.join(changed)}: resume it with the same settings "
-            f"(`thalweg fit regression --resume --out {folder}`), or start a new run"
-        )
 
 
 def _split_columns(table: pd.DataFrame, settings: RunSettings) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
@@ -364,8 +351,7 @@ def read_settings(folder: Path) -> RunSettings:
         ValueError: if the folder holds no run, or a damaged one.
     """
     path = folder / "fit.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no run: make one with `thalweg fit regression TABLE --target COLUMN`")
+    check_task(folder, TASK)
     try:
         return RunSettings(**read_json(path)["settings"])
     except (TypeError, KeyError) as error:

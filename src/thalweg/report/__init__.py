@@ -1,7 +1,17 @@
 """The page of pictures."""
 
+from thalweg.report.density import density_report, write_density_report
 from thalweg.report.page import Card, Tile, render_page
 from thalweg.report.recipe import write_recipe_page
 from thalweg.report.regression import regression_report, write_regression_report
 
-__all__ = ["Card", "Tile", "regression_report", "render_page", "write_recipe_page", "write_regression_report"]
+__all__ = [
+    "Card",
+    "Tile",
+    "density_report",
+    "regression_report",
+    "render_page",
+    "write_density_report",
+    "write_recipe_page",
+    "write_regression_report",
+]

@@ -1,0 +1,316 @@
+"""The report of a density run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LinearRegression
+
+from thalweg.estimators.density_run import MODEL_NAME, FinishedDensity
+from thalweg.report import charts, density_charts
+from thalweg.report.page import Card, Tile, render_page, write_page
+from thalweg.report.regression import duration
+
+_MAX_MARGINALS = 12
+_MAX_PAIRED = 4
+_MAX_CORRELATED = 30
+_MAX_SHOWN = 8
+_N_DRAWS = 3000
+
+
+def write_density_report(run: FinishedDensity, path: Path | None = None) -> Path:
+    """Write the report; beside the run by default."""
+    return write_page(density_report(run), path or run.folder / "report.html")
+
+
+def density_report(run: FinishedDensity) -> str:
+    """The report of a finished run as one HTML page."""
+    figures = run.figures
+    draws = run.model.sample(_N_DRAWS, 0)
+    data = run.training_rows[run.columns].to_numpy(np.float64)
+    cards = [_data_card(run, data, draws)]
+    if len(run.columns) == 2:
+        cards.append(_plane_card(run, data))
+    if len(run.columns) > 1:
+        cards += [_pairs_card(run, data, draws), _correlations_card(run, data, draws)]
+    cards += [_training_card(run), _outliers_card(run)]
+    if len(run.columns) > 1:
+        cards.append(_imputation_card(run))
+    if figures["scores"]:
+        cards.append(_scores_card(run))
+    cards.append(_making_card(run))
+    made = figures["made_with"]
+    footer = f"thalweg {made['thalweg']} · torch {made['torch']} · Python {made['python']} · {made['on']}"
+    return render_page(
+        f"The density of {figures['table']}",
+        "The joint distribution of all columns, by an energy-based model",
+        _tiles(run),
+        cards,
+        footer,
+    )
+
+
+def _tiles(run: FinishedDensity) -> list[Tile]:
+    figures = run.figures
+    left_out = figures["rows"] - figures["training_rows"] - figures["test_rows"]
+    gaps = f", {left_out:,} with gaps left out" if left_out else ""
+    tiles = [
+        Tile("rows", f"{figures['rows']:,}", f"of which {figures['test_rows']:,} for testing{gaps}"),
+        Tile("columns", str(len(run.columns)), f"{len(figures['constant']) or 'none'} left out"),
+    ]
+    score = figures["scores"].get(MODEL_NAME)
+    if score is not None and score["nll"] is not None:
+        error = score["nll_error"]
+        tiles.append(Tile("test NLL", f"{score['nll']:.3f}", f"± {error:.3f} nats" if error else "nats"))
+    elif figures["validation_nll"] is not None:
+        tiles.append(Tile("held-out NLL", f"{figures['validation_nll']:.3f}", "nats, on folds"))
+    error = figures["log_normaliser_error"]
+    tiles.append(
+        Tile("log Z", f"{figures['log_normaliser']:.3f}", f"± {error:.2g} nats, estimated")
+        if error
+        else Tile("log Z", "0", "exact: it integrates to one")
+    )
+    n = len(run.model.history_)
+    many = f"{n} networks" if n > 1 else f"{len(run.model.history_[0].epochs)} epochs"
+    tiles.append(Tile("training", duration(figures["seconds"]["training"]), many))
+    return tiles
+
+
+def _data_card(run: FinishedDensity, data: np.ndarray, draws: np.ndarray) -> Card:
+    shown = run.columns[:_MAX_MARGINALS]
+    resolution = run.model.resolution_
+    picture = density_charts.marginals(
+        data[:, : len(shown)], draws[:, : len(shown)], shown, resolution[: len(shown)].tolist()
+    )
+    text = (
+        f"Every column by itself: the training rows, and {_N_DRAWS:,} draws from the model. The outermost bars "
+        "hold all values beyond."
+    )
+    if len(shown) < len(run.columns):
+        text += f" The first {len(shown)} of {len(run.columns)} columns."
+    rows = []
+    for k, name in enumerate(run.columns):
+        rounded = f"to {resolution[k]:g}" if resolution[k] else "no"
+        pair = [f"{m:.5g} / {d:.5g}" for m, d in zip(_moments(data[:, k]), _moments(draws[:, k]), strict=True)]
+        rows.append([name, *pair, f"{data[:, k].min():.5g} to {data[:, k].max():.5g}", rounded])
+    head = ["column", "mean: data / draws", "std: data / draws", "range of the data", "rounded"]
+    return Card("The data and the draws", text, [picture], head, rows, folded=len(rows) > 12)
+
+
+def _moments(values: np.ndarray) -> tuple[float, float]:
+    return float(values.mean()), float(values.std())
+
+
+def _plane_card(run: FinishedDensity, data: np.ndarray) -> Card:
+    x, y, density = density_on_plane(run.model.score_samples, data, run.columns)
+    chosen = np.random.RandomState(0).permutation(len(data))[:1200]
+    points = (data[chosen, 0].tolist(), data[chosen, 1])
+    picture = charts.density_map(x.tolist(), y, density, {}, points, (run.columns[0], run.columns[1]), "density")
+    text = "The density that was learned, as a map, with training rows over it. Dark is likely."
+    return Card("A map of p(x)", text, [picture])
+
+
+def density_on_plane(
+    score_samples: Callable[[pd.DataFrame], np.ndarray], data: np.ndarray, names: list[str], n: int = 160
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The two axes ``[n]`` and the density ``[n, n]`` (second column first), over the range of the data."""
+    axes = []
+    for k in range(2):
+        low, high = charts.span(data[:, k])
+        pad = 0.1 * (high - low)
+        axes.append(np.linspace(low - pad, high + pad, n))
+    grid = np.stack(np.meshgrid(axes[0], axes[1]), -1).reshape(-1, 2)
+    density = np.exp(score_samples(pd.DataFrame(grid, columns=names))).reshape(n, n)
+    return axes[0], axes[1], density
+
+
+def _pairs_card(run: FinishedDensity, data: np.ndarray, draws: np.ndarray) -> Card:
+    chosen = _related(data)
+    names = [run.columns[k] for k in chosen]
+    picture = density_charts.pairs(data[:, chosen], draws[:, chosen], names)
+    text = (
+        "Columns over each other: the data above the diagonal, draws from the model below it. Mirror images agree."
+    )
+    if len(chosen) < len(run.columns):
+        text += f" The {len(chosen)} of {len(run.columns)} columns that hang together most."
+    return Card("Pairs", text, [picture])
+
+
+def _related(data: np.ndarray) -> list[int]:
+    """Up to four columns that hang together, none a copy of another."""
+    n = data.shape[1]
+    if n <= _MAX_PAIRED:
+        return list(range(n))
+    rank = np.abs(np.nan_to_num(pd.DataFrame(data).corr("spearman").to_numpy()))
+    order = np.argsort(-rank.sum(0), kind="stable")
+    chosen = [int(order[0])]
+    for most_alike in (0.97, 1.1):
+        for k in order[1:]:
+            if len(chosen) < _MAX_PAIRED and k not in chosen and rank[k, chosen].max() < most_alike:
+                chosen.append(int(k))
+    return sorted(chosen)
+
+
+def _correlations_card(run: FinishedDensity, data: np.ndarray, draws: np.ndarray) -> Card:
+    n = min(len(run.columns), _MAX_CORRELATED)
+    picture = density_charts.correlations(data[:, :n], draws[:, :n], run.columns[:n])
+    off = np.abs(np.corrcoef(data[:, :n].T) - np.corrcoef(draws[:, :n].T))[np.triu_indices(n, 1)]
+    text = (
+        f"Linear correlation between columns. They differ by {off.mean():.3f} on average, {off.max():.3f} at most."
+    )
+    if n < len(run.columns):
+        text += f" The first {n} of {len(run.columns)} columns."
+    return Card("Correlations", text, [picture])
+
+
+def _training_card(run: FinishedDensity) -> Card:
+    histories = [h for h in run.model.history_ if h.epochs]
+    n_epochs = max((len(h.epochs) for h in histories), default=0)
+    # Training works on standardised columns; a change of scale shifts a log density by a constant. Networks that
+    # have stopped stay at their best.
+    held_out = np.zeros(n_epochs)
+    for h in histories:
+        values = [e["validation"] for e in h.epochs]
+        held_out += np.array(values + [h.epochs[-1]["best"]] * (n_epochs - len(values)))
+    best = sum(h.epochs[-1]["best"] for h in histories)
+    shift = (run.model.validation_nll_ if np.isfinite(run.model.validation_nll_) else best) - best
+    text = (
+        "Negative log-likelihood of rows that the networks did not learn from, epoch by epoch; the best is kept."
+    )
+    rows: list[list[str]] = []
+    head: list[str] = []
+    if len(run.model.history_) > 1:
+        text += (
+            " The density is a chain of conditionals, one for each column given those before it; the curve is "
+            "their sum."
+        )
+        head = ["column, given those before it", "epochs", "time", "end"]
+        rows = [
+            [name, str(len(h.epochs)), duration(h.seconds), h.stopped]
+            for name, h in zip(run.columns, run.model.history_, strict=True)
+        ]
+    lines = {"held-out rows": (held_out + shift).tolist()}
+    # The first epochs, far above the rest, would leave no room for it.
+    picture = charts.curves(list(range(1, n_epochs + 1)), lines, ("epoch", "NLL, nats"), None)
+    events = [event for h in run.model.history_ for event in h.events]
+    return Card("Training", text, [picture], head, rows, notes=events, folded=len(rows) > 8)
+
+
+def _outliers_card(run: FinishedDensity) -> Card:
+    found = run.figures["outliers"][:10]
+    # The columns in which these rows are farthest out, if not all can be shown.
+    data = run.training_rows[run.columns].to_numpy(np.float64)
+    values = np.array([entry["values"] for entry in found])
+    far = (np.abs(values - np.median(data, 0)) / (data.std(0) + 1e-300)).mean(0)
+    shown = sorted(np.argsort(-far, kind="stable")[:_MAX_SHOWN].tolist())
+    typical = ["the median row", "", "", *(f"{np.median(data[:, k]):.5g}" for k in shown)]
+    rows = [
+        [
+            str(entry["row"]),
+            f"{entry['log_prob']:.2f}",
+            "training" if entry["training"] else "test",
+            *(f"{entry['values'][k]:.5g}" for k in shown),
+        ]
+        for entry in found
+    ]
+    text = "The rows that the model finds least likely, counted from the top of the table: mistakes, or rarities."
+    if len(shown) < len(run.columns):
+        text += f" Of the {len(run.columns)} columns the {len(shown)} in which they are farthest out."
+    head = ["row", "log p", "part", *(run.columns[k] for k in shown)]
+    return Card("Unlikely rows", text, head=head, rows=[*rows, typical])
+
+
+def _imputation_card(run: FinishedDensity) -> Card:
+    rows = run.training_rows if run.test_rows is None else run.test_rows
+    which = "training" if run.test_rows is None else "test"
+    names, errors, spreads = imputation_errors(run, rows)
+    text = (
+        f"Each column in turn is hidden in {which} rows and filled in from the others: by the mean of the model's "
+        "draws, by linear regression, and by the column's mean. The error is in standard deviations of the column."
+    )
+    if len(names) < len(run.columns):
+        text += f" {len(names)} of {len(run.columns)} columns."
+    picture = density_charts.errors_by_column(names, errors)
+    table = []
+    best = set()
+    for k, name in enumerate(names):
+        values = [errors[m][k] for m in errors]
+        best.add((k, 1 + int(np.argmin(values))))
+        table.append([name, *(f"{v * spreads[k]:.4g}" for v in values)])
+    note = "In the table the RMSE is in the column's units."
+    return Card("Filling gaps", text, [picture], ["column", *errors], table, best, [note], folded=len(table) > 8)
+
+
+def imputation_errors(
+    run: FinishedDensity, rows: pd.DataFrame, work: float = 1.5e6
+) -> tuple[list[str], dict[str, list[float]], list[float]]:
+    """RMSE of hidden values, by column and by the way of filling them, in standard deviations of the column.
+
+    Args:
+        rows: with the truth.
+        work: how many conditionals may be asked; it bounds the columns and the rows.
+
+    Returns:
+        the columns, errors by the name of the way, and the standard deviations.
+    """
+    d, n_candidates = len(run.columns), 64
+    which = np.unique(np.linspace(0, d - 1, min(d, _MAX_SHOWN)).round().astype(int))
+    most = int(np.clip(work / (n_candidates * d * len(which)), 20, 300))
+    X = rows[run.columns].to_numpy(np.float64)[:most]
+    training = run.training_rows[run.columns].to_numpy(np.float64)
+    errors: dict[str, list[float]] = {MODEL_NAME: [], "linear regression": [], "the mean": []}
+    spreads = []
+    for k in which:
+        spread = float(training[:, k].std())
+        others = np.arange(d) != k
+        hidden = X.copy()
+        hidden[:, k] = np.nan
+        table = pd.DataFrame(hidden, columns=run.columns)
+        ours = run.model.impute(table, n_candidates, 0, n_candidates=n_candidates)[:, :, k].mean(0)
+        line = LinearRegression().fit(training[:, others], training[:, k]).predict(X[:, others])
+        for name, guess in zip(errors, (ours, line, training[:, k].mean()), strict=True):
+            errors[name].append(float(np.sqrt(np.square(guess - X[:, k]).mean())) / spread)
+        spreads.append(spread)
+    return [run.columns[k] for k in which], errors, spreads
+
+
+def _scores_card(run: FinishedDensity) -> Card:
+    scores = run.figures["scores"]
+    rows, notes = [], []
+    for name, entry in scores.items():
+        error = entry["nll_error"]
+        value = "not finite" if entry["nll"] is None else f"{entry['nll']:.3f}"
+        rows.append([name, value + (f" ± {error:.2g}" if error else ""), entry["detail"]])
+        if entry.get("nll_gain") is not None:
+            gain, error = entry["nll_gain"], entry.get("nll_gain_error")
+            word = "more" if gain >= 0 else "less"
+            sure = "" if error is None else f" ± {error:.3f}"
+            notes.append(
+                f"Row by row, the test rows are {abs(gain):.3f}{sure} nats {word} likely under {MODEL_NAME} than "
+                f"under the baseline “{name}”."
+            )
+    values = [np.inf if e["nll"] is None else e["nll"] for e in scores.values()]
+    notes.append("± is one standard error over the test rows. NLL in nats, of rows in the columns' own units.")
+    if run.model.resolution_.any():
+        notes.append("Rounded columns are spread over their rounding cells, for all models at the same places.")
+    text = f"Four models on the same {run.figures['test_rows']} test rows. Lower is better."
+    return Card(
+        "Beside three baselines", text, head=["model", "NLL", "chosen"], rows=rows,
+        best={(int(np.argmin(values)), 1)}, notes=notes,
+    )  # fmt: skip
+
+
+def _making_card(run: FinishedDensity) -> Card:
+    figures, settings = run.figures, run.settings
+    n_weights = sum(p.numel() for p in run.model.energy_.parameters())
+    names = {"training": "training the model", "scoring": "scoring it", "looking for outliers": "scoring all rows"}
+    rows = [[names.get(k, f"fitting and scoring: {k}"), duration(v)] for k, v in figures["seconds"].items()]
+    rows.append(["all", duration(sum(figures["seconds"].values()))])
+    text = (
+        f"Objective {settings.objective!r}, {type(run.model.energy_.inner).__name__} with {n_weights:,} weights, "
+        f"seed {settings.seed}. The same command on the same machine gives the same model."
+    )
+    return Card("How it was made", text, head=["step", "time"], rows=rows, notes=figures["remarks"])
