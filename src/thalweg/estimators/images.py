@@ -80,7 +80,7 @@ class ImageEBM(BaseEstimator):
         clip_grad: float | None = 1.0,
         energy_l2: float = 0.1,
         buffer_size: int = 2000,
-        restart: float = 0.05,
+        restart: float = 0.1,
         batch_size: int = 100,
         learning_rate: float = 1e-3,
         max_steps: int = 3000,

@@ -1,0 +1,325 @@
+"""Image energies, images in, and the estimator that generates, completes and denoises."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from thalweg.data.images import as_images, digits, outliers, read_images
+from thalweg.data.shapes import SHAPES, draw_sprites, render_sprites
+from thalweg.energies.conditioning import ClampedEnergy
+from thalweg.energies.images import (
+    ImageEnergy,
+    LabelledImageEnergy,
+    LowestOverLabels,
+    MultiscaleEnergy,
+    residual_network,
+)
+from thalweg.energies.perceptron import LabelledPerceptron
+from thalweg.estimators.images import ImageEBM
+from thalweg.sampling.chain import run_chain
+from thalweg.sampling.langevin import ColdLangevin
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+LABELLED = {
+    "perceptron": lambda: LabelledPerceptron((1, 8, 8), 3, (16, 12), "silu"),
+    "perceptron with relu": lambda: LabelledPerceptron((1, 8, 8), 3, (16,)),
+    "residual": lambda: LabelledImageEnergy(residual_network(1, 3, width=4, n_blocks=2)),
+}
+
+
+@pytest.mark.parametrize("make", LABELLED.values(), ids=LABELLED)
+def test_the_energy_of_a_label_is_that_labels_output_with_chains_or_without(make):
+    energy = make().eval()
+    images, labels = torch.rand(5, 2, 1, 8, 8, generator=seeded()), torch.tensor([0, 2, 1, 1, 0])
+    every = energy.energies(images)
+    assert every.shape == (5, 2, 3)
+    wanted = every[torch.arange(5), :, labels]
+    torch.testing.assert_close(energy.given(labels)(images), wanted)
+    torch.testing.assert_close(energy.given(labels)(images[:, 0]), wanted[:, 0])
+    torch.testing.assert_close(LowestOverLabels(energy)(images), every.amin(-1))
+
+
+@pytest.mark.parametrize("make", LABELLED.values(), ids=LABELLED)
+def test_the_gradient_by_hand_is_autograds_and_leaves_none_on_the_weights(make):
+    energy = make().double().eval()
+    images = torch.rand(4, 3, 1, 8, 8, generator=seeded(), dtype=torch.float64)
+    given = energy.given(torch.tensor([2, 0, 1, 1]))
+    value, grad = given.value_and_grad(images)
+    x = images.clone().requires_grad_(True)
+    wanted = given(x)
+    torch.testing.assert_close(value, wanted.detach())
+    torch.testing.assert_close(grad, torch.autograd.grad(wanted.sum(), x)[0])
+    assert not value.requires_grad
+    assert not grad.requires_grad
+    assert all(w.grad is None for w in energy.parameters())
+
+
+def test_spectral_normalisation_bounds_every_weight_and_rests_while_sampling():
+    network = residual_network(1, 1, width=4, n_blocks=2)
+    energy = ImageEnergy(network)
+    energy.train()
+    for _ in range(100):
+        energy(torch.rand(2, 1, 8, 8))
+    energy.eval()
+    before = {k: v.clone() for k, v in energy.state_dict().items()}
+    run_chain(ColdLangevin(0.1, 0.01, 1.0, 0, 1), energy, torch.rand(2, 1, 8, 8), 3, seeded())
+    for name, value in energy.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) > 4
+    for layer in convolutions:
+        assert float(torch.linalg.matrix_norm(layer.weight.flatten(1), 2)) < 1.1
+
+
+def test_a_multiscale_energy_adds_the_energies_of_the_averages():
+    def brightness(k: int) -> ImageEnergy:
+        return ImageEnergy(nn.Sequential(nn.Flatten(), nn.Linear(64 // 4**k, 1)))
+
+    parts = [brightness(0), brightness(1)]
+    x = torch.rand(3, 2, 1, 8, 8)
+    small = x.reshape(3, 2, 1, 4, 2, 4, 2).mean((4, 6))
+    torch.testing.assert_close(MultiscaleEnergy(parts)(x), parts[0](x) + parts[1](small))
+
+
+def test_clamped_coordinates_come_back_bit_for_bit_and_the_others_follow_the_conditional():
+    """A Gaussian with correlation 0.8: given x_0 = 1 the mean of x_1 is 0.8, its variance 0.36."""
+    from thalweg.energies import GaussianMixtureEnergy
+    from thalweg.sampling.hmc import HMC
+
+    covariance = torch.tensor([[1.0, 0.8], [0.8, 1.0]])
+    energy = GaussianMixtureEnergy(torch.zeros(1, 2), torch.linalg.cholesky(covariance)[None])
+    n = 4000
+    clamped = ClampedEnergy(energy, torch.tensor([1.0, 0.0]).expand(n, 2), torch.tensor([True, False]))
+    x = run_chain(HMC(0.4, 5), clamped, torch.zeros(n, 2), 40, seeded()).position
+    end = clamped.complete(x)
+    assert (end[:, 0] == 1.0).all()
+    assert abs(float(end[:, 1].mean()) - 0.8) < 4 * 0.6 / n**0.5
+    assert abs(float(end[:, 1].var()) - 0.36) < 4 * 0.36 * (2 / n) ** 0.5
+    value, grad = clamped.value_and_grad(x)
+    y = x.clone().requires_grad_(True)
+    torch.testing.assert_close(clamped(y), value)
+    torch.testing.assert_close(torch.autograd.grad(clamped(y).sum(), y)[0], grad)
+
+
+# -- images in ----------------------------------------------------------------------------------------
+
+
+def test_images_of_every_layout_become_the_same_array():
+    grey = np.random.RandomState(0).randint(0, 256, (5, 6, 7)).astype(np.uint8)
+    found = as_images(grey)
+    assert found.pixels.shape == (5, 1, 6, 7)
+    assert found.resolution == pytest.approx(1 / 255)
+    colour = np.stack([grey] * 3, -1)
+    np.testing.assert_array_equal(as_images(colour).pixels[:, 1], found.pixels[:, 0])
+    np.testing.assert_array_equal(as_images(as_images(colour).pixels).pixels, as_images(colour).pixels)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (np.zeros((3, 4)), "images must be"),
+        (np.zeros((3, 5, 4, 4)), "images must be"),
+        (np.full((3, 4, 4), np.nan), "without NaN"),
+        (np.full((3, 4, 4), 2.0), "numbers in"),
+        (np.zeros((3, 4, 4)), "all pixels are the same"),
+        (np.zeros((0, 4, 4)), "images must be"),
+    ],
+)
+def test_images_that_are_none_are_refused(pixels, words):
+    with pytest.raises(ValueError, match=words):
+        as_images(pixels)
+
+
+def test_a_folder_of_pictures_is_read_with_its_subfolders_as_labels(tmp_path):
+    rng = np.random.RandomState(0)
+    for label in ("cats", "dogs"):
+        (tmp_path / label).mkdir()
+        for i in range(2):
+            Image.fromarray(rng.randint(0, 256, (8, 8)).astype(np.uint8)).save(tmp_path / label / f"{i}.png")
+    found = read_images(tmp_path)
+    assert found.pixels.shape == (4, 1, 8, 8)
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, 0, 1, 1]
+    (tmp_path / "cats" / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"bad\.png can't be read"):
+        read_images(tmp_path)
+
+
+def test_pictures_of_several_sizes_and_empty_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no pictures"):
+        read_images(tmp_path)
+    for size in (8, 9):
+        Image.fromarray(np.zeros((size, size), np.uint8)).save(tmp_path / f"{size}.png")
+    with pytest.raises(ValueError, match="differ in size"):
+        read_images(tmp_path)
+    with pytest.raises(ValueError, match="no file or folder"):
+        read_images(tmp_path / "nothing")
+
+
+def test_an_npz_is_read_and_a_damaged_one_refused(tmp_path):
+    path = tmp_path / "some.npz"
+    np.savez(path, X_train=np.arange(32, dtype=np.uint8).reshape(2, 4, 4), y_train=np.array([1, 0]))
+    found = read_images(path)
+    assert found.labels is not None
+    assert found.labels.tolist() == [1, 0]
+    np.savez(path, other=np.zeros(3))
+    with pytest.raises(ValueError, match="no array X_train"):
+        read_images(path)
+    path.write_bytes(b"not a zip file")
+    with pytest.raises(ValueError, match=r"can't be read|pickle"):
+        read_images(path)
+
+
+def test_outliers_are_what_they_say():
+    train, _ = digits()
+    found = outliers(train.pixels, 20, np.random.RandomState(0))
+    assert set(found) == {"uniform noise", "constant", "shuffled", "inverted", "interpolated"}
+    for images in found.values():
+        assert images.shape == (20, 1, 8, 8)
+        assert images.min() >= 0
+        assert images.max() <= 1
+    assert (np.ptp(found["constant"].reshape(20, -1), axis=1) == 0).all()
+
+
+def test_sprites_show_their_concepts():
+    sprites = draw_sprites(50, np.random.RandomState(0))
+    assert sprites.images.shape == (50, 16, 16)
+    right, down = np.meshgrid((np.arange(16) + 0.5) / 16, (np.arange(16) + 0.5) / 16)
+    mass = sprites.images.sum((1, 2))
+    centre = np.stack([(sprites.images * m).sum((1, 2)) / mass for m in (right, down)], 1)
+    assert np.abs(centre - sprites.place)[sprites.shape != SHAPES.index("triangle")].max() < 0.02
+    big = render_sprites(sprites.shape, sprites.place, 1.1 * sprites.scale, sprites.rotation)
+    assert (big.sum((1, 2)) > mass).all()
+
+
+# -- the estimator ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[ImageEBM, np.ndarray, np.ndarray]:
+    train, _ = digits()
+    images, labels = train.pixels[:400], train.labels[:400]
+    model = ImageEBM(hidden=(64,), n_steps=10, max_steps=200, buffer_size=200, batch_size=50, random_state=0)
+    return model.fit(images, labels, resolution=1 / 16), images, labels
+
+
+def test_a_short_training_knows_digits_from_noise_and_repeats_itself(small):
+    model, images, labels = small
+    noise = np.random.RandomState(0).uniform(size=(100, 1, 8, 8)).astype(np.float32)
+    assert model.score_samples(images[:100]).min() > np.median(model.score_samples(noise))
+    again = ImageEBM(hidden=(64,), n_steps=10, max_steps=200, buffer_size=200, batch_size=50, random_state=0)
+    again.fit(images, labels, resolution=1 / 16)
+    np.testing.assert_array_equal(again.energies(images[:5]), model.energies(images[:5]))
+
+
+def test_samples_lie_in_the_box_and_are_seeded(small):
+    model, *_ = small
+    a, b = (model.sample(6, n_steps=20, random_state=s) for s in (1, 1))
+    np.testing.assert_array_equal(a, b)
+    assert a.shape == (6, 1, 8, 8)
+    assert a.min() >= 0
+    assert a.max() <= 1
+
+
+def test_known_pixels_are_completed_bit_for_bit(small):
+    model, images, labels = small
+    known = np.zeros((1, 8, 8), bool)
+    known[:, :4] = True
+    for given in (labels[:5], None):
+        found = model.complete(images[:5], known, given, n_chains=3, n_steps=10, random_state=0)
+        assert found.shape == (3, 5, 1, 8, 8)
+        assert (found[:, :, :, :4] == images[:5, :, :4]).all()
+        assert not (found[:, :, :, 4:] == images[:5, :, 4:]).all()
+
+
+def test_denoising_moves_towards_the_data(small):
+    model, images, labels = small
+    noisy = (images[:50] + 0.3 * np.random.RandomState(0).randn(50, 1, 8, 8)).clip(0, 1).astype(np.float32)
+    clean = model.denoise(noisy, labels[:50], random_state=0)
+    assert ((clean - images[:50]) ** 2).mean() < ((noisy - images[:50]) ** 2).mean()
+
+
+def test_a_saved_model_is_the_same_and_a_foreign_one_refused(small, tmp_path):
+    model, images, _ = small
+    model.save(tmp_path / "model", {"note": 1})
+    loaded = ImageEBM.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.energies(images[:5]), model.energies(images[:5]))
+    assert loaded.extra_ == {"note": 1}
+    with pytest.raises(ValueError, match="holds no model"):
+        ImageEBM.load(tmp_path)
+
+
+def test_an_interrupted_run_resumes_to_the_same_energy(small, tmp_path):
+    _, images, labels = small
+    settings = {
+        "hidden": (16,),
+        "n_steps": 3,
+        "max_steps": 24,
+        "buffer_size": 60,
+        "batch_size": 50,
+        "random_state": 1,
+    }
+    whole = ImageEBM(**settings).fit(images, labels, resolution=1 / 16)
+    count = 0
+
+    class Interrupting(ColdLangevin):
+        def step(self, *args):
+            nonlocal count
+            count += 1
+            if count == 40:
+                raise KeyboardInterrupt
+            return super().step(*args)
+
+    broken = ImageEBM(**settings)
+    broken._kernel = lambda: Interrupting(0.05, 0.03, 1.0, 0.0, 1.0)
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit(images, labels, resolution=1 / 16, run_dir=tmp_path, checkpoint_seconds=0.0)
+    resumed = ImageEBM(**settings).fit(
+        images, labels, resolution=1 / 16, run_dir=tmp_path, resume=True, checkpoint_seconds=0.0
+    )
+    np.testing.assert_array_equal(resumed.energies(images[:5]), whole.energies(images[:5]))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"labels": np.array([0.5, 1.0])}, "whole numbers"),
+        ({"labels": np.array([0, 2])}, "label 1 has no image"),
+        ({"labels": np.array([0, 1, 1])}, "2 images and 3 labels"),
+        ({"images": np.zeros((2, 3))}, "images must be"),
+    ],
+)
+def test_bad_training_data_are_refused(change, words):
+    data = {"images": np.random.RandomState(0).uniform(size=(2, 8, 8)), "labels": np.array([0, 1])} | change
+    with pytest.raises(ValueError, match=words):
+        ImageEBM(max_steps=1).fit(**data)
+
+
+def test_bad_use_is_refused(small):
+    model, images, _ = small
+    with pytest.raises(ValueError, match="labels must be"):
+        model.sample(2, np.array([0, 10]))
+    with pytest.raises(ValueError, match="images must be"):
+        model.energies(images[:, :, :4])
+    with pytest.raises(ValueError, match="NaN"):
+        model.energies(np.full((1, 1, 8, 8), np.nan))
+    with pytest.raises(ValueError, match="network must be"):
+        ImageEBM(network="huge").fit(images)
+    with pytest.raises(ValueError, match="too small"):
+        ImageEBM(network="residual", n_blocks=5).fit(images)
+
+
+def test_a_residual_network_trains_on_colour_images_without_labels():
+    images = np.random.RandomState(0).randint(0, 256, (12, 16, 16, 3)).astype(np.uint8)
+    model = ImageEBM(
+        network="residual", width=4, n_steps=2, max_steps=3, batch_size=4, buffer_size=8, random_state=0
+    )
+    model.fit(images)
+    assert model.image_shape_ == (3, 16, 16)
+    assert model.sample(2, n_steps=2, random_state=0).shape == (2, 3, 16, 16)
