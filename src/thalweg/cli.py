@@ -6,7 +6,7 @@ import contextlib
 import errno
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -368,6 +368,76 @@ def _density_table(run: FinishedDensity) -> Table:
         cells = [_with_error(entry["nll"], entry["nll_error"]), shown, escape(entry["detail"])]
         table.add_row(name, *cells, style="bold" if i == 0 else None)
     return table
+
+
+@compare_app.command(
+    "density",
+    epilog="Example: thalweg compare density iris.csv --drop species --seconds 20 --out runs/iris-compare",
+    short_help="Fit a density by every training method and compare.",
+)
+def compare_density(
+    table: Annotated[Path, typer.Argument(help="CSV, TSV or Parquet file.", show_default=False)],
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the page. [default: runs/TABLE-compare]")
+    ] = None,
+    drop: Annotated[list[str] | None, typer.Option("--drop", help="Column to leave out; repeatable.")] = None,
+    test_fraction: Annotated[float, typer.Option(help="Part of the rows held out for the figures.")] = 0.2,
+    objectives: Annotated[
+        str | None, typer.Option(help="Names separated by commas, as auto,nce,dsm. [default: all]")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Of training, for each fit.")] = 10.0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Updates for each fit, instead of --seconds: the same everywhere.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Fits of each method.")] = 3,
+    members: Annotated[int, typer.Option(min=1, help="Networks in each ensemble of 'auto'.")] = 8,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of PyTorch. [default: by the size of the work]")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no figures.")] = False,
+) -> None:
+    """Fit the density of a table by every training method, under one budget, and score each on rows held out.
+
+    Writes report.html and comparison.json. It takes about methods x seeds x seconds.
+    """
+    from thalweg.estimators.density_compare import CompareSettings, compare_densities
+    from thalweg.estimators.folder import write_json
+    from thalweg.report import write_comparison_page
+    from thalweg.report.density_compare import HEAD, table_rows
+
+    folder = out_folder or Path("runs") / f"{table.name.split('.')[0]}-compare"
+    if (folder / "fit.json").exists() or (folder.exists() and not folder.is_dir()):
+        raise ValueError(f"{folder} holds something else: choose another --out")
+    settings = CompareSettings(str(table.resolve()), drop or [], test_fraction, seconds=seconds, steps=steps,
+                               seeds=seeds, members=members, threads=threads)  # fmt: skip
+    if objectives is not None:
+        settings = replace(settings, objectives=[o.strip() for o in objectives.split(",") if o.strip()])
+    comparison = compare_densities(settings, _teller(quiet))
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {
+        "settings": asdict(settings),
+        "contenders": [c.summary() for c in comparison.contenders],
+        "baselines": comparison.baselines,
+        "seconds": comparison.seconds,
+    }
+    write_json(folder / "comparison.json", document)
+    path = write_comparison_page(comparison, folder / "report.html")
+    if quiet:
+        return
+    data = comparison.data
+    title = f"{table.name}: {data.training.shape[1]} columns, {len(data.test)} test rows"
+    listing = Table(HEAD[0], title=escape(title), title_justify="left")
+    for heading in HEAD[1:-1]:
+        listing.add_column(heading, justify="right")
+    listing.add_column(HEAD[-1])
+    for row in table_rows(comparison.contenders):
+        listing.add_row(*row)
+    for name, nll in comparison.baselines.items():
+        listing.add_row(name, f"{nll:.3f}", style="dim")
+    out.print(listing)
+    for remark in data.remarks:
+        out.print(escape(remark), soft_wrap=True)
+    out.print(f"{comparison.seconds:.0f} s. The page lies in {escape(str(path))}", soft_wrap=True)
 
 
 def _with_error(value: float | None, error: float | None, sign: str = "") -> str:

@@ -36,7 +36,7 @@ from thalweg.sampling.adaptation import adapt_step_size
 from thalweg.sampling.annealing import bracket_log_normaliser
 from thalweg.sampling.chain import run_chain
 from thalweg.sampling.hmc import HMC
-from thalweg.training.loop import History, Plan, Trainer
+from thalweg.training.loop import DivergenceError, History, Plan, Trainer
 from thalweg.training.progress import BarProgress, Progress
 from thalweg.training.saving import load_model, save_model
 
@@ -273,7 +273,13 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             history = trainer.fit(network, objective, Batch(None, training), validate, resume=how["resume"])
         network = network.cpu().eval()
         self.history_ = [history]
-        self._normalise(network, seed)
+        try:
+            self._normalise(network, seed)
+        except ValueError as error:
+            raise DivergenceError(
+                f"training by {self.objective!r} ended with an energy that can't be normalised ({error}): lower "
+                "the learning rate, or take another objective"
+            ) from error
         nll = history.epochs[-1]["best"] if history.epochs else math.nan
         self.validation_nll_ = nll + shift
         return network

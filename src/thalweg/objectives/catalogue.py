@@ -32,14 +32,11 @@ class Method:
         build: makes the objective for data ``[n, D]`` of mean 0 and standard deviation 1.
         needs: what it needs beside the energy's value: "noise density", "auxiliary model", "second
             derivatives", "chains", or nothing.
-        work: how long an update takes, in updates of plain noise-contrastive estimation, roughly; one budget
-            of time gives a method as many fewer updates.
     """
 
     title: str
     build: Callable[[Tensor], Objective]
     needs: str = ""
-    work: float = 1.0
 
 
 def _noise(data: Tensor, widen: float = 1.0) -> GaussianMixtureEnergy:
@@ -73,37 +70,34 @@ METHODS: dict[str, Method] = {
     "nce": Method(
         "noise-contrastive estimation", lambda z: NoiseContrastiveEstimation(_noise(z), 4), "noise density"
     ),
-    "cnce": Method("conditional NCE", lambda z: ConditionalNCE(), work=2.0),
-    "fce": Method("flow contrastive estimation", _flow, "auxiliary model", 6.0),
+    "cnce": Method("conditional NCE", lambda z: ConditionalNCE()),
+    "fce": Method("flow contrastive estimation", _flow, "auxiliary model"),
     "ml-is": Method(
         "maximum likelihood, importance sampling",
         lambda z: ImportanceSampling(_noise(z, 1.2), 1024),
         "noise density",
     ),
-    "sm": Method("score matching", lambda z: ScoreMatching(), "second derivatives", 2.0),
+    "sm": Method("score matching", lambda z: ScoreMatching(), "second derivatives"),
     "ssm": Method("sliced score matching", lambda z: SlicedScoreMatching(), "second derivatives"),
     "ssm-vr": Method(
         "sliced score matching, variance reduced",
         lambda z: SlicedScoreMatching(1, variance_reduction=True),
         "second derivatives",
-        1.5,
     ),
     "dsm": Method("denoising score matching", lambda z: DenoisingScoreMatching(0.1), "derivatives"),
-    "ed": Method("energy discrepancy", lambda z: EnergyDiscrepancy(0.2, 16), work=3.0),
-    "lsd": Method("learned Stein discrepancy", _critic, "auxiliary model", 1.0),
+    "ed": Method("energy discrepancy", lambda z: EnergyDiscrepancy(0.2, 16)),
+    "lsd": Method("learned Stein discrepancy", _critic, "auxiliary model"),
     "cd": Method(
-        "contrastive divergence, 20 steps", lambda z: ContrastiveDivergence(Langevin(0.005), 20), "chains", 4.0
+        "contrastive divergence, 20 steps", lambda z: ContrastiveDivergence(Langevin(0.005), 20), "chains"
     ),
     "pcd": Method(
         "persistent contrastive divergence, 20 steps",
         lambda z: ContrastiveDivergence(Langevin(0.005), 20, _buffer(z)),
         "chains",
-        4.0,
     ),
     "icd": Method(
         "improved contrastive divergence, 20 steps",
         lambda z: ImprovedContrastiveDivergence(Langevin(0.005), 20, _buffer(z)),
         "chains",
-        5.0,
     ),
 }

@@ -1,6 +1,7 @@
 """The page of pictures."""
 
 from thalweg.report.density import density_report, write_density_report
+from thalweg.report.density_compare import write_comparison_page
 from thalweg.report.page import Card, Tile, render_page
 from thalweg.report.recipe import write_recipe_page
 from thalweg.report.regression import regression_report, write_regression_report
@@ -11,6 +12,7 @@ __all__ = [
     "density_report",
     "regression_report",
     "render_page",
+    "write_comparison_page",
     "write_density_report",
     "write_recipe_page",
     "write_regression_report",

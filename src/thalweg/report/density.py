@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LinearRegression
 
+from thalweg.estimators.density import EnergyDensity
 from thalweg.estimators.density_run import MODEL_NAME, FinishedDensity
 from thalweg.report import charts, density_charts
 from thalweg.report.page import Card, Tile, render_page, write_page
@@ -105,7 +105,7 @@ def _moments(values: np.ndarray) -> tuple[float, float]:
 
 
 def _plane_card(run: FinishedDensity, data: np.ndarray) -> Card:
-    x, y, density = density_on_plane(run.model.score_samples, data, run.columns)
+    x, y, density = density_on_plane(run.model, data)
     chosen = np.random.RandomState(0).permutation(len(data))[:1200]
     points = (data[chosen, 0].tolist(), data[chosen, 1])
     picture = charts.density_map(x.tolist(), y, density, {}, points, (run.columns[0], run.columns[1]), "density")
@@ -114,7 +114,7 @@ def _plane_card(run: FinishedDensity, data: np.ndarray) -> Card:
 
 
 def density_on_plane(
-    score_samples: Callable[[pd.DataFrame], np.ndarray], data: np.ndarray, names: list[str], n: int = 160
+    model: EnergyDensity, data: np.ndarray, n: int = 160
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The two axes ``[n]`` and the density ``[n, n]`` (second column first), over the range of the data."""
     axes = []
@@ -123,14 +123,17 @@ def density_on_plane(
         pad = 0.1 * (high - low)
         axes.append(np.linspace(low - pad, high + pad, n))
     grid = np.stack(np.meshgrid(axes[0], axes[1]), -1).reshape(-1, 2)
-    density = np.exp(score_samples(pd.DataFrame(grid, columns=names))).reshape(n, n)
-    return axes[0], axes[1], density
+    names = getattr(model, "feature_names_in_", None)
+    density = model.score_samples(grid if names is None else pd.DataFrame(grid, columns=names))
+    return axes[0], axes[1], np.exp(density).reshape(n, n)
 
 
 def _pairs_card(run: FinishedDensity, data: np.ndarray, draws: np.ndarray) -> Card:
     chosen = _related(data)
     names = [run.columns[k] for k in chosen]
-    picture = density_charts.pairs(data[:, chosen], draws[:, chosen], names)
+    picture = density_charts.pairs(
+        data[:, chosen], draws[:, chosen], names, run.model.resolution_[chosen].tolist()
+    )
     text = (
         "Columns over each other: the data above the diagonal, draws from the model below it. Mirror images agree."
     )
@@ -171,10 +174,11 @@ def _training_card(run: FinishedDensity) -> Card:
     n_epochs = max((len(h.epochs) for h in histories), default=0)
     # Training works on standardised columns; a change of scale shifts a log density by a constant. Networks that
     # have stopped stay at their best.
-    held_out = np.zeros(n_epochs)
+    held_out, best_so_far = np.zeros(n_epochs), np.zeros(n_epochs)
     for h in histories:
-        values = [e["validation"] for e in h.epochs]
-        held_out += np.array(values + [h.epochs[-1]["best"]] * (n_epochs - len(values)))
+        rest = [h.epochs[-1]["best"]] * (n_epochs - len(h.epochs))
+        held_out += np.array([e["validation"] for e in h.epochs] + rest)
+        best_so_far += np.array([e["best"] for e in h.epochs] + rest)
     best = sum(h.epochs[-1]["best"] for h in histories)
     shift = (run.model.validation_nll_ if np.isfinite(run.model.validation_nll_) else best) - best
     text = (
@@ -192,8 +196,10 @@ def _training_card(run: FinishedDensity) -> Card:
             [name, str(len(h.epochs)), duration(h.seconds), h.stopped]
             for name, h in zip(run.columns, run.model.history_, strict=True)
         ]
-    lines = {"held-out rows": (held_out + shift).tolist()}
-    # The first epochs, far above the rest, would leave no room for it.
+    lines = {
+        "held-out rows": (held_out + shift).tolist(),
+        "best so far, of each network its own": (best_so_far + shift).tolist(),
+    }
     picture = charts.curves(list(range(1, n_epochs + 1)), lines, ("epoch", "NLL, nats"), None)
     events = [event for h in run.model.history_ for event in h.events]
     return Card("Training", text, [picture], head, rows, notes=events, folded=len(rows) > 8)

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from thalweg.report.charts import COLOURS, INK, LINE, MODEL, SOFT, bin_edges, plain, shortened, span, styled
+from thalweg.report.charts import COLOURS, INK, LINE, MODEL, SOFT, WATER, bin_edges, plain, shortened, span, styled
 
 DATA = "#e09f3e"
 _TWO_SIDED = [[0, "#b5543f"], [0.25, "#e6b8a6"], [0.5, "#ffffff"], [0.75, "#8cc3d9"], [1, "#145a78"]]
@@ -53,11 +53,18 @@ def marginals(data: np.ndarray, draws: np.ndarray, names: Sequence[str], resolut
     )
 
 
-def pairs(data: np.ndarray, draws: np.ndarray, names: Sequence[str], most_points: int = 700) -> go.Figure:
+def pairs(
+    data: np.ndarray,
+    draws: np.ndarray,
+    names: Sequence[str],
+    resolution: Sequence[float],
+    most_points: int = 700,
+) -> go.Figure:
     """Every column over every other: data above the diagonal, draws below it, in two colours.
 
     Args:
         data, draws: ``[rows, columns]``, of few columns.
+        resolution: spacing of rounded columns, else 0. Points of these are spread, or they would hide each other.
     """
     n = len(names)
     figure = make_subplots(
@@ -65,24 +72,26 @@ def pairs(data: np.ndarray, draws: np.ndarray, names: Sequence[str], most_points
     )  # fmt: skip
     spans = [span(data[:, k]) for k in range(n)]
     rng = np.random.RandomState(0)
-    rows, drawn = rng.permutation(len(data))[:most_points], rng.permutation(len(draws))[:most_points]
+    cells = np.asarray(resolution)
+    shown = [values[rng.permutation(len(values))[:most_points]] for values in (data, draws)]
+    shown = [values + 0.6 * cells * (rng.uniform(size=values.shape) - 0.5) for values in shown]
     for i in range(n):
         for j in range(n):
             place = {"row": i + 1, "col": j + 1}
             low, high = spans[j]
             pad = 0.05 * (high - low)
             if i == j:
-                edges = np.linspace(low, high, 25)
+                edges = bin_edges(data[:, i].clip(low, high), resolution[i], 25)
                 centres = (edges[1:] + edges[:-1]) / 2
                 for values, colour, name in ((data, DATA, "data"), (draws, MODEL, "draws from the model")):
-                    share = np.histogram(values[:, i].clip(low, high), edges)[0] / len(values)
+                    share = np.histogram(values[:, i].clip(edges[0], edges[-1]), edges)[0] / len(values)
                     figure.add_scatter(
                         x=centres, y=share, mode="lines", line={"color": colour, "width": 2}, name=name,
                         showlegend=False, hoverinfo="skip", **place,
                     )  # fmt: skip
                 figure.update_yaxes(showticklabels=False, rangemode="tozero", showgrid=False, **place)
             else:
-                values, colour = (draws[drawn], MODEL) if i > j else (data[rows], DATA)
+                values, colour = (shown[1], MODEL) if i > j else (shown[0], DATA)
                 figure.add_scatter(
                     x=values[:, j], y=values[:, i], mode="markers", hoverinfo="skip",
                     name="draws from the model" if i > j else "data", showlegend=(i, j) in ((1, 0), (0, 1)),
@@ -119,7 +128,7 @@ def correlations(data: np.ndarray, draws: np.ndarray, names: Sequence[str]) -> g
             row=1, col=k + 1,
         )  # fmt: skip
     styled(figure, 130 + int(np.clip(36 * len(names), 200, 560)))
-    figure.update_xaxes(tickvals=places, ticktext=labels, showgrid=False, tickangle=-45 if len(names) > 4 else 0)
+    figure.update_xaxes(tickvals=places, ticktext=labels, showgrid=False, tickangle=-40)
     figure.update_yaxes(tickvals=places, ticktext=labels, showgrid=False, autorange="reversed")
     figure.update_annotations(font_size=13, font_color=SOFT)
     return figure.update_layout(margin={"l": 10, "r": 10, "t": 40, "b": 10})
@@ -176,3 +185,45 @@ def ranking(
     figure.update_xaxes(title=axis)
     figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=labels)
     return styled(figure, 90 + 30 * len(names)).update_layout(margin={"l": 10, "r": 10, "t": 40, "b": 10})
+
+
+def maps(
+    x: np.ndarray, y: np.ndarray, densities: dict[str, np.ndarray], data: np.ndarray, axes: tuple[str, str]
+) -> go.Figure:
+    """The data, and densities ``[m, n]`` over a plane, in panels on one scale of colours.
+
+    Args:
+        x: ``[n]``.
+        y: ``[m]``.
+        data: ``[rows, 2]``.
+    """
+    n_columns = 3
+    titles = ["the data", *densities]
+    n_rows = -(-len(titles) // n_columns)
+    figure = make_subplots(
+        n_rows, n_columns, subplot_titles=[plain(t) for t in titles], shared_xaxes="all", shared_yaxes="all",
+        vertical_spacing=0.16 / n_rows, horizontal_spacing=0.03,
+    )  # fmt: skip
+    some = data[np.random.RandomState(0).permutation(len(data))[:1500]]
+    figure.add_scatter(
+        x=some[:, 0], y=some[:, 1], mode="markers", showlegend=False, hoverinfo="skip",
+        marker={"color": DATA, "size": 4, "opacity": 0.6}, row=1, col=1,
+    )  # fmt: skip
+    # One method's spike would leave the others white.
+    top = float(np.median([np.quantile(d[d > 1e-3 * d.max()], 0.98) for d in densities.values()]))
+    for k, density in enumerate(densities.values(), start=1):
+        row, column = divmod(k, n_columns)
+        figure.add_heatmap(
+            x=x, y=y, z=np.sqrt(np.clip(density / top, 0, 1)), customdata=density, colorscale=WATER, zmin=0,
+            zmax=1, showscale=False, zsmooth="best",
+            hovertemplate="%{x:.4g}, %{y:.4g}: %{customdata:.3g}<extra></extra>",
+            row=row + 1, col=column + 1,
+        )  # fmt: skip
+    styled(figure, 60 + 290 * n_rows)
+    figure.update_annotations(font_size=13, font_color=SOFT)
+    figure.update_xaxes(range=[x[0], x[-1]], showgrid=False, showticklabels=True, nticks=5)
+    figure.update_yaxes(range=[y[0], y[-1]], showgrid=False, nticks=5)
+    for column in range(1, n_columns + 1):
+        figure.update_xaxes(title=plain(axes[0]), row=n_rows, col=column)
+    figure.update_yaxes(title=plain(axes[1]), col=1)
+    return figure.update_layout(margin={"l": 10, "r": 10, "t": 40, "b": 10})

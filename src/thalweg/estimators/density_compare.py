@@ -1,0 +1,199 @@
+"""Every way to train a density, on one table, under one budget of time."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from thalweg.data.target import find_resolution
+from thalweg.estimators.density import OBJECTIVES, EnergyDensity
+from thalweg.estimators.density_run import Numbers, baseline_scores, held_out_log_prob, read_numbers
+from thalweg.objectives.catalogue import METHODS
+from thalweg.training.loop import DivergenceError
+
+_TRIAL_STEPS = 40
+_MOST_STEPS = 100_000
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """What decides a comparison.
+
+    Attributes:
+        table, drop, test_fraction: as of a run. The split is the same for all.
+        objectives: names; all by default.
+        seconds: of training for each fit. The updates that fit into it are counted before, by a short run.
+        steps: updates, instead of seconds: the same on every machine. Of "auto", of each column.
+        seeds: fits of each objective.
+        members: networks in each ensemble of "auto".
+        threads: of PyTorch.
+    """
+
+    table: str
+    drop: list[str] = field(default_factory=list)
+    test_fraction: float = 0.2
+    objectives: list[str] = field(default_factory=lambda: list(OBJECTIVES))
+    seconds: float = 10.0
+    steps: int | None = None
+    seeds: int = 3
+    members: int = 8
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        unknown = [o for o in self.objectives if o not in OBJECTIVES]
+        if unknown:
+            raise ValueError(f"there is no objective {unknown[0]!r}; there are: {', '.join(OBJECTIVES)}")
+        if len(set(self.objectives)) < len(self.objectives) or not self.objectives:
+            raise ValueError("name each objective once")
+        if not 0 < self.test_fraction < 1:
+            raise ValueError(f"the test fraction must lie between 0 and 1, got {self.test_fraction}")
+        if not self.seconds > 0:
+            raise ValueError(f"the seconds must be positive, got {self.seconds:g}")
+
+
+@dataclass
+class Contender:
+    """What one objective reached.
+
+    Attributes:
+        name, title, needs: see :class:`~thalweg.objectives.catalogue.Method`.
+        steps: updates of each fit (of "auto", of each column).
+        nll: mean held-out NLL of each fit that ended, in nats.
+        nll_error: standard error over the test rows, of the first fit.
+        log_normaliser_errors: of each fit that ended.
+        cpu_seconds: of each fit.
+        diverged: fits that ended in nothing.
+        model: the first fit that ended, None if there is none.
+    """
+
+    name: str
+    title: str
+    needs: str
+    steps: int
+    nll: list[float] = field(default_factory=list)
+    nll_error: float = float("nan")
+    log_normaliser_errors: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    diverged: int = 0
+    model: EnergyDensity | None = None
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.nll)) if self.nll else float("inf")
+
+    @property
+    def spread(self) -> float:
+        return float(np.std(self.nll, ddof=1)) if len(self.nll) > 1 else float("nan")
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the model, fit for JSON."""
+        return {
+            "objective": self.name,
+            "title": self.title,
+            "needs": self.needs,
+            "steps": self.steps,
+            "nll": self.nll,
+            "nll_mean": self.mean if self.nll else None,
+            "nll_spread": self.spread if len(self.nll) > 1 else None,
+            "nll_error": self.nll_error if np.isfinite(self.nll_error) else None,
+            "log_normaliser_errors": self.log_normaliser_errors,
+            "cpu_seconds": self.cpu_seconds,
+            "diverged": self.diverged,
+        }
+
+
+@dataclass
+class Comparison:
+    """The contenders, best first, and the baselines' NLL by name."""
+
+    settings: CompareSettings
+    data: Numbers
+    contenders: list[Contender]
+    baselines: dict[str, float]
+    seconds: float
+
+
+def compare_densities(
+    settings: CompareSettings,
+    tell: Callable[[str], None] = lambda line: None,
+    add: Callable[[Contender], None] = lambda contender: None,
+) -> Comparison:
+    """Fit every objective with every seed and score it on the rows held out.
+
+    Args:
+        tell: called with a line before each objective.
+        add: called with each contender that is done.
+
+    Raises:
+        ValueError: for data or settings that can't be used.
+    """
+    begun = time.monotonic()
+    data = read_numbers(settings.table, settings.drop, settings.test_fraction, 0)
+    contenders = []
+    for i, name in enumerate(settings.objectives):
+        tell(f"{name} ({i + 1} of {len(settings.objectives)})")
+        contenders.append(_contender(name, settings, data))
+        add(contenders[-1])
+    resolution = np.array([find_resolution(column) for column in data.training.to_numpy().T])
+    baselines = {k: float(-v[0].mean()) for k, v in baseline_scores(data, resolution, 0).items()}
+    contenders.sort(key=lambda c: c.mean)
+    return Comparison(settings, data, contenders, baselines, time.monotonic() - begun)
+
+
+def _contender(name: str, settings: CompareSettings, data: Numbers) -> Contender:
+    steps = settings.steps or _steps_in(settings.seconds, name, settings, data)
+    if name == "auto":
+        contender = Contender(
+            name, "exact likelihood of a chain of conditionals", "an order of the columns", steps
+        )
+    else:
+        contender = Contender(name, METHODS[name].title, METHODS[name].needs, steps)
+    for seed in range(settings.seeds):
+        start = time.process_time()
+        try:
+            model = _fit(name, steps, seed, settings, data)
+            log_prob = held_out_log_prob(model, data.test.to_numpy(), model.resolution_, 0)
+        except DivergenceError:
+            model = None
+        contender.cpu_seconds.append(time.process_time() - start)
+        if model is None or not np.isfinite(log_prob).all():
+            contender.diverged += 1
+            continue
+        contender.nll.append(float(-log_prob.mean()))
+        contender.log_normaliser_errors.append(model.log_normaliser_error_)
+        if contender.model is None:
+            contender.model = model
+            contender.nll_error = (
+                float(log_prob.std(ddof=1) / np.sqrt(len(log_prob))) if len(log_prob) > 1 else 0.0
+            )
+    return contender
+
+
+def _fit(name: str, steps: int, seed: int, settings: CompareSettings, data: Numbers) -> EnergyDensity:
+    model = EnergyDensity(
+        name,
+        n_members=settings.members,
+        max_epochs=steps,
+        max_steps=steps,
+        patience=None,
+        n_threads=settings.threads,
+        random_state=seed,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model.fit(data.training.to_numpy())
+
+
+def _steps_in(seconds: float, name: str, settings: CompareSettings, data: Numbers) -> int:
+    """Updates that take so long, validation included, told from a short run."""
+    try:
+        trial = _fit(name, _TRIAL_STEPS, 0, settings, data)
+    except DivergenceError:
+        return _TRIAL_STEPS
+    took = sum(h.seconds for h in trial.history_)
+    return int(np.clip(seconds / took * _TRIAL_STEPS, 1, _MOST_STEPS))

@@ -1,0 +1,107 @@
+"""The page of a comparison: every training method on one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from thalweg.estimators.density_compare import Comparison, Contender
+from thalweg.report import density_charts
+from thalweg.report.density import density_on_plane
+from thalweg.report.page import Card, Tile, render_page, write_page
+from thalweg.report.regression import duration
+
+HEAD = ["objective", "NLL, nats", "spread over seeds", "diverged", "updates", "CPU seconds", "needs"]
+
+
+def write_comparison_page(comparison: Comparison, path: Path) -> Path:
+    """Write what each method reached, as a table, a chart, and, of two columns, maps."""
+    settings, data = comparison.settings, comparison.data
+    ended = [c for c in comparison.contenders if c.nll]
+    budget = f"{settings.steps:,} updates" if settings.steps else f"{settings.seconds:g} s of training"
+    tiles = [
+        Tile("rows", f"{len(data.training) + len(data.test):,}", f"of which {len(data.test):,} for testing"),
+        Tile("columns", str(data.training.shape[1]), f"{len(data.constant) or 'none'} left out"),
+        Tile("methods", str(len(comparison.contenders)), f"{settings.seeds} fits each, of {budget}"),
+        Tile("time", duration(comparison.seconds)),
+    ]
+    if ended:
+        tiles.insert(2, Tile("best", ended[0].name, f"{ended[0].mean:.3f} nats"))
+    cards = [_ranking_card(comparison, ended)]
+    if data.training.shape[1] == 2 and ended:
+        cards.append(_maps_card(comparison, ended))
+    cards.append(_table_card(comparison))
+    name = Path(settings.table).name
+    html = render_page(
+        f"Ways to train a density, on {name}",
+        "One table, one split, one budget for each fit",
+        tiles,
+        cards,
+        "Made with thalweg.",
+    )
+    return write_page(html, path)
+
+
+def table_rows(contenders: list[Contender]) -> list[list[str]]:
+    """One line for each method, under HEAD."""
+    rows = []
+    for c in contenders:
+        error = max(c.log_normaliser_errors, default=0.0)
+        # An error of log Z that is seen in the figure's last digit is told with it.
+        figure = "none" if not c.nll else f"{c.mean:.3f}" + (f" (log Z ± {error:.2g})" if error >= 0.01 else "")
+        spread = f"{c.spread:.3f}" if len(c.nll) > 1 else ""
+        diverged = f"{c.diverged} of {c.diverged + len(c.nll)}" if c.diverged else "none"
+        cpu = f"{np.mean(c.cpu_seconds):.1f}"
+        rows.append([c.name, figure, spread, diverged, f"{c.steps:,}", cpu, c.needs or "nothing"])
+    return rows
+
+
+def _ranking_card(comparison: Comparison, ended: list[Contender]) -> Card:
+    text = (
+        "Mean negative log-likelihood of the rows held out: a dot for each fit, a mark at their mean. To the left "
+        "is better. The dotted line is the best of three plain baselines."
+    )
+    best = min(comparison.baselines, key=lambda name: comparison.baselines[name])
+    notes = [f"{name}: {nll:.3f} nats." for name, nll in comparison.baselines.items()]
+    figures = []
+    if ended:
+        names = [f"{c.name}: {c.title}" for c in ended]
+        reference = (comparison.baselines[best], best)
+        means, runs = [c.mean for c in ended], [c.nll for c in ended]
+        figures = [density_charts.ranking(names, means, runs, "NLL, nats", reference)]
+    return Card("Who comes nearest", text, figures, notes=notes)
+
+
+def _table_card(comparison: Comparison) -> Card:
+    settings = comparison.settings
+    text = (
+        "The networks are the same but for “auto”, which is a chain of ensembles; the objectives differ. CPU "
+        "seconds are means over the fits and include log Z."
+    )
+    notes = ["log Z is exact for “auto” and estimated for the others, with its error where it matters."]
+    if settings.steps:
+        notes.append(f"Every fit made {settings.steps:,} updates (of “auto”, for each column).")
+    else:
+        notes.append(
+            f"The updates are as many as fit into {settings.seconds:g} s of training on this machine, told from a "
+            "short run: --steps N fixes them instead."
+        )
+    rows = table_rows(comparison.contenders)
+    best = {(0, 1)} if comparison.contenders[0].nll else set()
+    return Card("The figures", text, head=HEAD, rows=rows, best=best, notes=[*notes, *comparison.data.remarks])
+
+
+def _maps_card(comparison: Comparison, ended: list[Contender]) -> Card:
+    data = comparison.data.training
+    rows = data.to_numpy(np.float64)
+    maps = {}
+    x = y = np.empty(0)
+    for c in ended:
+        assert c.model is not None
+        x, y, maps[c.name] = density_on_plane(c.model, rows, 100)
+    names = (str(data.columns[0]), str(data.columns[1]))
+    text = (
+        "The data, and the density that each method's first fit learned, on one scale of colours. Dark is likely."
+    )
+    return Card("Maps", text, [density_charts.maps(x, y, maps, rows, names)])
