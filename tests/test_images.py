@@ -74,7 +74,7 @@ def test_spectral_normalisation_bounds_every_weight_and_rests_while_sampling():
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     assert len(convolutions) > 4
     for layer in convolutions:
-        assert float(torch.linalg.matrix_norm(layer.weight.flatten(1), 2)) < 1.25
+        assert float(torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)) < 1.25
 
 
 def test_a_multiscale_energy_adds_the_energies_of_the_averages():
