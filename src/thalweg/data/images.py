@@ -126,6 +126,18 @@ def _read_folder(folder: Path) -> Images:
     return as_images(np.stack(pixels), labels)
 
 
+def tile(images: np.ndarray, n_columns: int) -> np.ndarray:
+    """Images ``[n, C, H, W]`` side by side, with a white line between, as bytes ``[rows, columns, 3]``."""
+    n, channels, height, width = images.shape
+    n_rows = -(-n // n_columns)
+    wall = np.ones((n_rows * (height + 1), n_columns * (width + 1), channels))
+    for i, image in enumerate(images):
+        top, left = (i // n_columns) * (height + 1), (i % n_columns) * (width + 1)
+        wall[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    pixels = (255 * wall.clip(0, 1)).astype(np.uint8)
+    return np.repeat(pixels, 3, 2) if channels == 1 else pixels
+
+
 def outliers(images: np.ndarray, n: int, rng: np.random.RandomState) -> dict[str, np.ndarray]:
     """Images that are none of the data, made from them: kind -> ``[n, C, H, W]``.
 

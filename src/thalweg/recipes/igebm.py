@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from thalweg.data.images import Images, digits, outliers, read_split
+from thalweg.data.images import Images, digits, outliers, read_split, tile
 from thalweg.data.rendered import render_heads
 from thalweg.estimators.images import ImageEBM
 from thalweg.evaluation.generation import copying_ratio, frechet_distance, pca_features, precision_recall
@@ -25,7 +25,11 @@ def run(settings: Settings) -> Result:
     train, test, others, name = _data(settings)
     figures: dict[str, list[float]] = {}
     pictures: dict[str, Any] = {}
-    notes = [f"Images: {name}, {len(train.pixels)} to train on, {len(test.pixels)} to test with."]
+    notes = [
+        f"Images: {name}, {len(train.pixels)} to train on, {len(test.pixels)} to test with.",
+        "An AUROC of training against test images above 1/2 says that the former have the lower energy: the "
+        "network knows some of them by heart.",
+    ]
     for seed in settings.seeds:
         model = _model(settings, train, seed).fit(train.pixels, train.labels, resolution=train.resolution)
         found, shown = _measure(model, train, test, others, seed, settings)
@@ -51,7 +55,6 @@ TARGETS: dict[str, tuple[float, bool]] = {
     "AUROC, uniform noise": (0.99, False),
     "AUROC, shuffled": (0.99, False),
     "AUROC, constant": (0.99, False),
-    "AUROC, training against test images, distance from 1/2": (0.1, True),
     "updates that diverged": (0.0, True),
 }
 
@@ -171,8 +174,7 @@ def _measure(
         out[f"AUROC, {kind}"] = float(roc_auc_score(truth, score))
     seen = model.score_samples(train.pixels)
     truth = np.r_[np.ones(len(seen)), np.zeros(len(inside))]
-    gap = float(roc_auc_score(truth, np.r_[seen, inside])) - 0.5
-    out["AUROC, training against test images, distance from 1/2"] = abs(gap)
+    out["AUROC, training against test images"] = float(roc_auc_score(truth, np.r_[seen, inside]))
     out["test images of lowest energy under their own label (share)"] = float(
         (model.energies(test.pixels).argmin(1) == test.labels).mean()
     )
@@ -201,14 +203,7 @@ def _in_columns(images: Images, n_rows: int) -> np.ndarray:
 
 def _wall(images: np.ndarray, n_columns: int) -> go.Figure:
     """Images side by side, grey or in colour."""
-    n, channels, height, width = images.shape
-    n_rows = -(-n // n_columns)
-    wall = np.full((n_rows * (height + 1), n_columns * (width + 1), channels), 1.0)
-    for i, image in enumerate(images):
-        top, left = (i // n_columns) * (height + 1), (i % n_columns) * (width + 1)
-        wall[top : top + height, left : left + width] = image.transpose(1, 2, 0)
-    pixels = (255 * wall.clip(0, 1)).astype(np.uint8)
-    pixels = np.repeat(pixels, 3, 2) if channels == 1 else pixels
+    pixels = tile(images, n_columns)
     figure = go.Figure(go.Image(z=pixels))
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)

@@ -1,0 +1,181 @@
+"""A run on images: read, hold some out, train, measure, save."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from thalweg.data.images import Images, outliers, read_images
+from thalweg.estimators.folder import is_finished, read_json, remove_run, split_rows, versions, write_json
+from thalweg.estimators.images import ImageEBM
+from thalweg.evaluation.generation import copying_ratio, frechet_distance, pca_features
+
+_MAX_MEASURED = 2000
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """What decides a run's result.
+
+    Attributes:
+        images: path of a folder of pictures or an ``.npz``.
+        labels: whether to use the labels, where there are any.
+        test_fraction: part of the images held out, in [0, 1).
+        steps: updates.
+        seed: of the split and the training.
+        threads: of PyTorch.
+        checkpoint_seconds: least time between two checkpoints.
+    """
+
+    images: str
+    labels: bool = True
+    test_fraction: float = 0.1
+    steps: int = 3000
+    seed: int = 0
+    threads: int | None = None
+    checkpoint_seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.test_fraction < 1:
+            raise ValueError(f"the test fraction must be above 0 and below 1, got {self.test_fraction}")
+
+
+@dataclass
+class FinishedImageRun:
+    """A finished run: its settings, figures, model, and the images it was made with."""
+
+    folder: Path
+    settings: ImageSettings
+    figures: dict[str, Any]
+    model: ImageEBM
+    training: Images
+    test: Images
+
+
+def fit_image_run(
+    folder: Path,
+    settings: ImageSettings,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    verbose: bool = True,
+    tell: Callable[[str], None] = lambda line: None,
+) -> FinishedImageRun:
+    """Train an energy of images, measure it on images held out, and save it all.
+
+    Raises:
+        ValueError: for images or settings that can't be used, or a folder that holds another run.
+        DivergenceError: if training can't be kept from diverging.
+    """
+    known = (folder / "fit.json").exists()
+    if resume and not known:
+        raise ValueError(f"{folder} holds no run to resume: start one without --resume")
+    if known and not resume and not overwrite:
+        raise ValueError(f"{folder} holds a run: choose another --out, or give --resume or --overwrite")
+    if not known and folder.exists() and (not folder.is_dir() or (folder / "model").exists()):
+        raise ValueError(f"{folder} exists and is no run: choose another --out")
+    if resume and read_image_settings(folder) != settings:
+        raise ValueError(f"the run in {folder} was started with other settings: resume it with the same ones")
+    if resume and is_finished(folder):
+        tell("This run is finished already.")
+        return load_image_run(folder)
+    training, test = _split(settings)
+    if known and not resume:
+        remove_run(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "fit.json", {"task": "images", "settings": asdict(settings)})
+    model = ImageEBM(
+        max_steps=settings.steps, n_threads=settings.threads, verbose=verbose, random_state=settings.seed
+    )
+    model.fit(
+        training.pixels,
+        training.labels if settings.labels else None,
+        run_dir=folder / "training",
+        resume=resume,
+        checkpoint_seconds=settings.checkpoint_seconds,
+    )
+    tell("Measuring the model: fresh chains, outsiders.")
+    figures = {
+        "images": Path(settings.images).name,
+        "shape": list(model.image_shape_),
+        "training_images": len(training.pixels),
+        "test_images": len(test.pixels),
+        "labels": model.n_labels_,
+        "scores": _measured(model, training, test, settings.seed),
+        "seconds": model.history_.seconds,
+        "events": model.history_.events,
+        "made_with": versions(),
+    }
+    model.save(folder / "model")
+    write_json(folder / "figures.json", figures)
+    shutil.rmtree(folder / "training", ignore_errors=True)
+    return FinishedImageRun(folder, settings, figures, model, training, test)
+
+
+def _split(settings: ImageSettings) -> tuple[Images, Images]:
+    images = read_images(Path(settings.images))
+    rows, held_out = split_rows(len(images.pixels), settings.test_fraction, settings.seed)
+    return images.rows(rows), images.rows(held_out)
+
+
+def _measured(model: ImageEBM, training: Images, test: Images, seed: int) -> dict[str, float]:
+    rng = np.random.RandomState(seed)
+    some = training.pixels[rng.permutation(len(training.pixels))[:_MAX_MEASURED]]
+    n_components = min(20, len(some) - 1, some[0].size)
+    features = pca_features(some, n_components)
+    n = int(np.clip(len(some), 50, 1000))
+    fresh = model.sample(n, n_steps=300, random_state=seed)
+    copying = copying_ratio(fresh, some, test.pixels)
+    scores = {
+        "Frechet distance, fresh chains": frechet_distance(fresh, some, features),
+        "Frechet distance, chains of the buffer": frechet_distance(model.buffer_[0].numpy(), some, features),
+        "Frechet distance, images held out": frechet_distance(test.pixels, some, features),
+        "nearest training image, fresh over held out (ratio of distances)": copying,
+    }
+    inside = model.score_samples(test.pixels)
+    for kind, images in outliers(test.pixels, len(test.pixels), rng).items():
+        truth = np.r_[np.ones(len(inside)), np.zeros(len(images))]
+        scores[f"AUROC, {kind}"] = float(roc_auc_score(truth, np.r_[inside, model.score_samples(images)]))
+    seen = model.score_samples(some)
+    truth = np.r_[np.ones(len(seen)), np.zeros(len(inside))]
+    scores["AUROC, training against held-out images"] = float(roc_auc_score(truth, np.r_[seen, inside]))
+    return scores
+
+
+def read_image_settings(folder: Path) -> ImageSettings:
+    """The settings of a run on images.
+
+    Raises:
+        ValueError: if the folder holds no such run, or a damaged one.
+    """
+    path = folder / "fit.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no run: make one with `thalweg fit density IMAGES`")
+    document = read_json(path)
+    if document.get("task") != "images":
+        raise ValueError(f"{folder} holds no run on images")
+    try:
+        return ImageSettings(**document["settings"])
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged, or of another version ({error})") from error
+
+
+def load_image_run(folder: Path) -> FinishedImageRun:
+    """Read a finished run; its images are read again from where they lie.
+
+    Raises:
+        ValueError: if the folder holds no run on images, an unfinished or a damaged one.
+    """
+    settings = read_image_settings(folder)
+    if not is_finished(folder):
+        raise ValueError(f"the run in {folder} is not finished: `thalweg fit density --resume --out {folder}`")
+    figures = read_json(folder / "figures.json")
+    model = ImageEBM.load(folder / "model")
+    training, test = _split(settings)
+    return FinishedImageRun(folder, settings, figures, model, training, test)

@@ -1,0 +1,119 @@
+"""The report of a run on images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+
+from thalweg.data.images import outliers, tile
+from thalweg.estimators.image_run import FinishedImageRun
+from thalweg.evaluation.generation import nearest_neighbours
+from thalweg.report import charts
+from thalweg.report.page import Card, Tile, render_page, write_page
+
+
+def write_image_report(run: FinishedImageRun, path: Path | None = None) -> Path:
+    """Write the report; beside the run by default."""
+    return write_page(image_report(run), path or run.folder / "report.html")
+
+
+def image_report(run: FinishedImageRun) -> str:
+    """The report of a finished run as one HTML page."""
+    figures, scores = run.figures, run.figures["scores"]
+    channels, height, width = figures["shape"]
+    tiles = [
+        Tile("images", f"{figures['training_images']:,}", f"and {figures['test_images']:,} held out"),
+        Tile("size", f"{height} x {width}", "grey" if channels == 1 else "colour"),
+        Tile("labels", str(figures["labels"]) if figures["labels"] > 1 else "none"),
+        Tile("Frechet distance", f"{scores['Frechet distance, fresh chains']:.3g}",
+             f"held out: {scores['Frechet distance, images held out']:.3g}"),
+        Tile("training", f"{figures['seconds']:.0f} s"),
+    ]  # fmt: skip
+    cards = [_generated(run), _neighbours(run), _completed(run), _energies(run), _training(run), _scores(run)]
+    made = figures["made_with"]
+    footer = f"thalweg {made['thalweg']} · torch {made['torch']} · Python {made['python']} · {made['on']}"
+    return render_page(f"Images of {figures['images']}", "An energy-based model of images", tiles, cards, footer)
+
+
+def _generated(run: FinishedImageRun) -> Card:
+    n = run.model.n_labels_
+    columns = n if n > 1 else 12
+    fresh = run.model.sample(6 * columns, n_steps=300, random_state=run.settings.seed)
+    training = run.training.pixels[: 3 * columns]
+    text = "New images by fresh chains from uniform noise" + (", one label in each column." if n > 1 else ".")
+    return Card(
+        "Generated", text + " Beneath, training images.", [_wall(fresh, columns), _wall(training, columns)]
+    )
+
+
+def _neighbours(run: FinishedImageRun) -> Card:
+    fresh = run.model.sample(16, n_steps=300, random_state=run.settings.seed + 1)
+    nearest = nearest_neighbours(fresh, run.training.pixels)
+    return Card(
+        "Is it copying?",
+        "Generated images (above), and the training image nearest to each (below).",
+        [_wall(np.concatenate([fresh, run.training.pixels[nearest.row]]), 16)],
+    )
+
+
+def _completed(run: FinishedImageRun) -> Card:
+    test = run.test.rows(slice(0, 16))
+    height = run.figures["shape"][1]
+    known = np.zeros((1, *run.figures["shape"][1:]), bool)
+    known[:, : height // 2] = True
+    labels = test.labels if run.model.n_labels_ > 1 else None
+    completed = run.model.complete(test.pixels, known, labels, 3, random_state=0)
+    rows = [test.pixels, np.where(known, test.pixels, 0.5), *completed]
+    return Card(
+        "Completed",
+        "Images held out, what the model is shown of them, and three completions of the rest.",
+        [_wall(np.concatenate(rows), len(test.pixels))],
+    )
+
+
+def _energies(run: FinishedImageRun) -> Card:
+    rng = np.random.RandomState(0)
+    test = run.test.pixels[:500]
+    kinds = {"training": run.training.pixels[:500], "held out": test, **outliers(test, len(test), rng)}
+    figure = go.Figure()
+    for name, images in kinds.items():
+        figure.add_violin(y=-run.model.score_samples(images), name=name, points=False, showlegend=False)
+    figure.update_yaxes(title="lowest energy over labels")
+    return Card(
+        "What it takes for its own",
+        "The energy of images it was trained on, of images held out, and of outsiders: low is likely.",
+        [charts.styled(figure, 360)],
+    )
+
+
+def _training(run: FinishedImageRun) -> Card:
+    epochs = run.model.history_.epochs
+    lines: dict[str, Sequence[float]] = {
+        "energy gap": [e["energy gap"] for e in epochs],
+        "energy of the data": [e["energy of data"] for e in epochs],
+    }
+    figure = charts.curves([e["epoch"] for e in epochs], lines, ("epoch", "energy"), None)
+    text = "The energy of the data less that of the chains should hover round zero; a steady drift is divergence."
+    return Card("Training", text, [figure], notes=run.figures["events"])
+
+
+def _scores(run: FinishedImageRun) -> Card:
+    rows = [[name, f"{value:.4g}"] for name, value in run.figures["scores"].items()]
+    return Card(
+        "Figures",
+        "The Frechet distance is in the space of 20 principal components.",
+        head=["figure", ""],
+        rows=rows,
+    )
+
+
+def _wall(images: np.ndarray, n_columns: int) -> go.Figure:
+    pixels = tile(images, n_columns)
+    figure = go.Figure(go.Image(z=pixels))
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    styled = charts.styled(figure, int(min(900, 1000 * pixels.shape[0] / pixels.shape[1])) + 20)
+    return styled.update_layout(margin={"l": 0, "r": 0, "t": 10, "b": 10})
