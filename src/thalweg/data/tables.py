@@ -62,7 +62,8 @@ def _read_text(path: Path, kind: str) -> tuple[pd.Index, pd.DataFrame]:
     if kind == "csv" and head.shape[1] == 1 and ";" in str(head.iat[0, 0]):
         separator = ";"
         head = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str)
-    table = pd.read_csv(path, sep=separator)
+    # The parser that is quick by default is off in the last digit of some numbers.
+    table = pd.read_csv(path, sep=separator, float_precision="round_trip")
     if not isinstance(table.index, pd.RangeIndex):
         raise ValueError("the rows have more fields than the first line has names")
     if separator == ";":

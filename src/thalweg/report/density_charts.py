@@ -105,7 +105,7 @@ def pairs(
         figure.update_xaxes(title=plain(shortened(name, 22)), row=n, col=k + 1)
         figure.update_yaxes(title=plain(shortened(name, 22)), row=k + 1, col=1)
     styled(figure, 90 + 190 * n)
-    return figure.update_layout(margin={"l": 10, "r": 10, "t": 50, "b": 10})
+    return figure.update_layout(margin={"l": 10, "r": 10, "t": 50, "b": 10}, legend={"itemsizing": "constant"})
 
 
 def correlations(data: np.ndarray, draws: np.ndarray, names: Sequence[str]) -> go.Figure:

@@ -1,0 +1,370 @@
+"""The command on densities, as a user meets it."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from thalweg import cli
+
+SMALL = ("--epochs", 3, "--members", 2)
+
+
+def make_table(folder: Path, n: int = 120, name: str = "flowers.csv") -> Path:
+    """Numbers, one column rounded, one constant, one of texts, and gaps."""
+    rng = np.random.default_rng(0)
+    length = rng.normal(5, 1, n)
+    table = pd.DataFrame(
+        {
+            "length": length,
+            "width": 0.5 * length + rng.normal(0, 0.2, n),
+            "petals": np.round(length + rng.normal(0, 1, n)),
+            "always": 7.0,
+            "species": rng.choice(["a", "b"], n),
+        }
+    )
+    table.loc[::17, "width"] = np.nan
+    path = folder / name
+    table.to_csv(path, index=False)
+    return path
+
+
+class Outcome:
+    def __init__(self, code: int, out: str, err: str):
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Call the command in this process."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["thalweg", *map(str, arguments)])
+        monkeypatch.setattr(cli, "out", cli.Console(highlight=False, width=160))
+        monkeypatch.setattr(cli, "err", cli.Console(stderr=True, highlight=False, width=160))
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return Outcome(int(stopped.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A table and the folder of a finished run on it."""
+    from thalweg.estimators.density_run import DensitySettings, fit_density_run
+
+    folder = tmp_path_factory.mktemp("fitted")
+    table = make_table(folder)
+    settings = DensitySettings(str(table), ["species"], epochs=3, members=2)
+    fit_density_run(folder / "run", settings, verbose=False)
+    return table, folder / "run"
+
+
+def test_every_command_has_help_with_an_example(call) -> None:
+    for command in (
+        ("fit", "density"),
+        ("compare",),
+        ("compare", "density"),
+        ("sample",),
+        ("score",),
+        ("impute",),
+    ):
+        shown = call(*command, "--help")
+        assert shown.code == 0
+        assert "Example" in shown.out, command
+
+
+def test_fit_writes_a_run_and_tells_of_it(call, tmp_path: Path) -> None:
+    table, run = make_table(tmp_path), tmp_path / "run"
+    done = call("fit", "density", table, "--drop", "species", "--out", run, *SMALL)
+    assert done.code == 0, done.err
+    for words in ("one Gaussian", "Gaussian mixture", "kernel density", "log Z exact", "'always'", "'petals' to 1",
+                  "8 of 120 rows have gaps (in 'width')", f"thalweg sample {run}"):  # fmt: skip
+        assert words in done.out, words
+    assert {p.name for p in run.iterdir()} == {
+        "fit.json", "figures.json", "model", "test_rows.parquet", "training_rows.parquet", "report.html",
+    }  # fmt: skip
+    figures = json.loads((run / "figures.json").read_text())
+    assert figures["columns"] == ["length", "width", "petals"]
+    assert figures["constant"] == {"always": 7.0}
+    assert (figures["training_rows"], figures["test_rows"], figures["rows"]) == (101, 11, 120)
+    assert json.loads((run / "fit.json").read_text())["task"] == "density"
+
+    assert "--overwrite" in call("fit", "density", table, "--drop", "species", "--out", run, *SMALL).err
+    assert "finished already" in call("fit", "density", "--resume", "--out", run).err
+    assert "another epochs" in call("fit", "density", "--resume", "--out", run, "--epochs", 99).err
+    replaced = call(
+        "fit", "density", table, "--drop", "species", "--drop", "always", "--out", run, "--overwrite", "--quiet",
+        "--no-report", "--objective", "nce", "--test-fraction", 0, *SMALL,
+    )  # fmt: skip
+    assert (replaced.code, replaced.out, replaced.err) == (0, "", "")
+    assert not (run / "report.html").exists()
+    assert not (run / "test_rows.parquet").exists()
+    assert "log Z" in call("info", run).out
+
+
+def test_figures_of_the_baselines_are_their_likelihoods(fitted) -> None:
+    """The Gaussian's figure, worked out by hand."""
+    from scipy.stats import multivariate_normal
+
+    from thalweg.estimators.density_run import load_density_run
+
+    run = load_density_run(fitted[1])
+    training, test = (t.to_numpy() for t in (run.training_rows, run.test_rows))
+    resolution = run.model.resolution_
+    assert resolution.tolist() == [0.0, 0.0, 1.0]
+    spread = training + resolution * (np.random.RandomState(0).uniform(size=training.shape) - 0.5)
+    law = multivariate_normal(spread.mean(0), np.cov(spread.T, ddof=0))
+    rng = np.random.RandomState(0)
+    places = [test + resolution * (rng.uniform(size=test.shape) - 0.5) for _ in range(8)]
+    nll = -np.mean([law.logpdf(p) for p in places])
+    assert abs(run.figures["scores"]["one Gaussian"]["nll"] - nll) < 1e-3
+    gain = run.figures["scores"]["one Gaussian"]["nll_gain"]
+    assert abs(gain - (nll - run.figures["scores"]["thalweg"]["nll"])) < 1e-3
+
+
+def test_sample(call, fitted, tmp_path: Path) -> None:
+    shown = call("sample", fitted[1], "-n", 40)
+    assert shown.code == 0, shown.err
+    rows = pd.read_csv(io.StringIO(shown.out))
+    assert list(rows.columns) == ["length", "width", "petals", "always"]
+    assert len(rows) == 40
+    assert (rows["petals"] % 1 == 0).all()
+    assert (rows["always"] == 7).all()
+    assert call("sample", fitted[1], "-n", 40).out == shown.out
+    assert call("sample", fitted[1], "-n", 40, "--seed", 1).out != shown.out
+    assert "written" in call("sample", fitted[1], "--out", tmp_path / "s.parquet").err
+    assert len(pd.read_parquet(tmp_path / "s.parquet")) == 100
+
+
+def test_score(call, fitted, tmp_path: Path) -> None:
+    table, run = fitted
+    shown = call("score", run, table)
+    assert shown.code == 0, shown.err
+    assert "8 of 120 rows have gaps" in shown.err
+    scores = pd.read_csv(io.StringIO(shown.out))
+    assert scores["log_prob"].isna().sum() == 8
+    assert scores["outlier_score"].dropna().between(0, 1).all()
+    ranks = scores.dropna().sort_values("log_prob")["outlier_score"]
+    assert ranks.is_monotonic_decreasing
+    # A row from another world, with columns in another order.
+    odd = pd.DataFrame({"petals": [5.0, 90.0], "length": [5.0, 5.0], "width": [2.5, 2.5]})
+    odd.to_csv(tmp_path / "odd.csv", index=False)
+    assert call("score", run, tmp_path / "odd.csv", "--out", tmp_path / "scores.csv").code == 0
+    scores = pd.read_csv(tmp_path / "scores.csv")
+    assert scores["outlier_score"][1] == 1.0
+    assert scores["log_prob"][1] < scores["log_prob"][0] - 5
+
+
+def test_impute(call, fitted, tmp_path: Path) -> None:
+    table, run = fitted
+    rows = pd.read_csv(table, float_precision="round_trip")
+    rows.loc[3, ["length", "petals", "always", "species"]] = np.nan
+    rows.to_csv(tmp_path / "gaps.csv", index=False)
+    done = call("impute", run, tmp_path / "gaps.csv", "--out", tmp_path / "filled.csv")
+    assert done.code == 0, done.err
+    filled = pd.read_csv(tmp_path / "filled.csv", float_precision="round_trip")
+    assert list(filled.columns) == list(rows.columns)
+    numbers = ["length", "width", "petals", "always"]
+    assert filled[numbers].notna().all(axis=None)
+    known = rows[numbers].notna()
+    assert (filled[numbers].where(known) == rows[numbers]).where(known, True).all(axis=None)
+    assert filled.loc[3, "always"] == 7
+    assert filled.loc[3, "petals"] % 1 == 0
+    assert filled["species"].isna().tolist() == rows["species"].isna().tolist()
+    several = pd.read_csv(io.StringIO(call("impute", run, tmp_path / "gaps.csv", "--imputations", 3).out))
+    assert several["imputation"].value_counts().to_dict() == {1: 120, 2: 120, 3: 120}
+    assert several.query("imputation == 1")["width"].iloc[0] != several.query("imputation == 2")["width"].iloc[0]
+    # Several where the column is there already.
+    several.to_csv(tmp_path / "again.csv", index=False)
+    assert "rename it" in call("impute", run, tmp_path / "again.csv", "--imputations", 2).err
+
+
+def test_compare(call, tmp_path: Path) -> None:
+    table = make_table(tmp_path)
+    options = ("--drop", "species", "--drop", "petals", "--seeds", 2, "--members", 2)
+    done = call("compare", "density", table, *options, "--steps", 5, "--out", tmp_path / "c", "--objectives",
+                "auto,nce,dsm")  # fmt: skip
+    assert done.code == 0, done.err
+    assert "noise density" in done.out
+    page = (tmp_path / "c" / "report.html").read_text()
+    assert "<h2>Maps</h2>" in page
+    document = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert {c["objective"] for c in document["contenders"]} == {"auto", "nce", "dsm"}
+    means = [c["nll_mean"] for c in document["contenders"]]
+    assert means == sorted(means)
+    assert all(len(c["nll"]) == 2 and c["steps"] == 5 for c in document["contenders"])
+    # With the updates fixed it is the same every time.
+    call("compare", "density", table, *options, "--steps", 5, "--out", tmp_path / "d", "--objectives", "nce", "-q")
+    again = json.loads((tmp_path / "d" / "comparison.json").read_text())["contenders"][0]
+    assert again["nll"] == next(c["nll"] for c in document["contenders"] if c["objective"] == "nce")
+    timed = call("compare", "density", table, "--drop", "species", "--seconds", 0.3, "--seeds", 1, "--objectives",
+                 "nce", "--out", tmp_path / "t")  # fmt: skip
+    assert timed.code == 0, timed.err
+    found = json.loads((tmp_path / "t" / "comparison.json").read_text())["contenders"][0]
+    assert found["steps"] >= 1
+    assert "<h2>Maps</h2>" not in (tmp_path / "t" / "report.html").read_text()
+
+
+def test_a_method_that_diverges_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from thalweg.estimators import density_compare
+    from thalweg.report import write_comparison_page
+    from thalweg.training.loop import DivergenceError
+
+    def diverge(*arguments: object) -> None:
+        raise DivergenceError("away")
+
+    monkeypatch.setattr(density_compare, "_fit", diverge)
+    table = make_table(tmp_path)
+    settings = density_compare.CompareSettings(str(table), ["species"], objectives=["sm"], seeds=2, seconds=0.1)
+    comparison = density_compare.compare_densities(settings)
+    assert comparison.contenders[0].diverged == 2
+    assert "2 of 2" in write_comparison_page(comparison, tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda t: t.assign(length=["long"] * len(t)), "--drop 'length'"),
+        (lambda t: t.assign(length="2024-01-01"), "holds texts"),
+        (lambda t: t.assign(length=np.nan), "no value at all"),
+        (lambda t: t.assign(length=np.inf), "infinite value (row 1)"),
+        (lambda t: t.assign(length=1e200 * t["length"]), "too large"),
+        (lambda t: t[["always"]], "no column that changes"),
+        (lambda t: t.iloc[:9], "at least 10"),
+        (lambda t: t.assign(width=t["width"].where(t.index < 5)), "most gaps has 'width'"),
+    ],
+)
+def test_bad_tables_are_refused_in_one_line(call, tmp_path: Path, spoil, words: str) -> None:
+    table = pd.read_csv(make_table(tmp_path)).drop(columns="species")
+    spoil(table).to_csv(tmp_path / "bad.csv", index=False)
+    done = call("fit", "density", tmp_path / "bad.csv", "--out", tmp_path / "run", "-q", *SMALL)
+    assert done.code == 1
+    assert words in done.err
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+
+
+def test_row_numbers_are_told(call, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pd.DataFrame({"a": rng.normal(size=40), "b": rng.normal(size=40)}).to_csv(tmp_path / "i.csv")
+    done = call("fit", "density", tmp_path / "i.csv", "-o", tmp_path / "i", "--no-report", *SMALL)
+    assert "'Unnamed: 0' numbers the rows" in done.out
+
+
+def test_bad_arguments_are_refused_in_one_line(call, fitted, tmp_path: Path) -> None:
+    table, run = fitted
+    rows = pd.read_csv(table)
+    rows.drop(columns="petals").to_csv(tmp_path / "lacks.csv", index=False)
+    rows.assign(petals="many").to_csv(tmp_path / "text.csv", index=False)
+    cases = [
+        (("fit", "density"), 1, "name the table"),
+        (("fit", "density", table), 1, "--drop 'species'"),
+        (("fit", "density", table, "--drop", "colour"), 1, "no column 'colour'"),
+        (
+            ("fit", "density", table, "--drop", "species", "--objective", "magic", "-o", tmp_path / "m"),
+            1,
+            "one of",
+        ),
+        (("fit", "density", table, "--test-fraction", 1.5), 1, "test fraction"),
+        (("fit", "density", "--resume"), 1, "name the run"),
+        (("fit", "density", "--resume", "--out", tmp_path / "none"), 1, "no run"),
+        (("fit", "density", table, "--resume", "--overwrite"), 1, "exclude"),
+        (("sample", run, "-n", 0), 2, "-n"),
+        (("sample", tmp_path), 1, "no run"),
+        (("score", run, tmp_path / "lacks.csv"), 1, "lacks 'petals'"),
+        (("score", run, tmp_path / "text.csv"), 1, "holds texts"),
+        (("impute", run, tmp_path / "lacks.csv"), 1, "lacks 'petals'"),
+        (("impute", run, table, "--imputations", 0), 2, "imputations"),
+        (("impute", run, tmp_path / "absent.csv"), 1, "no file"),
+        (("sample", run, "--out", tmp_path / "s.xlsx"), 1, ".parquet"),
+        (("compare", "density", table, "--objectives", "auto,magic"), 1, "no objective 'magic'"),
+        (("compare", "density", table, "--objectives", "nce,nce"), 1, "once"),
+        (("compare", "density", table, "--seconds", 0), 1, "positive"),
+        (("compare", "density", table, "--out", run), 1, "something else"),
+    ]
+    for arguments, code, words in cases:
+        done = call(*arguments)
+        assert (done.code, done.err.count("\n")) == (code, 1), (arguments, done.err)
+        assert done.err.startswith("error: ")
+        assert words in done.err, (arguments, done.err)
+
+
+def test_runs_of_two_kinds_are_told_apart(call, fitted, tmp_path: Path) -> None:
+    table, run = fitted
+    for arguments in (("predict", run, table), ("fit", "regression", "--resume", "--out", run)):
+        assert "a run of `thalweg fit density`" in call(*arguments).err
+    other = tmp_path / "regression"
+    done = call("fit", "regression", table, "-t", "length", "-o", other, "--no-report", "-q", "--epochs", 1,
+                "--members", 1)  # fmt: skip
+    assert done.code == 0, done.err
+    for arguments in (
+        ("sample", other),
+        ("score", other, table),
+        ("impute", other, table),
+        ("fit", "density", "--resume", "--out", other),
+    ):
+        assert "a run of `thalweg fit regression`" in call(*arguments).err
+    # A run from before there were two kinds.
+    document = json.loads((other / "fit.json").read_text())
+    assert document.pop("task") == "regression"
+    (other / "fit.json").write_text(json.dumps(document))
+    assert call("info", other).code == 0
+    assert call("predict", other, table).code == 0
+
+
+def test_a_damaged_run_is_refused(call, fitted, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(fitted[1], copy)
+    weights = copy / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-20])
+    assert "damaged" in call("sample", copy).err
+    (copy / "figures.json").write_text("{}")
+    assert "damaged" in call("report", copy).err
+    (copy / "figures.json").unlink()
+    assert "not finished" in call("info", copy).err
+    (copy / "fit.json").write_text("{")
+    assert "damaged" in call("info", copy).err
+
+
+def test_an_interrupted_run_resumes_and_ends_the_same(call, tmp_path: Path) -> None:
+    table, cut, whole = make_table(tmp_path), tmp_path / "cut", tmp_path / "whole"
+    settings = ["fit", "density", table, "--drop", "species", "--epochs", 20, "--members", 2, "--no-report",
+                "--checkpoint-seconds", 0.01, "--quiet", "--threads", 1]  # fmt: skip
+    command = [sys.executable, "-m", "thalweg.cli", *map(str, settings), "--out", str(cut)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 60
+        while not (cut / "training" / "column-1" / "checkpoint.pt").exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, message = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, message.decode()
+    assert f"thalweg fit density --resume --out {cut}" in message.decode()
+    assert not (cut / "model").exists()
+    assert "not finished" in call("info", cut).err
+    assert call("fit", "density", "--resume", "--out", cut, "-q").code == 0
+    assert call(*settings, "--out", whole).code == 0
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (cut, whole)]
+    assert weights[0] == weights[1]
+    figures = [json.loads((run / "figures.json").read_text()) for run in (cut, whole)]
+    assert figures[0]["scores"] == figures[1]["scores"]
+    assert not (cut / "training").exists()
+    pd.read_csv(table).iloc[:-1].to_csv(table, index=False)
+    (cut / "figures.json").unlink()
+    assert "has changed" in call("fit", "density", "--resume", "--out", cut).err

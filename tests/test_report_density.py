@@ -1,0 +1,100 @@
+"""The report of a density: one page that holds what it promises."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from thalweg.estimators.density_run import DensitySettings, FinishedDensity, fit_density_run
+from thalweg.report import density_report, write_density_report
+from thalweg.report.density import density_on_plane, imputation_errors
+
+
+def fit(folder: Path, table: pd.DataFrame, **settings) -> FinishedDensity:
+    path = folder / "table.parquet"
+    table.to_parquet(path)
+    return fit_density_run(
+        folder / "run", DensitySettings(str(path), **{"epochs": 2, "members": 2} | settings), verbose=False
+    )
+
+
+def rows(n: int = 120, n_columns: int = 3) -> pd.DataFrame:
+    """Columns that hang together, one rounded, with names that look like HTML."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=n)
+    table = pd.DataFrame({f"<b>c{k}</b>": base + 0.3 * rng.normal(size=n) for k in range(n_columns)})
+    if n_columns > 1:
+        table["<b>c1</b>"] = table["<b>c1</b>"].round(1)
+    return table
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedDensity:
+    table = rows()
+    table.loc[7, "<b>c2</b>"] = 25.0
+    return fit(tmp_path_factory.mktemp("three"), table, epochs=30)
+
+
+def headings(html: str) -> list[str]:
+    return re.findall(r"<h2>(.*?)</h2>", html)
+
+
+def test_the_page_is_whole_and_needs_nothing_else(run: FinishedDensity) -> None:
+    html = density_report(run)
+    assert headings(html) == [
+        "The data and the draws", "Pairs", "Correlations", "Training", "Unlikely rows", "Filling gaps",
+        "Beside three baselines", "How it was made",
+    ]  # fmt: skip
+    assert not re.search(r'<(script|link|img)[^>]+(src|href)="', html)
+    assert html.count("plotly.js v") == 1
+    assert "<b>c1" not in html
+    assert "&lt;b&gt;c1" in html
+    assert "exact: it integrates to one" in html
+    assert "kernel density estimate" in html
+
+
+def test_written_beside_the_run_and_the_same_every_time(run: FinishedDensity, tmp_path: Path) -> None:
+    path = write_density_report(run)
+    assert path == run.folder / "report.html"
+    assert path.read_bytes() == write_density_report(run, tmp_path / "elsewhere" / "page.html").read_bytes()
+
+
+def test_the_row_that_is_out_of_place_is_found(run: FinishedDensity) -> None:
+    assert run.figures["outliers"][0]["row"] == 8
+    assert run.figures["outliers"][0]["values"][2] == 25.0
+    unlikely = density_report(run).split("Unlikely rows</h2>")[1].split("</section>")[0]
+    assert ">8</td>" in unlikely.replace(" ", "").replace("\n", "")
+
+
+def test_gaps_are_filled_better_than_by_the_mean(tmp_path: Path) -> None:
+    run = fit(tmp_path, rows(300), epochs=25)
+    names, errors, spreads = imputation_errors(run, run.test_rows)
+    assert names == run.columns
+    assert len(spreads) == 3
+    # The other columns leave about a third of the spread.
+    assert max(errors["thalweg"]) < 0.6 < 0.8 < min(errors["the mean"])
+
+
+def test_two_columns_have_a_map(tmp_path: Path) -> None:
+    run = fit(tmp_path, rows(n_columns=2), objective="nce", epochs=20)
+    html = density_report(run)
+    assert "A map of p(x)" in headings(html)
+    assert "nats, estimated" in html
+    x, y, density = density_on_plane(run.model, run.training_rows.to_numpy())
+    place = pd.DataFrame([[x[3], y[5]]], columns=run.columns)
+    assert abs(np.log(density[5, 3]) - run.model.score_samples(place)[0]) < 1e-3
+
+
+def test_one_column_and_no_test_rows(tmp_path: Path) -> None:
+    html = density_report(fit(tmp_path, rows(n_columns=1), test_fraction=0.0))
+    assert headings(html) == ["The data and the draws", "Training", "Unlikely rows", "How it was made"]
+    assert "held-out NLL" in html
+
+
+def test_many_columns_are_cut_short_and_say_so(tmp_path: Path) -> None:
+    html = density_report(fit(tmp_path, rows(60, n_columns=14), objective="nce"))
+    assert "The first 12 of 14 columns" in html
+    assert "4 of 14 columns that hang together most" in html
+    assert "8 of 14 columns." in html
