@@ -1,9 +1,20 @@
 """Published systems, each put together from the parts in about a page."""
 
-from thalweg.recipes import age, boxes_2d, boxes_3d, density_2d, head_pose, igebm, narx, regression_1d, tanks
+from thalweg.recipes import (
+    age,
+    boxes_2d,
+    boxes_3d,
+    continual,
+    density_2d,
+    head_pose,
+    igebm,
+    narx,
+    regression_1d,
+    tanks,
+)
 from thalweg.recipes.base import Figure, Recipe, Result, Settings
 
-_MODULES = (regression_1d, narx, tanks, age, head_pose, boxes_2d, boxes_3d, density_2d, igebm)
+_MODULES = (regression_1d, narx, tanks, age, head_pose, boxes_2d, boxes_3d, density_2d, igebm, continual)
 RECIPES: dict[str, Recipe] = {module.RECIPE.name: module.RECIPE for module in _MODULES}
 
 __all__ = ["RECIPES", "Figure", "Recipe", "Result", "Settings"]
