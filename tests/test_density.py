@@ -1,4 +1,4 @@
-"""EnergyDensity: densities that are right, draws that have them, gaps filled as they must be, bad input refused."""
+"""EnergyDensity: densities that are right, draws that have them, gaps filled, bad input refused in words."""
 
 from __future__ import annotations
 
@@ -165,10 +165,11 @@ def test_mixture_posterior_is_bayes_rule():
 def test_large_numbers_keep_their_digits():
     """Seconds since 1970: in single precision all of these would be a few values."""
     X = gaussian_rows(300)
-    far = X + [1.7e9, 0.0, -1e7]
+    shift = np.array([1.7e9, 0.0, -1e7])
+    far = X + shift
     near, shifted = (EnergyDensity(resolution=0.0, **{**SMALL, "max_epochs": 5}).fit(Z) for Z in (X, far))
     np.testing.assert_allclose(near.score_samples(X), shifted.score_samples(far), atol=1e-2)
-    assert np.abs(shifted.sample(50, 0) - [1.7e9, 0.0, -1e7] - near.sample(50, 0)).max() < 0.1
+    assert np.abs(shifted.sample(50, 0) - shift - near.sample(50, 0)).max() < 0.1
 
 
 def test_rounded_columns_are_told_and_draws_are_rounded():
@@ -381,3 +382,29 @@ def test_few_rows_give_a_density_all_the_same(objective, n):
     assert np.isfinite(model.score_samples(GOOD)).all()
     assert np.isfinite(model.sample(5, 0)).all()
     assert np.isfinite(model.impute(_with(GOOD, (0, 0), np.nan))).all()
+
+
+# -- what is told of the training rows, and of gaps that are too many -----------------------------------------
+
+
+def test_training_rows_are_judged_by_networks_that_did_not_learn_from_them():
+    """A chain that learned its few rows by heart: they are no likelier than new ones."""
+    X, new = gaussian_rows(60), gaussian_rows(2000, seed=1)
+    model = EnergyDensity(n_members=4, hidden=(64,), max_epochs=60, patience=None, random_state=0).fit(X)
+    log_prob = model.training_log_prob_
+    error = np.hypot(log_prob.std() / np.sqrt(60), model.score_samples(new).std() / np.sqrt(2000))
+    assert log_prob.mean() < model.score_samples(new).mean() + 3 * error
+    assert log_prob.mean() < model.score_samples(X).mean()
+    network = EnergyDensity("nce", **SMALL).fit(X)
+    np.testing.assert_allclose(network.training_log_prob_, network.score_samples(X), rtol=1e-5)
+
+
+def test_rows_that_lack_too_much_are_told():
+    """Twelve columns that are nearly one: what is known leaves a place of a hundredth of the spread."""
+    rng = np.random.RandomState(0)
+    X = rng.standard_normal((300, 1)) + 0.02 * rng.standard_normal((300, 12))
+    model = EnergyDensity(**SMALL).fit(X)
+    gaps = X[:5].copy()
+    gaps[:, :8] = np.nan
+    with pytest.warns(UserWarning, match="fewer than 4 of 16"):
+        model.impute(gaps, n_candidates=16)

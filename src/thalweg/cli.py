@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -534,7 +535,12 @@ def impute(
     from thalweg.estimators.density_run import impute_table, load_density_run
 
     run = load_density_run(run_folder)
-    _write(impute_table(run, read_table(table), imputations, seed), out_file, "rows")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        completed = impute_table(run, read_table(table), imputations, seed)
+    for warning in told:
+        err.print(escape(str(warning.message)), soft_wrap=True)
+    _write(completed, out_file, "rows")
 
 
 def _write(table: DataFrame, path: Path | None, what: str) -> None:

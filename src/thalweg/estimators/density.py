@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         log_normaliser_: log Z, in nats; 0 where it is exact.
         log_normaliser_error_: its standard error; 0 where it is exact.
         validation_nll_: mean held-out negative log-likelihood, in nats.
+        training_log_prob_: log p of the training rows ``[rows]``, by "auto" from those networks that did not learn
+            from the row: what new rows compare with. A model that was loaded has it not.
         resolution_: spacing found for each column ``[D]``, 0 where it is not rounded.
         history_: one :class:`~thalweg.training.loop.History` for each network trained.
         n_features_in_, feature_names_in_: as in scikit-learn.
@@ -175,6 +178,8 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         else:
             inner = self._fit_network(z, scale, seed, folder, **how)
         self.energy_ = Rescaled(inner.cpu().eval(), location, scale)
+        if self.objective != "auto":
+            self.training_log_prob_ = self._log_prob(X)
         return self
 
     def _check_settings(self) -> None:
@@ -220,6 +225,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
     ) -> AutoregressiveEnergy:
         """One conditional after the other, each from the columns before it."""
         self.conditionals_, self.history_ = [], []
+        self.training_log_prob_ = np.full(len(Z), -np.log(scale).sum())
         for d in range(Z.shape[1]):
             model = self._conditional(
                 float(self.resolution_[d] / scale[d]), seed + d, f"column {d + 1} of {Z.shape[1]}"
@@ -227,6 +233,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             model.shift = float(np.log(scale[d]))
             given = Z[:, :d] if d else np.zeros((len(Z), 1))
             model.fit(given, Z[:, d], run_dir=None if folder is None else folder / f"column-{d}", **how)
+            self.training_log_prob_ += model.held_out_log_prob(given, Z[:, d])
             self.conditionals_.append(model)
             self.history_.append(model.history_)
         self.log_normaliser_, self.log_normaliser_error_ = 0.0, 0.0
@@ -319,7 +326,10 @@ class EnergyDensity(DensityMixin, BaseEstimator):
 
         Where a column is rounded it is the density of the values spread over their rounding cells.
         """
-        x = torch.from_numpy(self._rows(X))
+        return self._log_prob(self._rows(X))
+
+    def _log_prob(self, X: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(X)
         with torch.no_grad():
             energy = torch.cat([self.energy_(piece) for piece in x.split(8192)])
         return -energy.double().numpy() - self.log_normaliser_
@@ -357,6 +367,9 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             n_imputations: completions of each row.
             n_candidates: weighted draws for each row, of which the completions are taken.
 
+        Warns:
+            UserWarning: if rows lack so much that few of the candidates fit.
+
         Returns:
             ``[rows, columns]`` for one imputation, else ``[n_imputations, rows, columns]``. Their mean over
             the imputations is the conditional mean, their spread its uncertainty.
@@ -369,6 +382,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         n_candidates += n_candidates % 2
         out = np.repeat(X[None], n_imputations, 0)
         rows = np.flatnonzero(np.isnan(X).any(1))
+        n_poor = 0
         for piece in np.array_split(rows, max(1, len(rows) * n_candidates // 32768)):
             if not len(piece):
                 continue
@@ -376,13 +390,22 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             known = torch.nan_to_num(self.energy_.forth(torch.from_numpy(X[piece])))
             found = completion.complete(inner, self.proposal_, known, mask, n_candidates, generator)
             filled = found.draw(n_imputations, generator)
-            if not isinstance(inner, AutoregressiveEnergy):
+            if isinstance(inner, AutoregressiveEnergy):
+                n_poor += int((found.effective_sample_size < 4).sum())
+            else:
                 # A few steps of HMC take the draws off the candidates.
                 clamped = ClampedEnergy(inner, known.expand_as(filled), mask)
                 few = ClampedEnergy(inner, known.expand_as(filled[:4]), mask)
                 kernel = adapt_step_size(HMC(0.1, 5), few, filled[:4], 30, generator=generator).kernel
                 filled = run_chain(kernel, clamped, filled, 10, generator).position
             out[:, piece] = np.where(mask.numpy(), X[piece], self._rounded(self.energy_.back(filled)))
+        if n_poor:
+            warnings.warn(
+                f"in {n_poor} of {len(rows)} rows with gaps so much is missing that fewer than 4 of "
+                f"{n_candidates} candidates fit what is known: their completions vary too little; more "
+                "n_candidates help",
+                stacklevel=2,
+            )
         return out[0] if n_imputations == 1 else out
 
     def denoise(
@@ -553,6 +576,27 @@ class _Conditional(EnergyRegressor):
 
     def _progress(self, offset: float, n_members: int) -> Progress:
         return BarProgress(offset=offset + self.shift, n_members=n_members, label=self.label)
+
+    def held_out_log_prob(self, X: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """log p(y|x) of the training rows ``[rows]``, each by the members that did not learn from it.
+
+        A row that all have learned from, as there are with one member, is told by that.
+        """
+        rng = check_random_state(self.random_state)
+        rng.randint(2**31 - 1)  # as in ``fit``, which drew its seed first
+        asked = torch.from_numpy(self._hold_out(len(y), rng))
+        asked = torch.where(asked.any(1, keepdim=True), asked, True)
+        assert isinstance(self.energy_, TiltedMixtureEnsemble)
+        x = self._inputs(X)
+        z = torch.as_tensor((y - self.location_[0]) / self.scale_[0], dtype=torch.float32).to(x.device)
+        parts = []
+        with torch.no_grad():
+            for rows in torch.arange(len(y)).split(8192):
+                features = self.energy_.features(x[rows])
+                log_prob = self.energy_.member_log_prob(features, z[rows, None]).cpu()
+                log_prob = torch.where(asked[rows], log_prob, -torch.inf)
+                parts.append(torch.logsumexp(log_prob, 1) - asked[rows].sum(1).log())
+        return torch.cat(parts).double().numpy() - math.log(self.scale_[0])
 
 
 class _HeldOut:

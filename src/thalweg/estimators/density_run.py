@@ -37,7 +37,7 @@ _MAX_SAVED_ROWS = 5000
 _N_OUTLIERS = 20
 _FIGURES = {
     "table", "columns", "constant", "remarks", "rows", "training_rows", "test_rows", "validation_nll", "scores",
-    "outliers", "seconds", "made_with",
+    "outliers", "training_log_prob", "seconds", "made_with",
 }  # fmt: skip
 
 
@@ -166,6 +166,7 @@ def fit_density_run(
         "validation_nll": None if np.isnan(model.validation_nll_) else model.validation_nll_,
         "scores": scores,
         "outliers": outliers,
+        "training_log_prob": _thinned(model.training_log_prob_),
         "seconds": {"training": sum(h.seconds for h in model.history_), **seconds},
         "made_with": versions(),
     }
@@ -340,15 +341,26 @@ class _Unnamed:
 
 
 def _outliers(model: EnergyDensity, data: Numbers) -> list[dict[str, Any]]:
-    """The rows least likely under the model, least likely first; places in the table count from 1."""
+    """The rows least likely under the model, least likely first; places in the table count from 1.
+
+    Training rows are judged by networks that did not learn from them, or all test rows would look odd beside them.
+    """
     rows = pd.concat([data.training, data.test])
-    log_prob = model.score_samples(rows)
+    log_prob = model.training_log_prob_
+    if len(data.test):
+        log_prob = np.concatenate([log_prob, model.score_samples(data.test)])
     found = []
     for i in np.argsort(log_prob, kind="stable")[:_N_OUTLIERS]:
         place = int(rows.index[i])
         entry = {"row": place + 1, "log_prob": float(log_prob[i]), "training": bool(i < len(data.training))}
         found.append(entry | {"values": [float(v) for v in rows.iloc[i]]})
     return found
+
+
+def _thinned(values: np.ndarray, most: int = 1000) -> list[float]:
+    """The values in order, or as many of them, evenly."""
+    places = np.linspace(0, len(values) - 1, min(len(values), most)).round().astype(int)
+    return [round(float(v), 4) for v in np.sort(values)[places]]
 
 
 def _remarks(model: EnergyDensity, data: Numbers) -> list[str]:
@@ -425,15 +437,15 @@ def sample_table(run: FinishedDensity, n: int, seed: int = 0) -> pd.DataFrame:
 def score_table(run: FinishedDensity, table: pd.DataFrame) -> pd.DataFrame:
     """How likely each row is, one line for each; empty for rows with gaps.
 
-    ``log_prob`` is in nats; ``outlier_score`` is the part of the training rows that are likelier: 1 is less
-    likely than all of them.
+    ``log_prob`` is in nats; ``outlier_score`` is the part of the training rows that are likelier, these judged by
+    networks that did not learn from them: 1 is less likely than all of them.
     """
     X = _model_columns(run, table)
     known = X.notna().all(axis=1).to_numpy()
     log_prob, score = np.full(len(X), np.nan), np.full(len(X), np.nan)
     if known.any():
         log_prob[known] = run.model.score_samples(X[known])
-        training = np.sort(run.model.score_samples(run.training_rows[run.columns]))
+        training = np.array(run.figures["training_log_prob"])
         score[known] = 1 - np.searchsorted(training, log_prob[known], side="right") / len(training)
     return pd.DataFrame({"log_prob": log_prob, "outlier_score": score})
 

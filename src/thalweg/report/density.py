@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +224,8 @@ def _outliers_card(run: FinishedDensity) -> Card:
         for entry in found
     ]
     text = "The rows that the model finds least likely, counted from the top of the table: mistakes, or rarities."
+    if len(run.model.history_) > 1 or run.settings.objective == "auto":
+        text += " Training rows are judged by those networks that did not learn from them."
     if len(shown) < len(run.columns):
         text += f" Of the {len(run.columns)} columns the {len(shown)} in which they are farthest out."
     head = ["row", "log p", "part", *(run.columns[k] for k in shown)]
@@ -275,7 +278,9 @@ def imputation_errors(
         hidden = X.copy()
         hidden[:, k] = np.nan
         table = pd.DataFrame(hidden, columns=run.columns)
-        ours = run.model.impute(table, n_candidates, 0, n_candidates=n_candidates)[:, :, k].mean(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # few candidates do for a mean over many rows
+            ours = run.model.impute(table, n_candidates, 0, n_candidates=n_candidates)[:, :, k].mean(0)
         line = LinearRegression().fit(training[:, others], training[:, k]).predict(X[:, others])
         for name, guess in zip(errors, (ours, line, training[:, k].mean()), strict=True):
             errors[name].append(float(np.sqrt(np.square(guess - X[:, k]).mean())) / spread)
