@@ -4,6 +4,7 @@ from thalweg.recipes import (
     age,
     boxes_2d,
     boxes_3d,
+    composition,
     continual,
     density_2d,
     head_pose,
@@ -14,7 +15,19 @@ from thalweg.recipes import (
 )
 from thalweg.recipes.base import Figure, Recipe, Result, Settings
 
-_MODULES = (regression_1d, narx, tanks, age, head_pose, boxes_2d, boxes_3d, density_2d, igebm, continual)
+_MODULES = (
+    regression_1d,
+    narx,
+    tanks,
+    age,
+    head_pose,
+    boxes_2d,
+    boxes_3d,
+    density_2d,
+    igebm,
+    composition,
+    continual,
+)
 RECIPES: dict[str, Recipe] = {module.RECIPE.name: module.RECIPE for module in _MODULES}
 
 __all__ = ["RECIPES", "Figure", "Recipe", "Result", "Settings"]
