@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from thalweg.estimators.density import EnergyDensity
+    from thalweg.estimators.images import ImageEBM
     from thalweg.estimators.regressor import EnergyRegressor
 
-__all__ = ["EnergyDensity", "EnergyRegressor", "__version__"]
+__all__ = ["EnergyDensity", "EnergyRegressor", "ImageEBM", "__version__"]
 
 __version__ = "0.1.0"
 
@@ -23,4 +24,8 @@ def __getattr__(name: str) -> Any:
         from thalweg.estimators.regressor import EnergyRegressor
 
         return EnergyRegressor
+    if name == "ImageEBM":
+        from thalweg.estimators.images import ImageEBM
+
+        return ImageEBM
     raise AttributeError(f"module 'thalweg' has no attribute {name!r}")

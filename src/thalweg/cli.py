@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from thalweg.estimators.density_run import DensitySettings, FinishedDensity
+    from thalweg.estimators.image_run import FinishedImageRun, ImageSettings
     from thalweg.estimators.run import FinishedRun, RunSettings
 
 # What needs torch is imported inside the commands, so that help and errors come at once.
@@ -281,7 +282,12 @@ def _cell(value: float, name: str) -> str:
 )
 def density(
     context: typer.Context,
-    table: Annotated[Path | None, typer.Argument(help="CSV, TSV or Parquet file.", show_default=False)] = None,
+    table: Annotated[
+        Path | None,
+        typer.Argument(
+            help="CSV, TSV or Parquet file; or images: a folder of pictures or an .npz.", show_default=False
+        ),
+    ] = None,
     out_folder: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the run. [default: runs/TABLE-density]")
     ] = None,
@@ -292,6 +298,7 @@ def density(
     ] = "auto",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data, at most.")] = 200,
     members: Annotated[int, typer.Option(min=1, help="Networks in each ensemble.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Updates, for images.")] = 3000,
     seed: Annotated[int, typer.Option(min=0, help="Of the split and the training.")] = 0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of PyTorch. [default: by the size of the work]")
@@ -304,13 +311,32 @@ def density(
 ) -> None:
     """Fit p(row) over all columns and score it on rows held out, beside three baselines.
 
-    Columns must hold numbers; rows with gaps are left out (`thalweg impute` fills them afterwards). Ctrl-C leaves
-    a run that `thalweg fit density --resume --out RUN` continues.
+    Columns must hold numbers; rows with gaps are left out (`thalweg impute` fills them afterwards). Images get an
+    energy that generates and tells outsiders (--steps, --test-fraction, --seed, --threads apply); subfolders are
+    labels. Ctrl-C leaves a run that `thalweg fit density --resume --out RUN` continues.
     """
     from thalweg.estimators.density_run import DensitySettings, read_density_settings
+    from thalweg.estimators.folder import task_of
 
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other: give one of them")
+    resumed = resume and table is None and out_folder is not None and (out_folder / "fit.json").exists()
+    if (table is not None and (table.is_dir() or table.suffix.lower() == ".npz")) or (
+        resumed and out_folder is not None and task_of(out_folder) == "images"
+    ):
+        from thalweg.estimators.image_run import ImageSettings, read_image_settings
+
+        if table is None:
+            assert out_folder is not None
+            given = _given(context, {n: n for n in ("test_fraction", "steps", "seed", "threads")})
+            asked = replace(read_image_settings(out_folder), **given)
+        else:
+            asked = ImageSettings(
+                str(table.resolve()), True, test_fraction, steps, seed, threads, checkpoint_seconds
+            )
+        folder = out_folder or Path("runs") / f"{Path(asked.images).name.split('.')[0]}-images"
+        _fit_images_and_tell(folder, asked, resume, overwrite, report, quiet)
+        return
     if resume and table is None:
         if out_folder is None:
             raise ValueError("name the run to resume with --out RUN")
@@ -355,6 +381,45 @@ def _fit_density_and_tell(
         out.print(f"See it with `thalweg report {shown}`, and use it with", soft_wrap=True)
     for line in ("sample {} -n 1000 --out new.csv", "score {} TABLE", "impute {} TABLE --out filled.csv"):
         out.print("  thalweg " + line.format(shown), soft_wrap=True)
+
+
+def _fit_images_and_tell(
+    folder: Path, settings: ImageSettings, resume: bool, overwrite: bool, report: bool, quiet: bool
+) -> None:
+    from thalweg.estimators.image_run import fit_image_run
+
+    tell = _teller(quiet)
+    with _resumable(folder, "density"):
+        run = fit_image_run(folder, settings, resume=resume, overwrite=overwrite, verbose=not quiet, tell=tell)
+    if report:
+        from thalweg.report import write_image_report
+
+        tell("Drawing the report.")
+        write_image_report(run)
+    if quiet:
+        return
+    _tell_images(run)
+    shown = escape(str(run.folder))
+    out.print(
+        f"Trained in {run.figures['seconds']:.1f} s. The run lies in [bold]{shown}[/]; use it with", soft_wrap=True
+    )
+    for line in ("sample {} -n 100 --out new.npz", "score {} IMAGES --out scores.csv", "report {}"):
+        out.print("  thalweg " + line.format(shown), soft_wrap=True)
+
+
+def _tell_images(run: FinishedImageRun) -> None:
+    figures = run.figures
+    shape = " x ".join(map(str, figures["shape"]))
+    title = (
+        f"{figures['images']}: {figures['training_images']} images of {shape}, {figures['test_images']} held out"
+    )
+    table = Table("figure", title=escape(title), title_justify="left")
+    table.add_column("", justify="right")
+    for name, value in figures["scores"].items():
+        table.add_row(escape(name), f"{value:.4g}")
+    out.print(table)
+    for event in figures["events"]:
+        out.print(escape(event), soft_wrap=True)
 
 
 def _density_table(run: FinishedDensity) -> Table:
@@ -486,7 +551,21 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
 ) -> None:
-    """Draw new rows from the density; rounded columns are rounded."""
+    """Draw new rows from the density, or new images; rounded columns are rounded.
+
+    Images are written to an .npz, or as PNG files into a folder.
+    """
+    from thalweg.estimators.folder import task_of
+
+    if task_of(run_folder) == "images":
+        from thalweg.data.images import write_images
+        from thalweg.estimators.image_run import load_image_model
+
+        if out_file is None:
+            raise ValueError("name an .npz or a folder for the images with --out")
+        write_images(load_image_model(run_folder).sample(n, n_steps=300, random_state=seed), out_file)
+        err.print(f"{n} images written to {escape(str(out_file))}", soft_wrap=True)
+        return
     from thalweg.estimators.density_run import load_density_run, sample_table
 
     _write(sample_table(load_density_run(run_folder), n, seed), out_file, "rows")
@@ -504,6 +583,13 @@ def score(
 
     A row with gaps gets neither; fill them with `thalweg impute` first.
     """
+    from thalweg.estimators.folder import task_of
+
+    if task_of(run_folder) == "images":
+        from thalweg.estimators.image_run import score_images
+
+        _write(score_images(run_folder, table), out_file, "images")
+        return
     from thalweg.data.tables import read_table
     from thalweg.estimators.density_run import load_density_run, score_table
 
@@ -569,6 +655,11 @@ def report(
         from thalweg.report import write_density_report
 
         path = write_density_report(load_density_run(run_folder), out_file)
+    elif task_of(run_folder) == "images":
+        from thalweg.estimators.image_run import load_image_run
+        from thalweg.report import write_image_report
+
+        path = write_image_report(load_image_run(run_folder), out_file)
     else:
         from thalweg.estimators.run import load_run
         from thalweg.report import write_regression_report
@@ -586,6 +677,10 @@ def info(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder 
         from thalweg.estimators.density_run import load_density_run
 
         _tell_density(load_density_run(run_folder))
+    elif task_of(run_folder) == "images":
+        from thalweg.estimators.image_run import load_image_run
+
+        _tell_images(load_image_run(run_folder))
     else:
         from thalweg.estimators.run import load_run
 

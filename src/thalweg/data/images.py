@@ -126,6 +126,23 @@ def _read_folder(folder: Path) -> Images:
     return as_images(np.stack(pixels), labels)
 
 
+def write_images(pixels: np.ndarray, path: Path) -> None:
+    """Images ``[n, C, H, W]`` in [0, 1] as bytes: into an ``.npz`` (``X``), or as PNG files into a folder."""
+    found = (255 * np.asarray(pixels).clip(0, 1)).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    found = found[..., 0] if found.shape[-1] == 1 else found
+    if path.suffix.lower() == ".npz":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, X=found)
+        return
+    if path.suffix:
+        raise ValueError(f"images are written to an .npz or into a folder, not to {path}")
+    from PIL import Image
+
+    path.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(found):
+        Image.fromarray(image).save(path / f"{i:05d}.png")
+
+
 def tile(images: np.ndarray, n_columns: int) -> np.ndarray:
     """Images ``[n, C, H, W]`` side by side, with a white line between, as bytes ``[rows, columns, 3]``."""
     n, channels, height, width = images.shape

@@ -2,6 +2,7 @@
 
 from thalweg.estimators.density import EnergyDensity
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
+from thalweg.estimators.images import ImageEBM
 from thalweg.estimators.regressor import EnergyRegressor
 
-__all__ = ["EnergyDensity", "EnergyRegressor", "MultivariateDistribution", "PredictiveDistribution"]
+__all__ = ["EnergyDensity", "EnergyRegressor", "ImageEBM", "MultivariateDistribution", "PredictiveDistribution"]

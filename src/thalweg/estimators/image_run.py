@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from thalweg.data.images import Images, outliers, read_images
@@ -166,6 +167,28 @@ def read_image_settings(folder: Path) -> ImageSettings:
         raise ValueError(f"{path} is damaged, or of another version ({error})") from error
 
 
+def load_image_model(folder: Path) -> ImageEBM:
+    """The model alone, without the images it was made with.
+
+    Raises:
+        ValueError: if the folder holds no run on images, an unfinished or a damaged one.
+    """
+    read_image_settings(folder)
+    if not is_finished(folder):
+        raise ValueError(f"the run in {folder} is not finished: `thalweg fit density --resume --out {folder}`")
+    return ImageEBM.load(folder / "model")
+
+
+def score_images(folder: Path, path: Path) -> pd.DataFrame:
+    """The score of every image (the higher, the more like the data; not normalised) and its likeliest label."""
+    model = load_image_model(folder)
+    energies = model.energies(read_images(path).pixels)
+    columns = {"score": -energies.min(1)}
+    if model.n_labels_ > 1:
+        columns["label"] = energies.argmin(1)
+    return pd.DataFrame(columns)
+
+
 def load_image_run(folder: Path) -> FinishedImageRun:
     """Read a finished run; its images are read again from where they lie.
 
@@ -173,9 +196,7 @@ def load_image_run(folder: Path) -> FinishedImageRun:
         ValueError: if the folder holds no run on images, an unfinished or a damaged one.
     """
     settings = read_image_settings(folder)
-    if not is_finished(folder):
-        raise ValueError(f"the run in {folder} is not finished: `thalweg fit density --resume --out {folder}`")
+    model = load_image_model(folder)
     figures = read_json(folder / "figures.json")
-    model = ImageEBM.load(folder / "model")
     training, test = _split(settings)
     return FinishedImageRun(folder, settings, figures, model, training, test)

@@ -1,0 +1,71 @@
+"""The command on images: fit, sample, score, report, info, resume, and what it refuses."""
+
+import io
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+from sklearn.datasets import load_digits
+
+from thalweg import cli
+
+
+class Outcome(NamedTuple):
+    out: str
+    err: str
+
+
+def thalweg(*arguments, code=0) -> Outcome:
+    """The command in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        streams = io.StringIO(), io.StringIO()
+        patch.setattr(sys, "argv", ["thalweg", *map(str, arguments)])
+        patch.setattr(sys, "stderr", streams[1])
+        patch.setattr(cli, "out", Console(file=streams[0], highlight=False, width=160))
+        patch.setattr(cli, "err", Console(file=streams[1], highlight=False, width=160))
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    found = Outcome(*(stream.getvalue() for stream in streams))
+    assert int(stopped.value.code or 0) == code, found
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    raw = load_digits()
+    np.savez(folder / "digits.npz", X=(15 * raw.images[:300]).astype(np.uint8), y=raw.target[:300])
+    done = thalweg("fit", "density", folder / "digits.npz", "--out", folder / "run", "--steps", 12, "--threads", 1)
+    return folder, done
+
+
+def test_images_are_fitted_and_told(run):
+    folder, done = run
+    assert "Frechet distance, fresh chains" in done.out
+    page = (folder / "run" / "report.html").read_text()
+    for heading in ("Generated", "Is it copying?", "Completed", "What it takes for its own"):
+        assert heading in page
+    assert "AUROC" in thalweg("info", folder / "run").out
+
+
+def test_images_are_sampled_to_an_array_or_pictures_and_scored(run):
+    folder, _ = run
+    thalweg("sample", folder / "run", "-n", 4, "--out", folder / "new.npz")
+    assert np.load(folder / "new.npz")["X"].shape == (4, 8, 8)
+    thalweg("sample", folder / "run", "-n", 3, "--out", folder / "new")
+    assert len(list((folder / "new").glob("*.png"))) == 3
+    thalweg("score", folder / "run", folder / "new", "--out", folder / "scores.csv")
+    scores = pd.read_csv(folder / "scores.csv")
+    assert list(scores.columns) == ["score", "label"]
+    assert len(scores) == 3
+
+
+def test_what_is_refused(run, tmp_path):
+    folder, _ = run
+    assert "holds a run" in thalweg("fit", "density", folder / "digits.npz", "--out", folder / "run", code=1).err
+    assert "no pictures" in thalweg("fit", "density", tmp_path, "--out", tmp_path / "run", code=1).err
+    assert "--out" in thalweg("sample", folder / "run", code=1).err
+    assert "finished already" in thalweg("fit", "density", "--resume", "--out", folder / "run").err
