@@ -611,6 +611,9 @@ def impute(
     imputations: Annotated[
         int, typer.Option(min=1, help="Completed tables, one beneath the other, counted by a column.")
     ] = 1,
+    candidates: Annotated[
+        int, typer.Option(min=2, help="Weighted draws for each row, of which its completions are taken.")
+    ] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
 ) -> None:
     """Fill the gaps of each row with draws given what is known of it.
@@ -623,7 +626,7 @@ def impute(
     run = load_density_run(run_folder)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
-        completed = impute_table(run, read_table(table), imputations, seed)
+        completed = impute_table(run, read_table(table), imputations, seed, candidates)
     for warning in told:
         err.print(escape(str(warning.message)), soft_wrap=True)
     _write(completed, out_file, "rows")

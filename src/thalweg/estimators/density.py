@@ -298,8 +298,9 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         self.log_normaliser_error_ = simple.standard_error
         if simple.effective_sample_size < 1000:
             # Few of the samples lie where the energy is low: the estimate and its error are not to be trusted.
-            bracket = bracket_log_normaliser(network, self.proposal_, None, 256, 300, generator)
-            self.log_normaliser_ = bracket.estimate
+            white = _Whitened(network, self.proposal_.scales[-1])
+            bracket = bracket_log_normaliser(white, white.of_mixture(self.proposal_), None, 256, 300, generator)
+            self.log_normaliser_ = bracket.estimate + white.log_volume
             self.log_normaliser_error_ = max(
                 abs(bracket.width) / 2, bracket.lower.standard_error, bracket.upper.standard_error
             )
@@ -347,9 +348,10 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         if isinstance(inner, Density):
             return self._rounded(self.energy_.back(inner.sample(n_samples, generator)))
         candidates = self.proposal_.sample(max(20_000, 10 * n_samples), generator)
-        start = _resampled(inner, self.proposal_, candidates, n_samples, generator)
-        adapted = adapt_step_size(HMC(0.1), inner, start, 30, generator=generator)
-        end = run_chain(adapted.kernel, inner, adapted.state.position, 20, generator).position
+        white = _Whitened(inner, self.proposal_.scales[-1])
+        start = white.forth(_resampled(inner, self.proposal_, candidates, n_samples, generator))
+        kernel = adapt_step_size(HMC(0.1), white, start[:256], 50, generator=generator).kernel
+        end = white.back(run_chain(kernel, white, start, 40, generator).position)
         return self._rounded(self.energy_.back(end))
 
     def impute(
@@ -403,7 +405,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             warnings.warn(
                 f"in {n_poor} of {len(rows)} rows with gaps so much is missing that fewer than 4 of "
                 f"{n_candidates} candidates fit what is known: their completions vary too little; more "
-                "n_candidates help",
+                "candidates help",
                 stacklevel=2,
             )
         return out[0] if n_imputations == 1 else out
@@ -568,6 +570,40 @@ class Rescaled(Energy):
         return self.inner(self.forth(x)) + self.scale.log().sum()
 
 
+class _Whitened(Energy):
+    """The energy of u where x = L u: chains move freely where the columns hang together closely.
+
+    Args:
+        factor: L, lower triangular ``[D, D]``.
+    """
+
+    def __init__(self, inner: Energy, factor: Tensor):
+        super().__init__()
+        object.__setattr__(self, "inner", inner)
+        self.factor = factor
+        self.log_volume = float(factor.diagonal().log().sum())
+
+    inner: Energy
+
+    def forth(self, x: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.factor, x.T, upper=False).T
+
+    def back(self, u: Tensor) -> Tensor:
+        return u @ self.factor.T
+
+    def of_mixture(self, mixture: GaussianMixtureEnergy) -> GaussianMixtureEnergy:
+        """The same mixture, of u."""
+        scales = torch.linalg.solve_triangular(self.factor, mixture.scales, upper=False)
+        return GaussianMixtureEnergy(self.forth(mixture.means), scales, mixture.log_weights.exp())
+
+    def forward(self, u: Tensor) -> Tensor:
+        return self.inner(self.back(u))
+
+    def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        value, grad = self.inner.value_and_grad(self.back(u))
+        return value, grad @ self.factor
+
+
 class _Conditional(EnergyRegressor):
     """One link of the chain; its bar says which."""
 
@@ -658,9 +694,18 @@ def _proposal(data: Tensor, seed: int) -> GaussianMixtureEnergy:
 def _resampled(
     energy: Energy, proposal: Density, candidates: Tensor, n: int, generator: torch.Generator
 ) -> Tensor:
+    """Candidates drawn by their weights: by a power of these, if few would have nearly all the weight."""
     with torch.no_grad():
         log_weights = -energy(candidates) - proposal.log_prob(candidates)
-    return candidates[torch.multinomial(torch.softmax(log_weights, 0), n, replacement=True, generator=generator)]
+    low, high = 0.0, 1.0
+    for power in [1.0, *([None] * 12)]:
+        middle = 0.5 * (low + high) if power is None else power
+        weights = torch.softmax(middle * log_weights, 0)
+        enough = 1 / weights.square().sum() >= min(n, 1000)
+        if enough and middle == 1.0:
+            break
+        low, high = (middle, high) if enough else (low, middle)
+    return candidates[torch.multinomial(weights, n, replacement=True, generator=generator)]
 
 
 def _chain_of(conditionals: Sequence[dict[str, Any]], model: EnergyDensity) -> AutoregressiveEnergy:

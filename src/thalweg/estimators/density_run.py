@@ -450,7 +450,9 @@ def score_table(run: FinishedDensity, table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"log_prob": log_prob, "outlier_score": score})
 
 
-def impute_table(run: FinishedDensity, table: pd.DataFrame, n: int = 1, seed: int = 0) -> pd.DataFrame:
+def impute_table(
+    run: FinishedDensity, table: pd.DataFrame, n: int = 1, seed: int = 0, n_candidates: int = 256
+) -> pd.DataFrame:
     """The table with the gaps in the model's columns filled by draws given the rest of the row.
 
     With several imputations they are stacked, and a column ``imputation`` counts them from 1.
@@ -458,7 +460,7 @@ def impute_table(run: FinishedDensity, table: pd.DataFrame, n: int = 1, seed: in
     if n > 1 and "imputation" in table.columns:
         raise ValueError("the table has a column 'imputation' already: rename it, or ask for one imputation")
     X = _model_columns(run, table)
-    filled = run.model.impute(X, n, seed).reshape(n, *X.shape)
+    filled = run.model.impute(X, n, seed, n_candidates=n_candidates).reshape(n, *X.shape)
     stacked = []
     for i in range(n):
         completed = table.copy()
