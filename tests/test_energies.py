@@ -32,6 +32,7 @@ from thalweg.energies import (
 )
 from thalweg.energies.densities import fit_gaussian_mixture
 from thalweg.energies.perceptron import LabelledPerceptron
+from thalweg.energies.products import product
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -454,9 +455,20 @@ def parameter_gradients(parts: tuple[torch.Tensor, ...], energy: Energy) -> list
     return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, grads, strict=True)]
 
 
+class ByAutograd(Energy):
+    """The same energy, of which only the value is known."""
+
+    def __init__(self, energy: Energy):
+        super().__init__()
+        self.energy = energy
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.energy(x)
+
+
 def assert_same_derivatives(energy: Energy, method: str, *arguments: torch.Tensor) -> None:
     """The energy's own method and the generic one: values, and gradients with respect to the parameters."""
-    own, generic = getattr(energy, method)(*arguments), getattr(Energy, method)(energy, *arguments)
+    own, generic = getattr(energy, method)(*arguments), getattr(ByAutograd(energy), method)(*arguments)
     own, generic = ((t,) if isinstance(t, torch.Tensor) else t for t in (own, generic))
     for a, b in zip(own, generic, strict=True):
         torch.testing.assert_close(a, b)
@@ -471,13 +483,44 @@ def assert_same_derivatives(energy: Energy, method: str, *arguments: torch.Tenso
 @batches
 def test_the_derivatives_of_a_perceptron_are_those_of_autograd(hidden, activation, batch):
     energy = perturbed(PerceptronEnergy(3, hidden, activation)).double()
-    x, v = double(*batch, 3), double(*batch, 3, seed=6)
+    x, v = double(*batch, 3), double(*batch, 2, 3, seed=6)
     assert energy(x).shape == batch
+    # Without and with a gradient in x the value takes two ways.
+    values = energy(x), energy(x.clone().requires_grad_(True))
+    torch.testing.assert_close(*values)
+    for a, b in zip(*(parameter_gradients((v,), energy) for v in values), strict=True):
+        torch.testing.assert_close(a, b)
     assert_same_derivatives(energy, "value_and_grad", x)
     assert_same_derivatives(energy, "grad", x)
-    assert_same_derivatives(energy, "directional", x, v)
-    assert_same_derivatives(energy, "directional", x, v.reshape(-1, 3)[0])
+    assert_same_derivatives(energy, "grad_and_curvature", x, v)
+    assert_same_derivatives(energy, "grad_and_curvature", x, v.reshape(-1, 3)[:2])
     assert_same_derivatives(energy, "grad_and_laplacian", x)
+
+
+@activations
+def test_the_gradient_of_a_perceptron_has_a_gradient_in_x(activation):
+    energy = perturbed(PerceptronEnergy(3, (5, 4), activation)).double()
+    x = double(7, 3).requires_grad_(True)
+    own, generic = (e.grad(x).square().sum() for e in (energy, ByAutograd(energy)))
+    torch.testing.assert_close(*(torch.autograd.grad(f, x)[0] for f in (own, generic)))
+
+
+def test_derivatives_that_are_written_out_refuse_to_be_differentiated_twice():
+    energy = PerceptronEnergy(3, (5,))
+    x = torch.randn(7, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        torch.autograd.grad(energy.grad(x).sum(), x, create_graph=True)
+    (first,) = torch.autograd.grad(energy(x).sum(), x, create_graph=True)
+    assert torch.isfinite(torch.autograd.grad(first.square().sum(), x)[0]).all()
+
+
+def test_the_fast_product_of_matrices_is_the_ordinary_one():
+    """Sizes on both sides of the one from which oneDNN is used; single precision, sums of n terms."""
+    for n_rows, n, m in [(3, 4, 5), (300, 128, 128), (40, 200, 784), (500, 128, 2), (2, 128, 512)]:
+        x, matrix, bias = torch.randn(n_rows, n), torch.randn(m, n).t(), torch.randn(m)
+        tolerance = {"rtol": 1e-5, "atol": 1e-5 * n}
+        torch.testing.assert_close(product(x, matrix, bias), x @ matrix + bias, **tolerance)
+        torch.testing.assert_close(product(x.t(), x), x.t() @ x, **tolerance)
 
 
 def test_a_perceptron_of_an_unknown_activation_or_of_no_layers_is_refused_in_words():
@@ -493,7 +536,8 @@ def test_a_perceptron_of_relus_has_autograds_gradient_and_no_second_derivative(h
     energy = perturbed(PerceptronEnergy(3, hidden, "relu")).double()
     x = double(*batch, 3)
     assert_same_derivatives(energy, "value_and_grad", x)
-    for method, arguments in [("directional", (x, x)), ("grad_and_laplacian", (x,))]:
+    assert_same_derivatives(energy, "grad", x)
+    for method, arguments in [("grad_and_curvature", (x, x)), ("grad_and_laplacian", (x,))]:
         with pytest.raises(ValueError, match="relu has no second derivative"):
             getattr(energy, method)(*arguments)
 
@@ -581,10 +625,10 @@ def test_derivatives_equal_finite_differences(make, inputs, shape):
     torch.testing.assert_close(energy.grad(x).detach(), grad)
     slope = along(v, lambda y: energy(y).detach())
     torch.testing.assert_close((grad * v).sum(events), slope, rtol=1e-6, atol=1e-7)
-    first, second = energy.directional(x, v)
+    same, curvature = energy.grad_and_curvature(x, v.unsqueeze(-1 - energy.event_ndim))
     bend = (along(v, lambda y: energy.value_and_grad(y)[1]) * v).sum(events)
-    torch.testing.assert_close(first.detach(), slope, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(second.detach(), bend, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(same.detach(), grad)
+    torch.testing.assert_close(curvature.detach().squeeze(-1), bend, rtol=1e-6, atol=1e-7)
     same, laplacian = energy.grad_and_laplacian(x)
     torch.testing.assert_close(same.detach(), grad)
     trace = torch.zeros_like(value)
@@ -604,8 +648,8 @@ def test_derivatives_in_x_carry_a_graph_to_every_parameter_of_theirs(make, input
     def figures():
         given = energy if inputs is None else energy.given(inputs.double())
         grad, laplacian = given.grad_and_laplacian(x)
-        first, second = given.directional(x, v)
-        return grad.square().sum() + laplacian.square().sum() + (first * second).sum()
+        first, second = given.grad_and_curvature(x, v.unsqueeze(-1 - given.event_ndim))
+        return grad.square().sum() + laplacian.square().sum() + first.sum() * second.sum()
 
     grads = torch.autograd.grad(figures(), weights, allow_unused=True)
     directions = [double(*w.shape, seed=i) for i, w in enumerate(weights)]
@@ -623,10 +667,10 @@ def test_the_derivatives_of_a_sum_are_the_sums_of_its_parts():
     """Whose own closed forms are taken: each part's own method, each to its weight."""
     parts = [perturbed(PerceptronEnergy(2, (6, 5))), gaussian(), correlated_mixture()]
     energy = WeightedSum(parts, [1.0, 2.0, -0.3]).double()
-    x, v = double(3, 4, 2), double(3, 4, 2, seed=6)
+    x, v = double(3, 4, 2), double(3, 4, 5, 2, seed=6)
     assert_same_derivatives(energy, "value_and_grad", x)
     assert_same_derivatives(energy, "grad", x)
-    assert_same_derivatives(energy, "directional", x, v)
+    assert_same_derivatives(energy, "grad_and_curvature", x, v)
     assert_same_derivatives(energy, "grad_and_laplacian", x)
 
 

@@ -493,7 +493,7 @@ def test_chains_run_in_evaluation_mode_and_leave_every_mode_and_statistic_as_it_
     module.train()
     module.frozen.eval()
     LangevinML(n_steps=4, n_chains=3).per_row(energy, Batch(torch.randn(5, 1), torch.randn(5, 1)), seeded())
-    assert module.modes == [False] * 5 + [True]
+    assert module.modes == [False] * 4 + [True]
     assert module.training
     assert not module.frozen.training
     assert int(module.norm.num_batches_tracked) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,39 +44,49 @@ class Energy(nn.Module):
             (grad,) = torch.autograd.grad(energy.sum(), x)
         return energy.detach(), grad
 
+    def gradient(self, x: Tensor) -> Tensor:
+        """The gradient alone, detached: all that an uncorrected step of a chain needs."""
+        return self.value_and_grad(x)[1]
+
+    def fixed(self) -> Energy:
+        """The same energy with the weights as they are now, for the many evaluations of a chain.
+
+        Only values and detached gradients are asked of it. A subclass that can put its weights into a better
+        shape for that overrides it.
+        """
+        return self
+
     def grad(self, x: Tensor) -> Tensor:
         """Gradient with respect to x ``[*batch, *event]``, with a graph: it can be differentiated again."""
         with torch.enable_grad():
             x = x if x.requires_grad else x.detach().requires_grad_(True)
             return torch.autograd.grad(self(x).sum(), x, create_graph=True)[0]
 
-    def directional(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """First and second derivative of E at x along v, v'grad E and v'Hv, each ``[*batch]``, with a graph.
+    def grad_and_curvature(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient ``[*batch, *event]`` and v'Hv ``[*batch, P]`` for P directions at each x, with a graph.
+
+        One product with the Hessian for each direction, over one graph of the gradient. (Batching them by
+        ``torch.func`` ran slower for every network tried, and forward mode slower still.)
 
         Args:
-            v: directions, of a shape that broadcasts to that of x.
-        """
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            first = event_sum(self.grad(x) * v, self.event_ndim)
-            product = _derivative(first, x)
-        return first, event_sum(product * v, self.event_ndim)
-
-    def grad_and_laplacian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient ``[*batch, *event]`` and trace of the Hessian ``[*batch]``, exact, with a graph.
-
-        One product with the Hessian for each coordinate of x, over one graph of the gradient. (Batching
-        them by ``torch.func`` ran slower for every network tried, and forward mode slower still.)
+            v: directions, of a shape that broadcasts to ``[*batch, P, *event]``.
         """
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
             grad = self.grad(x)
-            flat = grad.flatten(x.dim() - self.event_ndim)
-            laplacian = torch.zeros_like(flat[..., 0])
-            for k in range(flat.shape[-1]):
-                row = _derivative(flat[..., k], x)
-                laplacian = laplacian + row.flatten(x.dim() - self.event_ndim)[..., k]
-        return grad, laplacian
+            curvatures = []
+            for direction in v.unbind(-1 - self.event_ndim):
+                product = _derivative(event_sum(grad * direction, self.event_ndim), x)
+                curvatures.append(event_sum(product * direction, self.event_ndim))
+        return grad, torch.stack(curvatures, -1)
+
+    def grad_and_laplacian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient ``[*batch, *event]`` and trace of the Hessian ``[*batch]``, exact, with a graph."""
+        event = x.shape[x.dim() - self.event_ndim :]
+        n = math.prod(event)
+        axes = torch.eye(n, dtype=x.dtype, device=x.device).reshape(n, *event)
+        grad, curvatures = self.grad_and_curvature(x, axes)
+        return grad, curvatures.sum(-1)
 
     def __add__(self, other: Energy) -> Energy:
         from thalweg.energies.composition import WeightedSum
@@ -135,15 +146,16 @@ class ConditionalEnergy(nn.Module):
         return Conditioned(self, self.features(x))
 
     def value_and_grad(self, features: Features, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Energy ``[B, *candidates]`` and its gradient with respect to y, both detached, given the features.
-
-        A subclass that knows its gradient in closed form overrides it.
-        """
+        """Energy ``[B, *candidates]`` and its gradient with respect to y, both detached, given the features."""
         with torch.enable_grad():
             y = y.detach().requires_grad_(True)
             energy = self.head(features, y)
             (grad,) = torch.autograd.grad(energy.sum(), y)
         return energy.detach(), grad
+
+    def fixed(self, features: Features) -> Energy:
+        """The energy given these features, with the weights as they are now (see :meth:`Energy.fixed`)."""
+        return Conditioned(self, features)
 
     def landmarks(self, features: Features) -> tuple[Tensor, Tensor] | None:
         """Where y may be concentrated: locations and scales, each ``[B, n]``, or None if unknown.
@@ -171,6 +183,9 @@ class Conditioned(Energy):
 
     def value_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
         return self.parent.value_and_grad(self.features, y)
+
+    def fixed(self) -> Energy:
+        return self.parent.fixed(self.features)
 
     @property
     def n_rows(self) -> int:

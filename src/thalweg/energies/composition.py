@@ -33,16 +33,18 @@ class WeightedSum(Energy):
         parts = [e.value_and_grad(x) for e in self.energies]  # type: ignore[operator]
         return self._sum(value for value, _ in parts), self._sum(grad for _, grad in parts)
 
+    def gradient(self, x: Tensor) -> Tensor:
+        return self._sum(e.gradient(x) for e in self.energies)  # type: ignore[operator]
+
+    def fixed(self) -> WeightedSum:
+        return WeightedSum([e.fixed() for e in self.energies], self.weights)  # type: ignore[operator]
+
     def grad(self, x: Tensor) -> Tensor:
         return self._sum(e.grad(x) for e in self.energies)  # type: ignore[operator]
 
-    def directional(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [e.directional(x, v) for e in self.energies]  # type: ignore[operator]
-        return self._sum(first for first, _ in parts), self._sum(second for _, second in parts)
-
-    def grad_and_laplacian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [e.grad_and_laplacian(x) for e in self.energies]  # type: ignore[operator]
-        return self._sum(grad for grad, _ in parts), self._sum(laplacian for _, laplacian in parts)
+    def grad_and_curvature(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [e.grad_and_curvature(x, v) for e in self.energies]  # type: ignore[operator]
+        return self._sum(grad for grad, _ in parts), self._sum(curvature for _, curvature in parts)
 
     def _sum(self, terms: Iterable[Tensor]) -> Tensor:
         total: Tensor | None = None

@@ -28,6 +28,9 @@ class ClampedEnergy(Energy):
 
     energy: Energy
 
+    def fixed(self) -> ClampedEnergy:
+        return ClampedEnergy(self.energy.fixed(), self.known, self.mask)
+
     def complete(self, x: Tensor) -> Tensor:
         """x with the known values in their places, bit for bit."""
         return torch.where(self.mask, self.known, x)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,59 +18,74 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from thalweg.energies.base import ConditionalEnergy, Energy, Features
+from thalweg.energies.products import by_columns, product
 
 
 class Activation(NamedTuple):
-    """A smooth function, its first and second derivatives, and how a gradient passes it without a graph."""
+    """A function, itself with its first three derivatives, and how a gradient passes it.
+
+    Attributes:
+        value: the function.
+        derivatives: (input, 2 or 3) -> the function and at least so many of its derivatives.
+        backward: (gradient with respect to what comes out, what went in) -> gradient with respect to the latter.
+        smooth: whether it has a second derivative to speak of.
+    """
 
     value: Callable[[Tensor], Tensor]
-    derivatives: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-    backward: Callable[[Tensor, Tensor, Tensor], Tensor]  # (gradient, input, value)
+    derivatives: Callable[[Tensor, int], list[Tensor]]
+    backward: Callable[[Tensor, Tensor], Tensor]
+    smooth: bool = True
 
 
-def _silu(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+# Named functions, so that an energy can be pickled.
+def _silu(h: Tensor, order: int) -> list[Tensor]:
     s = torch.sigmoid(h)
     value = h * s
-    slope = s + value * (1 - s)
-    return value, slope, s * (1 - s) * (2 + h - 2 * value)
+    first = torch.addcmul(s, value, 1 - s)
+    spread = s * (1 - s)
+    second = spread * (2 + h - 2 * value)
+    if order < 3:
+        return [value, first, second]
+    return [value, first, second, second * (1 - 2 * s) + spread * (1 - 2 * first)]
 
 
-def _softplus(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _softplus(h: Tensor, order: int) -> list[Tensor]:
     s = torch.sigmoid(h)
-    return F.softplus(h), s, s * (1 - s)
+    spread = s * (1 - s)
+    return [F.softplus(h), s, spread, spread * (1 - 2 * s)]
 
 
-def _tanh(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _tanh(h: Tensor, order: int) -> list[Tensor]:
     t = torch.tanh(h)
-    slope = 1 - t * t
-    return t, slope, -2 * t * slope
+    first = 1 - t * t
+    return [t, first, -2 * t * first, first * (6 * t * t - 2)]
 
 
-def _relu(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    raise ValueError("relu has no second derivative to speak of: train by score matching with silu instead")
+def _relu(h: Tensor, order: int) -> list[Tensor]:
+    zero = torch.zeros_like(h)
+    return [F.relu(h), (h > 0).to(h.dtype), zero, zero]
 
 
-# Named, so that an energy can be pickled.
-def _silu_backward(grad: Tensor, h: Tensor, value: Tensor) -> Tensor:
+def _silu_backward(grad: Tensor, h: Tensor) -> Tensor:
     return torch.ops.aten.silu_backward(grad, h)
 
 
-def _softplus_backward(grad: Tensor, h: Tensor, value: Tensor) -> Tensor:
+def _softplus_backward(grad: Tensor, h: Tensor) -> Tensor:
     return grad * torch.sigmoid(h)
 
 
-def _relu_backward(grad: Tensor, h: Tensor, value: Tensor) -> Tensor:
+def _tanh_backward(grad: Tensor, h: Tensor) -> Tensor:
+    return torch.ops.aten.tanh_backward(grad, torch.tanh(h))
+
+
+def _relu_backward(grad: Tensor, h: Tensor) -> Tensor:
     return grad * (h > 0)
-
-
-def _tanh_backward(grad: Tensor, h: Tensor, value: Tensor) -> Tensor:
-    return torch.ops.aten.tanh_backward(grad, value)
 
 
 ACTIVATIONS = {
     "silu": Activation(F.silu, _silu, _silu_backward),
     "softplus": Activation(F.softplus, _softplus, _softplus_backward),
-    "relu": Activation(F.relu, _relu, _relu_backward),
+    "relu": Activation(F.relu, _relu, _relu_backward, smooth=False),
     "tanh": Activation(torch.tanh, _tanh, _tanh_backward),
 }
 
@@ -88,80 +103,49 @@ class PerceptronEnergy(Energy):
         super().__init__()
         if not hidden:
             raise ValueError("a perceptron needs at least one hidden layer, got none")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-        self.activation = ACTIVATIONS[activation]
+        self.activation = _activation(activation)
         self.layers: Any = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise([n_inputs, *hidden]))
         self.out = nn.Linear(hidden[-1], 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = self.activation.value(layer(x))
-        return self.out(x).squeeze(-1)
+        if x.requires_grad or torch.is_autocast_enabled(x.device.type):
+            for layer in self.layers:
+                x = self.activation.value(layer(x))
+            return self.out(x).squeeze(-1)
+        return _Value.apply(self.activation, x, *self._weights())
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            shape = x.shape
-            inputs, values = _forward(self.layers, self.activation, x.reshape(-1, shape[-1]))
-            energy = torch.addmv(self.out.bias, values[-1], self.out.weight[0])
-            grad = _backward(self.layers, self.activation, inputs, values, self.out.weight)
-            return energy.reshape(shape[:-1]), grad.reshape(shape)
+        return self.fixed().value_and_grad(x)
+
+    def fixed(self) -> FixedPerceptron:
+        layers = ((layer.weight, layer.bias) for layer in self.layers)
+        return FixedPerceptron(self.activation, layers, self.out.weight, self.out.bias)
 
     def grad(self, x: Tensor) -> Tensor:
-        slopes = []
-        for layer in self.layers:
-            x, slope, _ = self.activation.derivatives(layer(x))
-            slopes.append(slope)
-        return self._backward(slopes)
+        return self._derivatives(x, None)[0]
 
-    def _backward(self, slopes: list[Tensor]) -> Tensor:
-        grad = self.out.weight[0]
-        for layer, slope in zip(reversed(self.layers), reversed(slopes), strict=True):
-            grad = (grad * slope) @ layer.weight
-        return grad
+    def grad_and_curvature(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass forward, of the values and their derivatives along v, and one back.
 
-    def directional(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """By carrying value, first and second derivative forward through the layers; nothing goes back.
+        v'Hv is a sum over the layers: their activation's second derivative, times the square of what goes into
+        it along v, times the derivative of the energy with respect to what comes out of it.
 
-        Source: second-order Taylor-mode differentiation [Griewank 2008, ch. 13].
+        Raises:
+            ValueError: if the activation is "relu".
         """
-        first: Tensor = v.expand_as(x)
-        second: Tensor | None = None
-        for layer in self.layers:
-            weight = layer.weight
-            x, slope, curvature = self.activation.derivatives(layer(x))
-            first = first @ weight.t()
-            bend = curvature * first.square()
-            second = bend if second is None else bend + slope * (second @ weight.t())
-            first = slope * first
-        w = self.out.weight[0]
-        assert second is not None
-        return first @ w, second @ w
+        if not self.activation.smooth:
+            raise ValueError(
+                "relu has no second derivative to speak of: train by score matching with silu instead"
+            )
+        return self._derivatives(x, v)
 
-    def grad_and_laplacian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """By carrying value, all partial derivatives and the Laplacian forward together.
+    def _derivatives(self, x: Tensor, v: Tensor | None) -> Any:
+        with torch.autocast(x.device.type, enabled=False):
+            return _Derivatives.apply(self.activation, x, v, *self._weights()[:-1])
 
-        Source: [Li 2024, eq. 5], the forward Laplacian.
-        """
-        slopes = []
-        partials: Tensor | None = None
-        laplacian: Tensor | None = None
-        for layer in self.layers:
-            weight = layer.weight
-            x, slope, curvature = self.activation.derivatives(layer(x))
-            slopes.append(slope)
-            if partials is None:
-                # In the first layer the partial derivatives are the weights, the same for every row.
-                laplacian = curvature * weight.square().sum(1)
-                partials = weight.t() * slope.unsqueeze(-2)
-            else:
-                assert laplacian is not None
-                partials = partials @ weight.t()
-                bend = curvature * partials.square().sum(-2)
-                laplacian = bend + slope * (laplacian @ weight.t())
-                partials = partials * slope.unsqueeze(-2)
-        assert laplacian is not None
-        return self._backward(slopes), laplacian @ self.out.weight[0]
+    def _weights(self) -> list[Tensor]:
+        """Weight and bias of every layer, the last one's too."""
+        return [w for layer in [*self.layers, self.out] for w in (layer.weight, layer.bias)]
 
 
 class LabelledPerceptron(ConditionalEnergy):
@@ -187,9 +171,7 @@ class LabelledPerceptron(ConditionalEnergy):
         activation: str = "relu",
     ):
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-        self.activation = ACTIVATIONS[activation]
+        self.activation = _activation(activation)
         sizes = [math.prod(image_shape), *hidden]
         self.layers: Any = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.out = nn.Linear(sizes[-1], n_labels)
@@ -208,33 +190,231 @@ class LabelledPerceptron(ConditionalEnergy):
         return energies.gather(-1, label.expand(*energies.shape[:-1], 1)).squeeze(-1)
 
     def value_and_grad(self, features: Features, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fixed(features).value_and_grad(y)
+
+    def fixed(self, features: Features) -> FixedPerceptron:
         assert isinstance(features, Tensor)
-        with torch.no_grad():
-            batch = y.shape[:-3]
-            flat = 2 * y.reshape(-1, math.prod(y.shape[-3:])) - 1
-            label = features.long().reshape(-1, *([1] * (len(batch) - 1))).expand(batch).reshape(-1)
-            inputs, values = _forward(self.layers, self.activation, flat)
-            weight = self.out.weight[label]
-            energy = -(values[-1] * weight).sum(-1) - self.out.bias[label]
-            grad = _backward(self.layers, self.activation, inputs, values, weight)
-            return energy.reshape(batch), grad.mul_(-2).reshape(y.shape)
+        label = features.long().reshape(-1)
+        layers = [(layer.weight.detach(), layer.bias.detach()) for layer in self.layers]
+        # The first layer takes 2 y - 1.
+        layers[0] = 2 * layers[0][0], layers[0][1] - layers[0][0].sum(1)
+        out = self.out
+        return FixedPerceptron(self.activation, layers, -out.weight[label], -out.bias[label], self.event_ndim)
 
 
-def _forward(layers: Any, activation: Activation, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """What goes into each layer's activation, and what comes out, without a graph; x is ``[N, D]``."""
-    inputs, values = [], []
-    for layer in layers:
-        inputs.append(torch.addmm(layer.bias, x, layer.weight.t()))
-        x = activation.value(inputs[-1])
-        values.append(x)
-    return inputs, values
+class FixedPerceptron(Energy):
+    """A perceptron with its weights as they were, laid out for the many gradients of a chain; without a graph.
+
+    Args:
+        activation: of the layers.
+        layers: (weight, bias) of each.
+        out_weight: ``[1, H]``, or ``[B, H]`` where every row of x has an output of its own.
+        out_bias: ``[1]`` or ``[B]``.
+        event_ndim: of x, which is flattened.
+    """
+
+    def __init__(
+        self,
+        activation: Activation,
+        layers: Iterable[tuple[Tensor, Tensor]],
+        out_weight: Tensor,
+        out_bias: Tensor,
+        event_ndim: int = 1,
+    ):
+        super().__init__()
+        self.activation, self.event_ndim = activation, event_ndim
+        self.layers = [(weight.detach().t(), bias.detach()) for weight, bias in layers]
+        self.backwards = [by_columns(matrix.t()) for matrix, _ in reversed(self.layers)]
+        self.out_weight, self.out_bias = out_weight.detach(), out_bias.detach()
+        self.n_inputs = len(self.layers[0][0])
+        self.outputs = self.out_weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._value(self._inputs(x)).reshape(x.shape[: x.dim() - self.event_ndim])
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = self._inputs(x)
+        value = self._value(inputs).reshape(x.shape[: x.dim() - self.event_ndim])
+        return value, self._backward(inputs).reshape(x.shape)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        grad = self._backward(self._inputs(x))
+        return grad if x.dim() == 2 else grad.reshape(x.shape)
+
+    def _inputs(self, x: Tensor) -> list[Tensor]:
+        rows = x if x.dim() == 2 else x.reshape(-1, self.n_inputs)
+        return _inputs(self.activation, self.layers, rows.detach() if rows.requires_grad else rows)
+
+    def _value(self, inputs: list[Tensor]) -> Tensor:
+        values = self.activation.value(inputs[-1])
+        if len(self.out_weight) == 1:
+            return torch.addmv(self.out_bias, values, self.out_weight[0])
+        n_each = len(values) // len(self.out_weight)
+        return (values * self._outputs(len(values))).sum(-1) + self.out_bias.repeat_interleave(n_each)
+
+    def _backward(self, inputs: list[Tensor]) -> Tensor:
+        grad = self._outputs(len(inputs[-1]))
+        for matrix in self.backwards:
+            grad = product(self.activation.backward(grad, inputs.pop()), matrix)
+        return grad
+
+    def _outputs(self, n: int) -> Tensor:
+        """The out_weight of each of n places, made once for a chain."""
+        if len(self.outputs) != n:
+            self.outputs = self.out_weight.repeat_interleave(n // len(self.out_weight), 0)
+        return self.outputs
 
 
-def _backward(
-    layers: Any, activation: Activation, inputs: list[Tensor], values: list[Tensor], grad: Tensor
-) -> Tensor:
-    """The gradient with respect to x from that with respect to the last layer's values."""
-    grad = grad.expand_as(values[-1])
-    for layer, h, value in zip(reversed(layers), reversed(inputs), reversed(values), strict=True):
-        grad = activation.backward(grad, h, value) @ layer.weight
-    return grad
+class _Value(torch.autograd.Function):
+    """The energies of rows x that need no gradient: (activation, x, W_1, b_1, ..., w, c) -> ``[*batch]``."""
+
+    @staticmethod
+    def forward(ctx: Any, activation: Activation, x: Tensor, *weights: Tensor) -> Tensor:
+        *layers, (out, constant) = zip(weights[::2], weights[1::2], strict=True)
+        rows = x.reshape(-1, x.shape[-1])
+        inputs = _inputs(activation, [(weight.t(), bias) for weight, bias in layers], rows)
+        values = activation.value(inputs[-1])
+        ctx.activation, ctx.inputs = activation, inputs
+        ctx.save_for_backward(rows, values, out, *(weight for weight, _ in layers))
+        return torch.addmv(constant, values, out[0]).reshape(x.shape[:-1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _only_once()
+        rows, values, out, *matrices = ctx.saved_tensors
+        activation, inputs = ctx.activation, ctx.inputs
+        grad = grad.reshape(-1)
+        grads: list[Tensor] = [grad.sum().reshape(1), (grad @ values).unsqueeze(0)]
+        back = grad.unsqueeze(1) * out
+        for k in reversed(range(len(matrices))):
+            back = activation.backward(back, inputs[k])
+            before = activation.value(inputs[k - 1]) if k else rows
+            grads += [back.sum(0), product(back.t(), before)]
+            if k:
+                back = product(back, matrices[k])
+        return None, None, *reversed(grads)
+
+
+class _Derivatives(torch.autograd.Function):
+    """Gradient and curvatures: (activation, x, directions, W_1, b_1, ..., w) -> ``[*batch, D]``, ``[*batch, P]``.
+
+    Differentiable once, with respect to the weights and x. Names: s, c, d are an activation's first, second and
+    third derivative; t what goes into it along the directions; alpha the energy's derivative with respect to
+    what comes out of it. A gradient with respect to any of these has "_bar".
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, activation: Activation, x: Tensor, v: Tensor | None, *weights: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        layers = list(zip(weights[:-1:2], weights[1::2], strict=True))
+        batch, n = x.shape[:-1], x.shape[-1]
+        a = x.reshape(-1, n)
+        u: Tensor | None = None
+        if v is not None:
+            # Directions that all rows share stay shared in the first layer.
+            p = v.shape[-2]
+            u = v.reshape(1, p, n) if v.dim() == 2 else v.expand(*batch, p, n).reshape(-1, p, n)
+        steps: list[_Pass] = []
+        for weight, bias in layers:
+            jets = activation.derivatives(product(a, weight.t(), bias), 2 if v is None else 3)
+            t = None if u is None else product(u, weight.t())
+            steps.append(_Pass(a, u, t, jets))
+            a = jets[0]
+            if t is not None and len(steps) < len(layers):
+                u = jets[1].unsqueeze(1) * t
+        alpha = weights[-1].expand(len(a), -1)
+        alphas, curvature = [], None
+        for (weight, _), (_, _, t, jets) in zip(reversed(layers), reversed(steps), strict=True):
+            alphas.append(alpha)
+            if t is not None:
+                part = ((alpha * jets[2]).unsqueeze(1) * t.square()).sum(-1)
+                curvature = part if curvature is None else curvature + part
+            alpha = product(alpha * jets[1], weight)
+        ctx.steps, ctx.alphas, ctx.shape = steps, alphas[::-1], x.shape
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*(weight for weight, _ in layers))
+        return alpha.reshape(x.shape), None if curvature is None else curvature.reshape(*batch, -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_bar: Tensor | None, curvature_bar: Tensor | None) -> tuple[Tensor | None, ...]:
+        _only_once()
+        steps, alphas, matrices = ctx.steps, ctx.alphas, ctx.saved_tensors
+        n_rows, bend_bar = len(alphas[-1]), None
+        if curvature_bar is not None:
+            bend_bar = curvature_bar.reshape(n_rows, -1, 1)
+        alpha_bar = matrices[0].new_zeros(n_rows, matrices[0].shape[1])
+        if grad_bar is not None:
+            alpha_bar = grad_bar.reshape(n_rows, -1)
+        # The way back of the gradient, backwards: from the first layer to the last.
+        weight_bars, s_bars, c_bars, t_bars = [], [], [], []
+        for weight, (_, _, t, (_, s, c, *_)), alpha in zip(matrices, steps, alphas, strict=True):
+            weight_bars.append(product((alpha * s).t(), alpha_bar))
+            beta_bar = product(alpha_bar, weight.t())
+            s_bars.append(beta_bar * alpha)
+            alpha_bar = beta_bar * s
+            if bend_bar is not None:
+                pull = (bend_bar * t.square()).sum(1)
+                c_bars.append(pull * alpha)
+                alpha_bar = alpha_bar.addcmul_(pull, c)
+                t_bars.append(2 * t * bend_bar * (alpha * c).unsqueeze(1))
+        out_bar = alpha_bar.sum(0, keepdim=True)
+        # The way forward of values and directions, backwards: from the last layer to the first.
+        bias_bars: list[Tensor] = []
+        a_bar: Tensor | None = None
+        u_bar: Tensor | None = None
+        for k in reversed(range(len(steps))):
+            a, u, t, (_, s, c, *rest) = steps[k]
+            weight, s_bar = matrices[k], s_bars[k]
+            if bend_bar is not None:
+                t_bar = t_bars[k]
+                if u_bar is not None:
+                    s_bar = s_bar + (u_bar * t).sum(1)
+                    t_bar = t_bar.addcmul_(s.unsqueeze(1), u_bar)
+                if len(u) < n_rows:
+                    t_bar = t_bar.sum(0, keepdim=True)
+                weight_bars[k] += product(t_bar.flatten(0, 1).t(), u.flatten(0, 1))
+                u_bar = product(t_bar, weight) if k else None
+            h_bar = s_bar * c
+            if bend_bar is not None:
+                h_bar.addcmul_(c_bars[k], rest[0])
+            if a_bar is not None:
+                h_bar.addcmul_(a_bar, s)
+            weight_bars[k] += product(h_bar.t(), a)
+            bias_bars.append(h_bar.sum(0))
+            a_bar = product(h_bar, weight) if k or ctx.needs_input_grad[1] else None
+        x_bar = None if a_bar is None else a_bar.reshape(ctx.shape)
+        pairs = zip(weight_bars, reversed(bias_bars), strict=True)
+        return None, x_bar, None, *itertools.chain.from_iterable(pairs), out_bar
+
+
+class _Pass(NamedTuple):
+    """What a layer was given and made: values in, directions in and through, the activation's derivatives."""
+
+    a: Tensor
+    u: Tensor | None
+    t: Tensor | None
+    jets: list[Tensor]
+
+
+def _only_once() -> None:
+    """Refuse, within a backward pass, to be differentiated again: the result would be wrong without a word."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "the derivatives of a perceptron are written out and can be differentiated once: for more, take "
+            "torch.autograd.grad of the energy with respect to an x that requires a gradient"
+        )
+
+
+def _activation(name: str) -> Activation:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    return ACTIVATIONS[name]
+
+
+def _inputs(activation: Activation, layers: Sequence[tuple[Tensor, Tensor]], x: Tensor) -> list[Tensor]:
+    """What goes into each layer's activation, ``[N, H_l]``, for x ``[N, D]`` and layers of (matrix, bias)."""
+    inputs: list[Tensor] = []
+    for matrix, bias in layers:
+        inputs.append(product(activation.value(inputs[-1]) if inputs else x, matrix, bias))
+    return inputs

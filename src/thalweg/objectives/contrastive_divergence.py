@@ -81,9 +81,9 @@ class ContrastiveDivergence(Objective):
                 differentiable_steps=differentiable_steps,
             )
         end = state.position.detach()
-        if self.training:
-            self.start.store(chains, end, state.energy)
         positive, negative = _values(energy, batch, chains, end)
+        if self.training:
+            self.start.store(chains, end, negative.detach())
         loss = positive - _by_row(negative, len(positive))
         self.metrics = {
             "energy of data": float(positive.detach().mean()),

@@ -48,15 +48,15 @@ class SlicedScoreMatching(Objective):
         self.projection = projection
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        given = batch.given(energy)
-        y = batch.y.unsqueeze(1)
-        shape = (len(y), self.n_projections, *y.shape[2:])
-        v = standard_normal(shape, y, generator)
+        given, y = batch.given(energy), batch.y
+        v = standard_normal((len(y), self.n_projections, *y.shape[1:]), y, generator)
         if self.projection == "rademacher":
             v = v.sign()
-        first, second = given.directional(y.expand(shape), v)
-        square = event_sum(given.grad(y).square(), given.event_ndim) if self.variance_reduction else first.square()
-        return (0.5 * square - second).mean(1)
+        grad, curvature = given.grad_and_curvature(y, v)
+        if self.variance_reduction:
+            return 0.5 * event_sum(grad.square(), given.event_ndim) - curvature.mean(1)
+        first = event_sum(grad.unsqueeze(1) * v, given.event_ndim)
+        return (0.5 * first.square() - curvature).mean(1)
 
 
 class DenoisingScoreMatching(Objective):

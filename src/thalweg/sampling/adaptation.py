@@ -52,7 +52,7 @@ def adapt_step_size(
     base: Any = kernel
     centre, shrink, offset, power = math.log(10.0), 0.05, 10.0, 0.75
     log_scale, log_average, error = 0.0, 0.0, 0.0
-    state = initial_state(energy, start)
+    state, energy = initial_state(energy, start), energy.fixed()
     for t in range(1, n_steps + 1):
         state = kernel.step(energy, state, generator)
         rate = float(state.acceptance.mean())

@@ -168,13 +168,14 @@ def _anneal(
 ) -> LogNormaliser:
     log_weights = torch.zeros(position.shape[: position.dim() - energy.event_ndim], dtype=torch.float64)
     log_weights = log_weights.to(position.device)
+    energy = energy.fixed()
     for before, beta in itertools.pairwise(betas):
         (base_value, base_grad), (value, grad) = base.value_and_grad(position), energy.value_and_grad(position)
         log_weights += (beta - before) * (base_value - value).double()
         if 0 < beta < 1:
             bridge = _bridge(energy, base, beta)
             mixed = (1 - beta) * base_value + beta * value, (1 - beta) * base_grad + beta * grad
-            state = initial_state(bridge, position, mixed)
+            state = initial_state(bridge, position)._replace(energy=mixed[0], grad=mixed[1])
             position = kernel_at(beta).step(bridge, state, generator).position
     if not torch.isfinite(log_weights).all():
         raise ValueError("annealing met energies that are not finite: does the base cover the energy's support?")

@@ -14,14 +14,21 @@ from thalweg.energies.base import Energy, check_energy
 class State(NamedTuple):
     """Where the chains are, and what the next step can use again.
 
-    position ``[*batch, *event]``, energy ``[*batch]``, gradient of the energy (as position) and the
-    probability ``[*batch]`` with which the last proposal was accepted (1 for kernels that always do).
+    position ``[*batch, *event]``, the probability ``[*batch]`` with which the last proposal was accepted (1 for
+    kernels that always do), and energy ``[*batch]`` and gradient of the energy (as position) at the position,
+    or None where no step needed them yet.
     """
 
     position: Tensor
-    energy: Tensor
-    grad: Tensor
     acceptance: Tensor
+    energy: Tensor | None = None
+    grad: Tensor | None = None
+
+    def evaluated(self, energy: Energy) -> tuple[Tensor, Tensor]:
+        """Energy and gradient at the position, computed only if they are not known."""
+        if self.energy is None or self.grad is None:
+            return energy.value_and_grad(self.position)
+        return self.energy, self.grad
 
 
 class Kernel(Protocol):
@@ -30,10 +37,9 @@ class Kernel(Protocol):
     def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> State: ...
 
 
-def initial_state(energy: Energy, position: Tensor, value_and_grad: tuple[Tensor, Tensor] | None = None) -> State:
-    """The state of chains that stand at ``position``; energy and gradient need not be computed if known."""
-    value, grad = value_and_grad or energy.value_and_grad(position)
-    return State(position.detach(), value, grad, torch.ones_like(value))
+def initial_state(energy: Energy, position: Tensor) -> State:
+    """The state of chains that stand at ``position``."""
+    return State(position.detach(), position.new_ones(position.shape[: position.dim() - energy.event_ndim]))
 
 
 def run_chain(
@@ -56,15 +62,14 @@ def run_chain(
     """
     if check:
         check_energy(energy, start)
-    state = initial_state(energy, start)
+    state, fixed = initial_state(energy, start), energy.fixed()
     for _ in range(n_steps - differentiable_steps):
-        state = kernel.step(energy, state, generator)
+        state = kernel.step(fixed, state, generator)
     if differentiable_steps:
         with torch.enable_grad():
-            energy = _WithGraph(energy)
-            state = state._replace(grad=energy.grad(state.position))
+            state, with_graph = State(state.position, state.acceptance), _WithGraph(energy)
             for _ in range(differentiable_steps):
-                state = kernel.step(energy, state, generator)
+                state = kernel.step(with_graph, state, generator)
     return state
 
 
@@ -106,17 +111,19 @@ def sample_chain(
     if n_draws < 1 or burn_in < 0 or thin < 1:
         raise ValueError(f"n_draws and thin must be at least 1, burn_in 0, got {n_draws}, {thin}, {burn_in}")
     check_energy(energy, start)
-    state = initial_state(energy, start)
+    state, energy = initial_state(energy, start), energy.fixed()
     for _ in range(burn_in):
         state = kernel.step(energy, state, generator)
     positions = start.new_empty((n_draws, *start.shape))
-    energies = start.new_empty((n_draws, *state.energy.shape))
+    energies = start.new_empty((n_draws, *state.acceptance.shape))
     acceptance = 0.0
     for i in range(n_draws):
         for _ in range(thin):
             state = kernel.step(energy, state, generator)
             acceptance += float(state.acceptance.mean())
-        positions[i], energies[i] = state.position, state.energy
+        value, grad = state.evaluated(energy)
+        state = State(state.position, state.acceptance, value, grad)
+        positions[i], energies[i] = state.position, value
         if on_draw is not None:
             on_draw(i + 1)
     return Draws(positions, energies, acceptance / (n_draws * thin), state)
@@ -139,11 +146,22 @@ class _WithGraph(Energy):
     def grad(self, x: Tensor) -> Tensor:
         return self.energy.grad(x)
 
+    def gradient(self, x: Tensor) -> Tensor:
+        return self.energy.grad(x)
+
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.energy(x).detach(), self.energy.grad(x)
 
 
-def accept(current: State, proposed: State, log_ratio: Tensor, generator: torch.Generator | None) -> State:
+class Place(NamedTuple):
+    """A position with its energy, and its gradient if the kernel uses one."""
+
+    position: Tensor
+    energy: Tensor
+    grad: Tensor | None
+
+
+def accept(current: Place, proposed: Place, log_ratio: Tensor, generator: torch.Generator | None) -> State:
     """Metropolis-Hastings: take the proposal with probability min(1, exp(log_ratio)), else stay.
 
     A proposal whose energy is not finite, or whose ratio is not a number, is refused.
@@ -153,9 +171,12 @@ def accept(current: State, proposed: State, log_ratio: Tensor, generator: torch.
     uniform = torch.rand(probability.shape, generator=generator, device=probability.device)
     taken = uniform < probability
     wide = taken.reshape(*taken.shape, *([1] * (current.position.dim() - taken.dim())))
+    grad = None
+    if proposed.grad is not None and current.grad is not None:
+        grad = torch.where(wide, proposed.grad, current.grad)
     return State(
         torch.where(wide, proposed.position, current.position),
-        torch.where(taken, proposed.energy, current.energy),
-        torch.where(wide, proposed.grad, current.grad),
         probability,
+        torch.where(taken, proposed.energy, current.energy),
+        grad,
     )

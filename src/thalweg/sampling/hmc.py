@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from thalweg.energies.base import Energy, event_sum, standard_normal
-from thalweg.sampling.chain import State, accept
+from thalweg.sampling.chain import Place, State, accept
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class HMC:
     jitter: float = 0.1
 
     def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> State:
-        position, grad = state.position, state.grad
+        position, (value, grad) = state.position, state.evaluated(energy)
+        here = Place(position, value, grad)
         size = torch.as_tensor(self.step_size, dtype=position.dtype, device=position.device)
         if self.jitter:
             unit = torch.rand((), generator=generator, dtype=position.dtype, device=position.device)
@@ -39,10 +40,12 @@ class HMC:
         momentum = standard_normal(position.shape, position, generator)
         kinetic = 0.5 * event_sum(momentum.square(), energy.event_ndim)
         momentum = momentum - 0.5 * size * grad
-        for i in range(self.n_leapfrog):
+        for _ in range(self.n_leapfrog - 1):
             position = position + size * momentum
-            value, grad = energy.value_and_grad(position)
-            momentum = momentum - (size if i + 1 < self.n_leapfrog else 0.5 * size) * grad
+            momentum = momentum - size * energy.gradient(position)
+        position = position + size * momentum
+        value, grad = energy.value_and_grad(position)
+        momentum = momentum - 0.5 * size * grad
         kinetic = kinetic - 0.5 * event_sum(momentum.square(), energy.event_ndim)
-        log_ratio = state.energy - value + kinetic
-        return accept(state, State(position, value, grad, log_ratio), log_ratio, generator)
+        log_ratio = here.energy - value + kinetic
+        return accept(here, Place(position, value, grad), log_ratio, generator)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from thalweg.energies.base import Energy, event_sum, standard_normal
-from thalweg.sampling.chain import State, accept
+from thalweg.sampling.chain import Place, State, accept
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,8 @@ class Langevin:
         scale = math.sqrt(2 * self.step_size) if self.noise_scale is None else self.noise_scale
         position = state.position
         noise = standard_normal(position.shape, position, generator)
-        position = torch.add(position, state.grad, alpha=-self.step_size).add_(noise, alpha=scale)
-        value, grad = energy.value_and_grad(position)
-        return State(position, value, grad, torch.ones_like(value))
+        grad = energy.gradient(position) if state.grad is None else state.grad
+        return State(torch.add(position, grad, alpha=-self.step_size).add_(noise, alpha=scale), state.acceptance)
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,14 @@ class MALA:
 
     def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> State:
         size = torch.as_tensor(self.step_size, dtype=state.position.dtype, device=state.position.device)
-        position = state.position
+        position, (value, grad) = state.position, state.evaluated(energy)
         noise = standard_normal(position.shape, position, generator)
-        proposal = position - size * state.grad + (2 * size).sqrt() * noise
-        value, grad = energy.value_and_grad(proposal)
-        back = (position - proposal + size * grad).square() / (4 * size)
-        log_ratio = state.energy - value + event_sum(0.5 * noise.square() - back, energy.event_ndim)
-        return accept(state, State(proposal, value, grad, log_ratio), log_ratio, generator)
+        proposal = position - size * grad + (2 * size).sqrt() * noise
+        new_value, new_grad = energy.value_and_grad(proposal)
+        back = (position - proposal + size * new_grad).square() / (4 * size)
+        log_ratio = value - new_value + event_sum(0.5 * noise.square() - back, energy.event_ndim)
+        here, there = Place(position, value, grad), Place(proposal, new_value, new_grad)
+        return accept(here, there, log_ratio, generator)
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,7 @@ class ColdLangevin:
     """The image recipes' walk: noise, then a step down the clipped gradient, then back into the box.
 
     x~ = x + noise_scale * noise;  x' = clamp(x~ - step_size * clip(grad E(x~))). Its noise is far smaller than
-    its step asks for at temperature 1, so it finds low places and does not sample exp(-E). The state's energy
-    and gradient are those at x~.
+    its step asks for at temperature 1, so it finds low places and does not sample exp(-E).
 
     Args:
         step_size: multiplies the gradient.
@@ -87,10 +86,10 @@ class ColdLangevin:
         position = state.position
         noise = standard_normal(position.shape, position, generator)
         noised = torch.add(position, noise, alpha=self.noise_scale)
-        value, grad = energy.value_and_grad(noised)
+        grad = energy.gradient(noised)
         if self.clip_grad is not None:
             grad = grad.clamp(-self.clip_grad, self.clip_grad)
         moved = torch.add(noised, grad, alpha=-self.step_size)
         if self.low is not None or self.high is not None:
             moved = moved.clamp(self.low, self.high)
-        return State(moved, value, grad, state.acceptance)
+        return State(moved, state.acceptance)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from thalweg.energies.base import Energy, standard_normal
-from thalweg.sampling.chain import State, accept
+from thalweg.sampling.chain import Place, State, accept
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,6 @@ class RandomWalk:
         proposal = position + self.step_size * noise
         with torch.no_grad():
             value = energy(proposal)
-        log_ratio = state.energy - value
-        # No gradient is computed: the one kept is not that of the new place, so nothing may use it.
-        return accept(state, State(proposal, value, state.grad, log_ratio), log_ratio, generator)
+            current = energy(position) if state.energy is None else state.energy
+        log_ratio = current - value
+        return accept(Place(position, current, None), Place(proposal, value, None), log_ratio, generator)

@@ -53,25 +53,27 @@ class ParallelTempering:
                 f"positions must be [levels, *batch, *event] with {n_levels} levels, got "
                 f"{tuple(state.position.shape)}: use start()"
             )
-        like = state.energy
-        beta = 1 / torch.as_tensor(self.temperatures, dtype=like.dtype, device=like.device)
-        beta = beta.reshape(-1, *([1] * (like.dim() - 1)))
+        value, grad = state.evaluated(energy)
+        beta = 1 / torch.as_tensor(self.temperatures, dtype=value.dtype, device=value.device)
+        beta = beta.reshape(-1, *([1] * (value.dim() - 1)))
         wide = beta.reshape(-1, *([1] * (state.position.dim() - 1)))
-        state = State(state.position, beta * state.energy, wide * state.grad, state.acceptance)
-        state = self.kernel.step(_Tempered(energy, beta, wide), state, generator)
-        state = State(state.position, state.energy / beta, state.grad / wide, state.acceptance)
-        first = int(torch.randint(2, (), generator=generator, device=like.device))
-        lower = torch.arange(n_levels - 1, device=like.device)[first::2]
+        tempered = _Tempered(energy, beta, wide)
+        state = State(state.position, state.acceptance, beta * value, wide * grad)
+        state = self.kernel.step(tempered, state, generator)
+        value, grad = state.evaluated(tempered)
+        value, grad = value / beta, grad / wide
+        first = int(torch.randint(2, (), generator=generator, device=value.device))
+        lower = torch.arange(n_levels - 1, device=value.device)[first::2]
         if not len(lower):
-            return state
-        log_ratio = (beta[lower] - beta[lower + 1]) * (state.energy[lower] - state.energy[lower + 1])
-        uniform = torch.rand(log_ratio.shape, generator=generator, device=like.device)
+            return State(state.position, state.acceptance, value, grad)
+        log_ratio = (beta[lower] - beta[lower + 1]) * (value[lower] - value[lower + 1])
+        uniform = torch.rand(log_ratio.shape, generator=generator, device=value.device)
         swap = uniform.log() < log_ratio
         return State(
             _swap(state.position, lower, swap),
-            _swap(state.energy, lower, swap),
-            _swap(state.grad, lower, swap),
             state.acceptance,
+            _swap(value, lower, swap),
+            _swap(grad, lower, swap),
         )
 
 
