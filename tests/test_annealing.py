@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from thalweg.energies import Energy, GaussianEnergy, GaussianMixtureEnergy, PerceptronEnergy, UniformEnergy
+from thalweg.energies import (
+    Energy,
+    GaussianEnergy,
+    GaussianMixtureEnergy,
+    MixtureDensity,
+    NetworkEnergy,
+    PerceptronEnergy,
+    UniformEnergy,
+    mlp,
+)
 from thalweg.sampling.annealing import (
     annealed_importance_sampling,
     bracket_log_normaliser,
@@ -219,3 +228,40 @@ def test_spaces_that_differ_and_a_base_that_does_not_cover_are_refused_in_words(
     outside = torch.full((5, 2), 3.0)
     with pytest.raises(ValueError, match="energies that are not finite"):
         reverse_annealed_importance_sampling(energy, box, outside, 10, long_trajectories, seeded())
+
+
+@pytest.mark.parametrize(
+    "anneal",
+    [
+        lambda given, base: annealed_importance_sampling(given, base, 20, 5, long_trajectories),
+        lambda given, base: annealed_importance_sampling(2.0 * given, base, 20, 5),
+        lambda given, base: reverse_annealed_importance_sampling(
+            given, base, torch.zeros(20, 1), 5, long_trajectories
+        ),
+        lambda given, base: bracket_log_normaliser(given, base, None, 20, 5),
+    ],
+    ids=["forward", "of a sum", "back", "both"],
+)
+def test_more_than_one_row_of_x_is_refused_in_words(anneal):
+    """As many rows as chains would pass for a batch of chains, and mix their normalisers."""
+    given = MixtureDensity(mlp([2, 8]), 8, n_components=2).given(torch.randn(20, 2, generator=seeded()))
+    base = GaussianMixtureEnergy(torch.zeros(1, 1), torch.ones(1, 1))
+    with pytest.raises(ValueError, match=r"MixtureDensity is given 20 rows of x.*one row at a time"):
+        anneal(given, base)
+    with pytest.raises(TypeError, match=r"MixtureDensity is conditional.*energy.given\(x\)"):
+        bracket_log_normaliser(given.parent, base)
+
+
+@pytest.mark.parametrize("kind", [MixtureDensity, NetworkEnergy])
+def test_one_row_of_x_at_a_time_is_annealed(kind):
+    torch.manual_seed(0)
+    energy = MixtureDensity(mlp([2, 8]), 8) if kind is MixtureDensity else NetworkEnergy(mlp([2, 8]), 8, 1)
+    given = energy.given(torch.randn(3, 2, generator=seeded()))
+    base = GaussianMixtureEnergy(torch.zeros(1, 1), 2 * torch.ones(1, 1))
+    bounded = base + given.rows(slice(1, 2))
+    found = annealed_importance_sampling(bounded, base, 500, 30, generator=seeded())
+    y = torch.linspace(-20, 20, 4001).unsqueeze(-1)
+    with torch.no_grad():
+        values = bounded(y)
+    truth = float(torch.logsumexp(-values, 0)) + math.log(0.01)
+    assert abs(found.estimate - truth) < 4 * found.standard_error + 1e-4

@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 from sklearn.metrics import roc_auc_score
+from torch import nn
 from torch.distributions import constraints
 
 from thalweg.energies.base import Energy
@@ -20,6 +21,7 @@ from thalweg.evaluation.goodness_of_fit import (
     classifier_two_sample_test,
     kernel_stein_discrepancy,
     ksd_test,
+    learned_stein_test,
 )
 
 
@@ -142,6 +144,103 @@ def test_ksd_test_is_blind_to_the_weights_of_far_modes():
     assert all(mmd_rejects)
     # It does see a fault within the modes.
     assert ksd_test(draw(0.5) + np.array([0.7, 0.0]), TwoModes()).p_value < 0.01
+
+
+# -- learned Stein test ------------------------------------------------------------------------------------
+
+
+def small_critic(dimension: int, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(dimension, 32), nn.Tanh(), nn.Linear(32, dimension))
+
+
+def learned_tests(rows: np.ndarray, variances: np.ndarray) -> list[generation.SignificanceTest]:
+    """Of data sets ``[repetitions, n, D]``, whether they come from a Gaussian of mean 0 with these variances."""
+    return [
+        learned_stein_test(x, -x / variances, small_critic(x.shape[1], seed), 40, 1e-2, seed)
+        for seed, x in enumerate(rows)
+    ]
+
+
+def test_learned_stein_test_keeps_its_level():
+    rng = np.random.default_rng(0)
+    repetitions, variances = 120, np.array([1.0, 9.0, 1.0, 0.01])
+    found = learned_tests(rng.normal(size=(repetitions, 400, 4)) * np.sqrt(variances), variances)
+    statistics = np.array([f.statistic for f in found])
+    for level in (0.05, 0.5):
+        rejected = np.mean([f.p_value <= level for f in found])
+        assert rejected == pytest.approx(level, abs=3 * math.sqrt(level * (1 - level) / repetitions))
+    assert statistics.mean() == pytest.approx(0.0, abs=4 * standard_error(statistics))
+    assert statistics.var(ddof=1) == pytest.approx(1.0, abs=4 * math.sqrt(2 / (repetitions - 1)))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda x: x + np.array([1.0, 0.0, 0.0, 0.0]),
+        lambda x: x * [1.5, 1.0, 1.0, 1.0],
+        lambda x: x @ np.array([[1, 0.7, 0, 0], [0, 0.7, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+    ],
+    ids=["shifted", "too wide", "correlated"],
+)
+def test_learned_stein_test_rejects_a_wrong_gaussian(spoil):
+    x = spoil(np.random.default_rng(0).normal(size=(20, 400, 4)))
+    assert np.mean([f.p_value <= 0.05 for f in learned_tests(x, np.ones(4))]) >= 0.9
+
+
+class Restricted(Energy):
+    """A restricted Boltzmann machine of Gaussian units x and hidden units h of -1 and 1, h summed out.
+
+    p(x, h) is exp(x'Bh / 2 + b'x + c'h - |x|^2 / 2); given h, x is Gaussian, so that a few h can be drawn
+    exactly.
+    """
+
+    def __init__(self, seed: int):
+        super().__init__()
+        rng = np.random.default_rng(seed)
+        self.coupling = torch.as_tensor(rng.choice([-1.0, 1.0], (50, 8)))
+        self.b, self.c = (torch.as_tensor(rng.normal(size=n)) for n in (50, 8))
+
+    def forward(self, x):
+        to_hidden = 0.5 * x @ self.coupling + self.c
+        return 0.5 * x.square().sum(-1) - x @ self.b - torch.logaddexp(to_hidden, -to_hidden).sum(-1)
+
+    def draw(self, n: int, noise: float, rng: np.random.Generator) -> np.ndarray:
+        """n rows of the machine whose couplings have this noise on them."""
+        coupling = self.coupling.numpy() + noise * rng.normal(size=self.coupling.shape)
+        hidden = np.array(list(product([-1.0, 1.0], repeat=8)))
+        centres = self.b.numpy() + 0.5 * hidden @ coupling.T
+        log_p = hidden @ self.c.numpy() + 0.5 * np.square(centres).sum(1)
+        p = np.exp(log_p - log_p.max())
+        return centres[rng.choice(len(p), n, p=p / p.sum())] + rng.normal(size=(n, 50))
+
+
+@pytest.mark.slow
+def test_learned_stein_test_of_a_boltzmann_machine():
+    """With its own critic, at the noise and the number of rows of its source."""
+    rejected = {noise: [] for noise in (0.0, 0.05, 0.1)}
+    for seed in range(10):
+        machine = Restricted(seed)
+        for noise, outcomes in rejected.items():
+            x = machine.draw(1000, noise, np.random.default_rng([seed, 1]))
+            outcomes.append(learned_stein_test(x, machine, n_steps=200, random_state=seed).p_value <= 0.05)
+    assert np.mean(rejected[0.0]) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 10)
+    assert np.mean(rejected[0.05]) >= 0.9
+    assert all(rejected[0.1])
+
+
+def test_learned_stein_test_is_reproducible_and_leaves_the_global_generator_alone():
+    x = torch.randn(60, 1, 2, 2)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = learned_stein_test(x, -x, n_steps=3)
+    assert torch.equal(torch.rand(1), expected)
+    assert first == learned_stein_test(x, -x, n_steps=3)
+    assert first != learned_stein_test(x, -x, n_steps=3, random_state=1)
+    # The same in other units.
+    other = learned_stein_test(1e4 + 100 * x.double(), -x.double() / 100, n_steps=3)
+    assert other.statistic == pytest.approx(first.statistic, abs=1e-2)
 
 
 # -- classifier two-sample test ----------------------------------------------------------------------------
@@ -272,6 +371,12 @@ def test_bad_samples_and_scores_are_refused_in_words(function, samples, score, w
 def test_bad_settings_and_rows_are_refused_in_words():
     with pytest.raises(ValueError, match="n_bootstrap"):
         ksd_test(GOOD, -GOOD, n_bootstrap=0)
+    with pytest.raises(ValueError, match="at least 50 row"):
+        learned_stein_test(GOOD, -GOOD)
+    with pytest.raises(ValueError, match="n_steps"):
+        learned_stein_test(GOOD, -GOOD, n_steps=0)
+    with pytest.raises(ValueError, match="all rows are equal"):
+        learned_stein_test(np.ones((50, 2)), np.ones((50, 2)))
     with pytest.raises(ValueError, match=r"contain NaN, .* in 1 of 12"):
         classifier_two_sample_test(GOOD, SPOILED)
     with pytest.raises(ValueError, match="one size, got 2 and 3"):

@@ -216,6 +216,19 @@ def test_a_trajectory_of_small_steps_is_a_turn_of_phase_space():
         torch.testing.assert_close(end.position, exact_end, rtol=0, atol=0.5 / n_leapfrog**2)
 
 
+def test_jitter_ends_the_resonance_of_half_a_turn():
+    """Of a unit Gaussian: without jitter a trajectory of half a turn ends in the mirror image of its start."""
+    energy, start = unit_gaussian(), torch.randn(4000, 1, generator=seeded(1))
+    half_turn = 2 * math.sin(math.pi / 20)  # ten leapfrog steps turn by pi exactly, whatever their error
+    stuck = run_chain(HMC(half_turn, 10, jitter=0.0), energy, start, 40, seeded(2)).position
+    torch.testing.assert_close(stuck, start, rtol=0, atol=1e-3)
+    moved = run_chain(HMC(half_turn, 10), energy, start, 40, seeded(2)).position
+    assert_variance(moved, 1.0)
+    # Squares, which a mirror image leaves as they are; the correlation of independent ones has error 1 / sqrt(n).
+    correlation = float(torch.corrcoef(torch.stack([start[:, 0], moved[:, 0]]).square())[0, 1])
+    assert abs(correlation) < 4 / math.sqrt(len(start))
+
+
 @pytest.mark.parametrize("make", [lambda size: HMC(size, 4), lambda size: RandomWalk(2.0 * size)])
 def test_a_step_for_each_coordinate_leaves_both_scales_invariant(make):
     energy = GaussianEnergy(torch.zeros(2), torch.tensor([0.1, 10.0]))

@@ -18,10 +18,17 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from thalweg.energies import MixtureDensity, NetworkEnergy, TiltedMixtureEnsemble, mlp
+from thalweg.energies import (
+    GaussianMixtureEnergy,
+    MixtureDensity,
+    NetworkEnergy,
+    PerceptronEnergy,
+    TiltedMixtureEnsemble,
+    mlp,
+)
 from thalweg.objectives.base import Batch, Objective
 from thalweg.objectives.likelihood import MaximumLikelihood
-from thalweg.objectives.noise_contrastive import JointProposalNCE, RankingNCE
+from thalweg.objectives.noise_contrastive import JointProposalNCE, NoiseContrastiveEstimation, RankingNCE
 from thalweg.objectives.score_matching import ScoreMatching
 from thalweg.training.checkpoint import read_checkpoint, write_checkpoint
 from thalweg.training.loop import DivergenceError, Plan, Trainer, _Run
@@ -442,6 +449,21 @@ def test_the_cosine_schedule_falls_to_a_twentieth_after_a_linear_warm_up():
     assert 0.05 < rates[-1] < 0.051
 
 
+def test_the_weights_of_the_objective_may_have_a_rate_of_their_own():
+    """The first step of Adam moves a weight by its rate."""
+    energy, data = (
+        PerceptronEnergy(2, (8,)),
+        Batch(None, torch.randn(16, 2, generator=torch.Generator().manual_seed(0))),
+    )
+    objective = NoiseContrastiveEstimation(GaussianMixtureEnergy(torch.zeros(1, 2), torch.ones(1, 2)))
+    before = [w.detach().clone() for w in energy.parameters()]
+    plan = Plan(max_steps=1, schedule="constant", learning_rate=1e-2, objective_learning_rate=0.1)
+    Trainer(plan).fit(energy, objective, data)
+    moved = max(float((w.detach() - b).abs().max()) for w, b in zip(energy.parameters(), before, strict=True))
+    assert moved == pytest.approx(1e-2, rel=1e-3)
+    assert abs(float(objective.log_normaliser.detach())) == pytest.approx(0.1, rel=1e-3)
+
+
 def test_one_step_lowers_the_energy_gap_between_data_and_noise():
     """The sign: training by noise contrast lowers E on targets and raises it on shifted ones."""
     energy, _ = dropout_energy()
@@ -454,7 +476,14 @@ def test_one_step_lowers_the_energy_gap_between_data_and_noise():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"schedule": "sine"}, {"max_epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"max_steps": 0}],
+    [
+        {"schedule": "sine"},
+        {"max_epochs": 0},
+        {"batch_size": 0},
+        {"learning_rate": 0.0},
+        {"max_steps": 0},
+        {"objective_learning_rate": -1.0},
+    ],
 )
 def test_a_plan_that_cannot_be_followed_is_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -52,10 +54,33 @@ class SteinDiscrepancy(TurnTaking):
     def _field_and_trace(
         self, batch: Batch, given: Energy, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        """The field, and the trace of its Jacobian by one random direction for each row [Hutchinson 1990]."""
-        with torch.enable_grad():
-            y = batch.y.detach().requires_grad_(True)
-            field = self.field(batch, y)
-            v = standard_normal(y.shape, y, generator).sign()
-            (product,) = torch.autograd.grad((field * v).sum(), y, create_graph=True)
-        return field, event_sum(product * v, given.event_ndim)
+        return field_and_trace(lambda y: self.field(batch, y), batch.y, given.event_ndim, generator)
+
+
+def field_and_trace(
+    critic: Callable[[Tensor], Tensor], y: Tensor, event_ndim: int = 1, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """A field at y ``[*batch, *event]``, and the trace of its Jacobian ``[*batch]``, both with a graph.
+
+    The trace is estimated by one random direction for each row [Hutchinson 1990].
+    """
+    with torch.enable_grad():
+        y = y.detach().requires_grad_(True)
+        field = critic(y)
+        v = standard_normal(y.shape, y, generator).sign()
+        (product,) = torch.autograd.grad((field * v).sum(), y, create_graph=True)
+    return field, event_sum(product * v, event_ndim)
+
+
+def field_and_exact_trace(critic: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, Tensor]:
+    """A field at vectors y ``[*batch, D]``, and the trace of its Jacobian ``[*batch]``, exact, without a graph.
+
+    One pass backward for each coordinate.
+    """
+    with torch.enable_grad():
+        y = y.detach().requires_grad_(True)
+        field = critic(y)
+        trace = torch.zeros_like(y[..., 0])
+        for k in range(y.shape[-1]):
+            trace += torch.autograd.grad(field[..., k].sum(), y, retain_graph=True)[0][..., k]
+    return field.detach(), trace

@@ -5,6 +5,7 @@ from thalweg.recipes import (
     boxes_2d,
     boxes_3d,
     composition,
+    consistency,
     continual,
     density_2d,
     head_pose,
@@ -26,6 +27,7 @@ _MODULES = (
     density_2d,
     igebm,
     composition,
+    consistency,
     continual,
 )
 RECIPES: dict[str, Recipe] = {module.RECIPE.name: module.RECIPE for module in _MODULES}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from thalweg.energies.base import Energy
+from thalweg.energies.base import ConditionalEnergy, Conditioned, Energy
 from thalweg.energies.composition import WeightedSum
 from thalweg.energies.densities import Density
 from thalweg.sampling.chain import Kernel, initial_state
@@ -71,7 +71,9 @@ def annealed_importance_sampling(
             each b by a short run of its own.
 
     Raises:
-        ValueError: if ``energy`` and ``base`` live in different spaces, or energies are not finite.
+        ValueError: if ``energy`` and ``base`` live in different spaces, if it is given more than one x, each
+            of which has a log Z of its own, or if energies are not finite.
+        TypeError: for a conditional energy that isn't given an x.
 
     Source: [Neal 2001, eq. 11].
     """
@@ -132,6 +134,7 @@ def step_sizes(
 
     The pilot's chains are others than those that are weighted, so the kernels are fixed for the latter.
     """
+    _check_one_law(energy)
     position = base.sample(n_chains, generator)
     log_size, logs = math.log(0.1 * float(position.std()) + 1e-12), []
     betas = torch.linspace(0, 1, n_levels).tolist()
@@ -153,6 +156,17 @@ def step_sizes(
     return kernel_at
 
 
+def _check_one_law(energy: Energy) -> None:
+    if isinstance(energy, ConditionalEnergy):
+        raise TypeError(f"{type(energy).__name__} is conditional: anneal energy.given(x), with one row of x")
+    for part in energy.modules():
+        if isinstance(part, Conditioned) and part.n_rows > 1:
+            raise ValueError(
+                f"{type(part.parent).__name__} is given {part.n_rows} rows of x, and each has a log Z of its own: "
+                "anneal one row at a time, given.rows(slice(i, i + 1))"
+            )
+
+
 def _bridge(energy: Energy, base: Density, beta: float) -> WeightedSum:
     return WeightedSum([base, energy], [1 - beta, beta])
 
@@ -166,6 +180,7 @@ def _anneal(
     generator: torch.Generator | None,
     sign: float,
 ) -> LogNormaliser:
+    _check_one_law(energy)
     log_weights = torch.zeros(position.shape[: position.dim() - energy.event_ndim], dtype=torch.float64)
     log_weights = log_weights.to(position.device)
     energy = energy.fixed()

@@ -35,6 +35,8 @@ class Plan:
         max_steps: updates, at most (None: no limit of its own).
         batch_size: rows in a step, over all processes.
         learning_rate: the highest one; AdamW.
+        objective_learning_rate: the highest one of the weights that the objective owns, such as a critic or
+            a proposal (None: the same).
         weight_decay: of AdamW.
         schedule: "cosine" (to 5 % over the planned steps), "constant" or "exponential" (x ``decay`` an epoch).
         warmup_steps: steps over which the rate rises linearly from 0.
@@ -52,6 +54,7 @@ class Plan:
     max_steps: int | None = None
     batch_size: int = 128
     learning_rate: float = 1e-3
+    objective_learning_rate: float | None = None
     weight_decay: float = 0.0
     schedule: str = "cosine"
     decay: float = 0.99
@@ -67,7 +70,7 @@ class Plan:
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "constant", "exponential"):
             raise ValueError(f"schedule must be cosine, constant or exponential, got {self.schedule!r}")
-        for name in ("max_epochs", "max_steps", "batch_size", "learning_rate"):
+        for name in ("max_epochs", "max_steps", "batch_size", "learning_rate", "objective_learning_rate"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
@@ -193,9 +196,13 @@ class _Run:
         self.n_steps = self.n_epochs * self.steps_per_epoch
 
         self.module = _Step(energy, objective, distributed=fabric.world_size > 1)
-        optimizer = torch.optim.AdamW(
-            self.module.parameters(), plan.learning_rate, weight_decay=plan.weight_decay, fused=True
-        )
+        self.weights = list(self.module.parameters())
+        self.n_energy_weights = len(list(energy.parameters()))
+        one_rate = plan.objective_learning_rate is None
+        cut = len(self.weights) if one_rate else self.n_energy_weights
+        parts = (self.weights[:cut], plan.learning_rate), (self.weights[cut:], plan.objective_learning_rate)
+        groups = [{"params": weights, "lr": rate, "highest": rate} for weights, rate in parts if weights]
+        optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay, fused=True)
         self.step_module: nn.Module
         self.optimizer: torch.optim.Optimizer
         self.step_module, self.optimizer = fabric.setup(self.module, optimizer)
@@ -203,9 +210,6 @@ class _Run:
         self.alone = fabric.world_size == 1 and fabric.strategy.precision.precision == "32-true"
         if self.alone:
             self.step_module, self.optimizer = self.module, optimizer
-        self.weights = list(self.module.parameters())
-        self.n_energy_weights = len(list(energy.parameters()))
-
         self.buffers = list(self.module.buffers())
 
         self.order_generator = torch.Generator()
@@ -309,7 +313,7 @@ class _Run:
         index = self.order[self.position * self.batch_size : (self.position + 1) * self.batch_size]
         index = index[self.fabric.global_rank :: self.fabric.world_size]
         for group in self.optimizer.param_groups:
-            group["lr"] = plan.learning_rate * self.rate_scale * self.rate(step)
+            group["lr"] = group["highest"] * self.rate_scale * self.rate(step)
         loss = self.step_module(self.data.rows(index.to(self.fabric.device)), self.noise_generator)
         for w in self.weights:
             w.grad = None
