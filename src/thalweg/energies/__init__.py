@@ -3,25 +3,33 @@
 from thalweg.energies.base import ConditionalEnergy, Conditioned, Energy, check_energy
 from thalweg.energies.composition import Disjunction, WeightedSum
 from thalweg.energies.densities import Density, FlowEnergy, GaussianMixtureEnergy, UniformEnergy
+from thalweg.energies.layered import DBMEnergy, LayeredMachine, RBMEnergy
 from thalweg.energies.mixture import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
 from thalweg.energies.networks import ModuleEnergy, NetworkEnergy, PointNet, convnet, mlp, source_network
 from thalweg.energies.perceptron import PerceptronEnergy
 from thalweg.energies.targets import GaussianEnergy
+from thalweg.energies.units import Binary, Categorical, Gaussian
 
 __all__ = [
+    "Binary",
+    "Categorical",
     "ConditionalEnergy",
     "Conditioned",
+    "DBMEnergy",
     "Density",
     "Disjunction",
     "Energy",
     "FlowEnergy",
+    "Gaussian",
     "GaussianEnergy",
     "GaussianMixtureEnergy",
+    "LayeredMachine",
     "MixtureDensity",
     "ModuleEnergy",
     "NetworkEnergy",
     "PerceptronEnergy",
     "PointNet",
+    "RBMEnergy",
     "TiltedEnergy",
     "TiltedMixtureEnsemble",
     "UniformEnergy",

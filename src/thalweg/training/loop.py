@@ -537,7 +537,7 @@ class _Run:
             return
         noise = {name: self.gathered(state.to(fabric.device)).cpu() for name, state in self.noise_state().items()}
         if fabric.is_global_zero:
-            plan, data = asdict(self.plan), _fingerprint(self.data)
+            plan, data = asdict(self.plan), fingerprint(self.data)
             write_checkpoint(
                 run_dir, {**self.state(), "noise": noise, "good": self.good, "plan": plan, "data": data}
             )
@@ -556,7 +556,7 @@ class _Run:
         shapes = [tuple(t.shape) for t in self.weights + self.buffers]
         if [tuple(t.shape) for t in state["weights"] + state["buffers"]] != shapes:
             raise ValueError(f"the checkpoint in {run_dir} belongs to another network: start a new run")
-        if state["data"] != _fingerprint(self.data):
+        if state["data"] != fingerprint(self.data):
             raise ValueError(f"the run in {run_dir} was started with other data: start a new run")
         world_size = len(state["noise"]["noise"])
         if world_size != self.fabric.world_size:
@@ -571,7 +571,7 @@ class _Run:
         self.good = state["good"]
 
 
-def _fingerprint(data: Batch) -> str:
+def fingerprint(data: Batch) -> str:
     """Tells one data set from another by its shapes and some of its rows."""
     digest = hashlib.sha256()
     for tensor in data:

@@ -1,0 +1,294 @@
+"""Boltzmann machines in layers, each coupled to its neighbours alone: the restricted one and deep ones.
+
+Given every other layer, the layers between are independent, unit by unit. So layers of even and of odd number are
+drawn in turn, whole (block Gibbs); and either kind can be summed out in closed form. All gradients are differences
+of means of products, so training needs no autograd (:mod:`thalweg.training.boltzmann`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from thalweg.energies.base import Energy
+from thalweg.energies.units import Binary, Units
+
+_MOST_UNITS = 25
+_CHUNK = 1 << 14
+
+
+class LayeredMachine(Energy):
+    """E(x_0, ..., x_L) = sum_l base_l(x_l) - b_l'x_l - x_l'W_l x_(l+1): layer 0 is visible, the others are binary.
+
+    (Where a layer is Gaussian its feature stands for x_l in the products.) States of layers are lists of tensors
+    ``[*batch, width]``, layer 0 first; a layer that is not needed may be None.
+
+    Args:
+        visible: the units of layer 0.
+        hidden: numbers of hidden units, from below.
+    """
+
+    def __init__(self, visible: Units, hidden: Sequence[int]):
+        super().__init__()
+        if not hidden or min(hidden) < 1:
+            raise ValueError(
+                f"a layered machine needs at least one hidden layer, each of a unit, got {list(hidden)}"
+            )
+        self.units: Any = nn.ModuleList([visible, *(Binary(n) for n in hidden)])
+        widths = [visible.width, *hidden]
+        self.weights: Any = nn.ParameterList(0.01 * torch.randn(a, b) for a, b in itertools.pairwise(widths))
+        self.biases: Any = nn.ParameterList(torch.zeros(n) for n in widths)
+
+    @property
+    def visible(self) -> Units:
+        return self.units[0]
+
+    @property
+    def n_layers(self) -> int:
+        """The visible one included."""
+        return len(self.units)
+
+    def joint(self, layers: Sequence[Tensor]) -> Tensor:
+        """The energy of all layers' states, ``[*batch]``."""
+        features = [unit.feature(x) for unit, x in zip(self.units, layers, strict=True)]
+        energy = -self._biased(layers, range(self.n_layers))
+        for below, weight, above in zip(features, self.weights, features[1:], strict=False):
+            energy = energy - ((below @ weight) * above).sum(-1)
+        return energy
+
+    def input(self, layers: Sequence[Tensor | None], number: int) -> Tensor:
+        """What a layer gets from its neighbours, without its bias, ``[*batch, width]``."""
+        total: Tensor | None = None
+        if number > 0:
+            below = layers[number - 1]
+            assert below is not None
+            total = self.units[number - 1].feature(below) @ self.weights[number - 1]
+        if number + 1 < self.n_layers:
+            above = layers[number + 1]
+            assert above is not None
+            upper = above @ self.weights[number].t()
+            total = upper if total is None else total + upper
+        assert total is not None
+        return total
+
+    def field(self, layers: Sequence[Tensor | None], number: int) -> Tensor:
+        """That with its bias: what the layer's law depends on."""
+        return self.input(layers, number) + self.biases[number]
+
+    def parity(self, odd: int) -> range:
+        """The numbers of the odd (1) or even (0) layers."""
+        return range(odd, self.n_layers, 2)
+
+    def resample(
+        self, layers: Sequence[Tensor | None], odd: int, generator: torch.Generator | None = None
+    ) -> list[Tensor | None]:
+        """The states with the odd (1) or even (0) layers drawn anew, given the others."""
+        drawn = list(layers)
+        for number in self.parity(odd):
+            drawn[number] = self.units[number].sample(self.field(layers, number), generator)
+        return drawn
+
+    def summed_out(self, layers: Sequence[Tensor | None], odd: int) -> Tensor:
+        """-log of the sum over all states of the odd (1) or even (0) layers of exp(-E), ``[*batch]``."""
+        energy = -self._biased(layers, self.parity(1 - odd))
+        for number in self.parity(odd):
+            energy = energy - self.units[number].log_partition(self.field(layers, number))
+        return energy
+
+    def _biased(self, layers: Sequence[Tensor | None], numbers: range) -> Tensor:
+        """Sum over these layers of b'feature - base."""
+        total: Any = 0.0
+        for number in numbers:
+            x, unit = layers[number], self.units[number]
+            assert x is not None
+            total = total + unit.feature(x) @ self.biases[number] - unit.base(x)
+        return total
+
+    def log_normaliser(self) -> Tensor:
+        """log Z, exact: one kind of layers is enumerated and the other summed out.
+
+        Raises:
+            ValueError: if both kinds have too many units.
+        """
+        odd = min((0, 1), key=self._n_enumerated)
+        n = self._n_enumerated(odd)
+        if n > _MOST_UNITS:
+            raise ValueError(
+                f"log Z by enumeration takes at most {_MOST_UNITS} binary units on one side, this machine has "
+                f"{n:g}: estimate it by annealing"
+            )
+        with torch.no_grad():
+            parts = [
+                torch.logsumexp(-self.summed_out(self._placed(states, odd), 1 - odd), 0)
+                for states in binary_states(int(n), self.biases[0])
+            ]
+        return torch.logsumexp(torch.stack(parts), 0)
+
+    def _n_enumerated(self, odd: int) -> float:
+        units = [self.units[number] for number in self.parity(odd)]
+        return sum(unit.width if isinstance(unit, Binary) else float("inf") for unit in units)
+
+    def _placed(self, states: Tensor, odd: int) -> list[Tensor | None]:
+        """The layers of one parity, cut from ``[*batch, n]``."""
+        layers: list[Tensor | None] = [None] * self.n_layers
+        numbers = self.parity(odd)
+        parts = states.split([self.units[number].width for number in numbers], -1)
+        for number, part in zip(numbers, parts, strict=True):
+            layers[number] = part
+        return layers
+
+
+class RBMEnergy(LayeredMachine):
+    """A restricted Boltzmann machine, its hidden units summed out: F(v) = base(v) - b'v - sum softplus(c + v'W).
+
+    Args:
+        visible: the visible units, or how many binary ones.
+        n_hidden: binary hidden units.
+
+    Source: [Smolensky 1986]; [Hinton 2002].
+    """
+
+    def __init__(self, visible: Units | int, n_hidden: int):
+        super().__init__(Binary(visible) if isinstance(visible, int) else visible, [n_hidden])
+        self.support = self.visible.support
+
+    def forward(self, v: Tensor) -> Tensor:
+        return self.summed_out([v, None], 1)
+
+    def value_and_grad(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            hidden = self.field([v, None], 1)
+            back = torch.sigmoid(hidden) @ self.weights[0].t() + self.biases[0]
+            visible = self.visible
+            # The base's slope is the feature for Gaussian units; the others have none.
+            slope = visible.feature(v - back) if visible.support is constraints.real_vector else -back
+            energy = -self._biased([v], range(1)) - self.units[1].log_partition(hidden)
+            return energy, slope
+
+    def sweep(self, v: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """All hidden units given v, then all visible ones given these."""
+        with torch.no_grad():
+            return self.resample(self.resample([v, None], 1, generator), 0, generator)[0]  # type: ignore[return-value]
+
+
+class DBMEnergy(LayeredMachine):
+    """A deep Boltzmann machine: the energy of all its layers, joined in one vector.
+
+    Args:
+        visible: the visible units, or how many binary ones.
+        hidden: numbers of hidden units, from below; two layers at least.
+
+    Source: [Salakhutdinov 2009, eq. 8].
+    """
+
+    def __init__(self, visible: Units | int, hidden: Sequence[int]):
+        super().__init__(Binary(visible) if isinstance(visible, int) else visible, hidden)
+        self.support = self.visible.support
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """``[*batch, sum of widths]`` -> the layers."""
+        return list(x.split([unit.width for unit in self.units], -1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.joint(self.split(x))
+
+    def sweep(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The odd layers given the even ones, then the other way round."""
+        with torch.no_grad():
+            layers = self.resample(self.resample(self.split(x), 1, generator), 0, generator)
+            return torch.cat(layers, -1)  # type: ignore[arg-type]
+
+    def mean_field(self, v: Tensor, n_steps: int = 30, tolerance: float = 1e-4) -> list[Tensor]:
+        """The factorised law of the hidden layers nearest to p(h|v), as means, v first.
+
+        It starts by a pass upward with doubled weights, for what will come from above is not there yet.
+
+        Args:
+            v: ``[*batch, width]``.
+            tolerance: stop when no mean moves further.
+
+        Source: [Salakhutdinov 2009, sec. 3.1].
+        """
+        with torch.no_grad():
+            last = self.n_layers - 1
+            layers: list[Any] = [v]
+            for number in range(1, self.n_layers):
+                up = self.units[number - 1].feature(layers[-1]) @ self.weights[number - 1]
+                layers.append(torch.sigmoid((up if number == last else 2 * up) + self.biases[number]))
+            for _ in range(n_steps):
+                moved = 0.0
+                for odd in (1, 0):
+                    for number in self.parity(odd):
+                        if number:
+                            mean = torch.sigmoid(self.field(layers, number))
+                            moved = max(moved, float((mean - layers[number]).abs().max()))
+                            layers[number] = mean
+                if moved < tolerance:
+                    break
+        return layers
+
+    def evidence_bound(self, v: Tensor, n_steps: int = 30) -> Tensor:
+        """A lower bound of log p(v) + log Z, ``[*batch]``: mean energy and entropy under the mean field.
+
+        Source: [Salakhutdinov 2009, eq. 13].
+        """
+        with torch.no_grad():
+            layers = self.mean_field(v, n_steps)
+            entropy: Any = 0.0
+            for mean in layers[1:]:
+                entropy = entropy - (torch.xlogy(mean, mean) + torch.xlogy(1 - mean, 1 - mean)).sum(-1)
+            return entropy - self.joint(layers)
+
+    def log_marginal(self, v: Tensor) -> Tensor:
+        """log p(v) + log Z, exact, ``[N]`` for v ``[N, width]``: the smaller kind of hidden layers is enumerated.
+
+        Raises:
+            ValueError: if there are too many hidden units of both kinds.
+        """
+        sizes = [sum(self.units[number].width for number in self.parity(odd) if number) for odd in (0, 1)]
+        kept = 0 if sizes[0] <= sizes[1] else 1
+        if sizes[kept] > _MOST_UNITS:
+            raise ValueError(f"enumeration takes at most {_MOST_UNITS} hidden units, got {sizes[kept]}")
+        numbers = [number for number in self.parity(kept) if number]
+        with torch.no_grad():
+            total: Tensor | None = None
+            for states in binary_states(sizes[kept], v, max(1, _CHUNK // max(1, len(v)))):
+                layers: list[Tensor | None] = [None] * self.n_layers
+                layers[0] = v.unsqueeze(1)
+                parts = states.split([self.units[number].width for number in numbers], -1)
+                for number, part in zip(numbers, parts, strict=True):
+                    layers[number] = part
+                energy = self._given_visible(layers, kept)
+                part_total = torch.logsumexp(-energy, 1)
+                total = part_total if total is None else torch.logaddexp(total, part_total)
+        assert total is not None
+        return total
+
+    def _given_visible(self, layers: list[Tensor | None], kept: int) -> Tensor:
+        """The energy of v and the kept hidden layers, the other hidden layers summed out."""
+        energy = -self._biased(layers, range(1))
+        for number in range(1, self.n_layers):
+            if number % 2 == kept:
+                energy = energy - self._biased(layers, range(number, number + 1))
+        if kept:
+            # The kept layers are neighbours of the visible one, which is known: their coupling counts as it is.
+            assert layers[0] is not None
+            assert layers[1] is not None
+            energy = energy - ((self.visible.feature(layers[0]) @ self.weights[0]) * layers[1]).sum(-1)
+        for number in range(1, self.n_layers):
+            if number % 2 != kept:
+                energy = energy - self.units[number].log_partition(self.field(layers, number))
+        return energy
+
+
+def binary_states(n: int, like: Tensor, chunk: int = _CHUNK) -> Iterator[Tensor]:
+    """All 2^n vectors of 0 and 1, ``[at most chunk, n]`` at a time, of the type of ``like``."""
+    powers = torch.arange(n, device=like.device)
+    for start in range(0, 1 << n, chunk):
+        codes = torch.arange(start, min(start + chunk, 1 << n), device=like.device)
+        yield (codes.unsqueeze(1) >> powers & 1).to(like.dtype)
