@@ -150,7 +150,12 @@ class _Learning:
         self.fast = [torch.zeros_like(w) for w in self.weights] if self.plan.fast_rate else []
         self.means = [torch.zeros_like(b) for b in self.biases]
         self.activity = [torch.full_like(b, 0.5) for b in self.biases]
-        self.ones = self.data.new_ones(max(self.batch_size, self.plan.n_particles or 0))
+        n_chains = (self.plan.persistent and self.plan.n_particles) or self.batch_size
+        # Means over rows less means over chains are products with this.
+        self.sign = torch.cat(
+            [self.data.new_full((n,), sign / n) for n, sign in ((self.batch_size, 1), (n_chains, -1))]
+        )
+        self.merged = machine.n_layers == 2 and self.plan.persistent and not self.plan.fast_rate
         self.neighbours, self.fast_neighbours = _neighbours(self.weights), _neighbours(self.fast)
         self.plain = not (self.plan.momentum or self.plan.weight_decay or self.plan.centred or self.plan.fast_rate)
         self.spread = isinstance(visible, Gaussian)
@@ -209,23 +214,18 @@ class _Learning:
         plan = self.plan
         part = epoch / plan.n_epochs
         rate = self.rate_scale * ((1 - part) * plan.learning_rate + part * plan.final_rate)
-        positive = self.positive(rows)
-        negative = self.negative(positive)
-        n_rows, n_chains = len(positive[0]), len(negative[0])
-        shifts = []
-        if plan.centred:
-            shifts = [p.mean(0).sub_(q.mean(0)) for p, q in zip(positive, negative, strict=True)]
+        layers = self.phases(rows)
+        sign, n_rows = self.sign, len(rows)
+        shifts = [x.t() @ sign for x in layers] if plan.centred else []
         for k, (weight, velocity) in enumerate(zip(self.weights, self.velocity, strict=True)):
-            below, above = positive[k], positive[k + 1]
+            signed = layers[k + 1] * sign.unsqueeze(1)
             if self.plain:
-                _add_product(weight, below, above, rate / n_rows)
-                _add_product(weight, negative[k], negative[k + 1], -rate / n_chains)
+                _add_product(weight, layers[k], signed, rate)
                 continue
             velocity.mul_(plan.momentum)
             if plan.weight_decay:
                 velocity.add_(weight, alpha=-rate * plan.weight_decay)
-            _add_product(velocity, below, above, rate / n_rows)
-            _add_product(velocity, negative[k], negative[k + 1], -rate / n_chains)
+            _add_product(velocity, layers[k], signed, rate)
             if plan.centred:
                 velocity.sub_(rate * torch.outer(self.means[k], shifts[k + 1]))
                 velocity.sub_(rate * torch.outer(shifts[k], self.means[k + 1]))
@@ -233,23 +233,41 @@ class _Learning:
             if self.fast:
                 self.fast[k].mul_(0.95).add_(velocity, alpha=plan.fast_rate / max(rate, 1e-12))
         for k, bias in enumerate(self.biases):
-            # A mean over rows, by the product with ones: half the cost of a sum.
-            bias.addmv_(positive[k].t(), self.ones[:n_rows], alpha=rate / n_rows)
-            bias.addmv_(negative[k].t(), self.ones[:n_chains], alpha=-rate / n_chains)
+            bias.addmv_(layers[k].t(), sign, alpha=rate)
             if plan.centred:
                 if k + 1 < len(self.biases):
                     bias.sub_(self.velocity[k] @ self.means[k + 1])
                 if k:
                     bias.sub_(self.means[k - 1] @ self.velocity[k - 1])
         if plan.centred:
-            for mean, states in zip(self.means, positive, strict=True):
-                mean.lerp_(states.mean(0), 0.01)
+            for mean, x in zip(self.means, layers, strict=True):
+                mean.lerp_(x[:n_rows].mean(0), 0.01)
         if self.log_std is not None:
-            self._learn_spread(positive, negative, rate)
+            # Their own rate is a tenth: a wrong spread makes all weights wrong.
+            slope = layers[0] * (layers[0] - 2 * self.field(layers, 0))
+            shift = (slope.t() @ sign) * (-2 * self.log_std).exp()
+            self.log_std.add_(shift, alpha=0.1 * rate).clamp_(-3.0, 3.0)
         if plan.sparsity_target is not None:
             for k in range(1, len(self.biases)):
-                self.activity[k].lerp_(positive[k].mean(0), 0.1)
+                self.activity[k].lerp_(layers[k][:n_rows].mean(0), 0.1)
                 self.biases[k].add_(plan.sparsity_target - self.activity[k], alpha=rate * plan.sparsity_cost)
+
+    def phases(self, rows: Tensor) -> list[Tensor]:
+        """Every layer under the data, and below it under the machine: ``[n_rows + n_chains, width]``."""
+        if self.merged:
+            # The hidden units of rows and chains come from one product.
+            self.sweep(self.plan.n_gibbs - 1)
+            chains = self.machine.visible.sample(self.field(self.chains, 0), self.generator)
+            both = torch.cat([rows, chains])
+            hidden = self.field([both, both], 1).sigmoid_()
+            self.chains = [chains, _switched_on(hidden[len(rows) :], self.generator)]
+            return [both, hidden]
+        positive = self.positive(rows)
+        if not self.plan.persistent:
+            odd = self.machine.parity(1)
+            self.chains = [_switched_on(x, self.generator) if k in odd else x for k, x in enumerate(positive)]
+        negative = self.sweep(self.plan.n_gibbs)
+        return [torch.cat(pair) for pair in zip(positive, negative, strict=True)]
 
     def positive(self, rows: Tensor) -> list[Tensor]:
         """Rows, and means of the hidden layers given them."""
@@ -258,25 +276,17 @@ class _Learning:
             return machine.mean_field(rows)
         return [rows, self.field([rows, rows], 1).sigmoid_()]
 
-    def negative(self, positive: list[Tensor]) -> list[Tensor]:
-        """The layers of the chains after their sweeps, the odd ones as means given the even ones."""
-        machine, generator = self.machine, self.generator
-        layers = self.chains
-        if not self.plan.persistent:
-            layers = list(positive)
-            for k in machine.parity(1):
-                layers[k] = _switched_on(positive[k], generator)
-        means = layers
-        for _ in range(self.plan.n_gibbs):
-            layers = list(layers)
+    def sweep(self, n: int) -> list[Tensor]:
+        """Move the chains n times; returns their layers, the odd ones as means given the even ones."""
+        machine, means = self.machine, self.chains
+        for _ in range(n):
+            layers = list(self.chains)
             for k in machine.parity(0):
-                layers[k] = machine.units[k].sample(self.field(layers, k, chains=True), generator)
+                layers[k] = machine.units[k].sample(self.field(layers, k, chains=True), self.generator)
             means = list(layers)
             for k in machine.parity(1):
                 means[k] = self.field(layers, k, chains=True).sigmoid_()
-            for k in machine.parity(1):
-                layers[k] = _switched_on(means[k], generator)
-        if self.plan.persistent:
+                layers[k] = _switched_on(means[k], self.generator)
             self.chains = layers
         return means
 
@@ -296,15 +306,6 @@ class _Learning:
                 total = total.add_(product(given, matrix))
         assert total is not None
         return total
-
-    def _learn_spread(self, positive: list[Tensor], negative: list[Tensor], rate: float) -> None:
-        """A tenth of the rate: the standard deviations of Gaussian units."""
-        assert self.log_std is not None
-        shift = torch.zeros_like(self.log_std)
-        for layers, sign in ((positive, 1.0), (negative, -1.0)):
-            field = self.field(layers, 0)
-            shift += sign * (layers[0] * (layers[0] - 2 * field)).mean(0)
-        self.log_std.add_(shift * (-2 * self.log_std).exp(), alpha=0.1 * rate).clamp_(-3.0, 3.0)
 
     # -- what is told ---------------------------------------------------------------------------------
 
