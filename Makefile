@@ -1,4 +1,4 @@
-.PHONY: demo test lint bench bench-regression bench-density bench-sampling bench-speed clean
+.PHONY: demo test lint bench bench-regression bench-density bench-sampling bench-boltzmann bench-speed clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-bench: bench-regression bench-density bench-sampling bench-speed
+bench: bench-regression bench-density bench-sampling bench-boltzmann bench-speed
 
 DATA ?=
 bench-regression: $(INSTALLED)
@@ -37,6 +37,10 @@ bench-density: $(INSTALLED)
 bench-sampling: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python benchmarks/sampling.py
+
+bench-boltzmann: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python benchmarks/boltzmann.py $(if $(DATA),--data $(DATA))
 
 bench-speed: $(INSTALLED)
 	$(BIN)/python benchmarks/speed.py
