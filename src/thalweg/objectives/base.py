@@ -28,7 +28,8 @@ class Batch(NamedTuple):
     weight: Tensor | None = None
 
     def rows(self, index: Tensor | slice) -> Batch:
-        return Batch(*(None if t is None else t[index] for t in self))  # type: ignore[arg-type]
+        """The rows of these numbers, or of this slice."""
+        return Batch(*(None if t is None else _rows(t, index) for t in self))  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(None if t is None else t.to(device) for t in self))  # type: ignore[arg-type]
@@ -36,6 +37,12 @@ class Batch(NamedTuple):
     def given(self, energy: AnyEnergy) -> Energy:
         """The energy of y: of a conditional energy the one for these x, else the energy itself."""
         return condition(energy, self.x)
+
+
+def _rows(t: Tensor, index: Tensor | slice) -> Tensor:
+    # Half the time of t[index], and there is one such call in every step.
+    whole = isinstance(index, Tensor) and index.dtype is torch.long
+    return t.index_select(0, index) if whole else t[index]  # type: ignore[arg-type]
 
 
 class Loss(NamedTuple):
