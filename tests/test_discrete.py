@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from asymptotics import flat, influence, minimise
 from thalweg.energies import (
     BINARY,
     BernoulliEnergy,
@@ -25,12 +26,14 @@ from thalweg.objectives.score_matching import DenoisingScoreMatching, ScoreMatch
 from thalweg.objectives.stein import SteinDiscrepancy
 from thalweg.sampling.adaptation import adapt_step_size
 from thalweg.sampling.annealing import annealed_importance_sampling
+from thalweg.sampling.buffer import ReplayBuffer
 from thalweg.sampling.chain import initial_state, run_chain, sample_chain
 from thalweg.sampling.gibbs import GibbsWithGradients, SingleSiteGibbs, draw
 from thalweg.sampling.hmc import HMC
 from thalweg.sampling.langevin import MALA, ColdLangevin, Langevin
 from thalweg.sampling.random_walk import RandomWalk
 from thalweg.sampling.tempering import ParallelTempering, geometric_temperatures
+from thalweg.training.loop import Plan, Trainer
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -280,6 +283,205 @@ def test_an_ising_model_is_a_machine_up_to_a_constant():
     expected = -spins @ field - 0.5 * ((spins @ couplings) * spins).sum(1)
     gap = (energy(BITS) - expected).detach()
     torch.testing.assert_close(gap, gap[:1].expand(16))
+
+
+# -- learning from single changes -------------------------------------------------------------------------
+
+OBJECTIVES = [PseudoLikelihood(), RatioMatching(), PseudoLikelihood(2), RatioMatching(2)]
+objectives = pytest.mark.parametrize(
+    "objective", OBJECTIVES, ids=lambda o: type(o).__name__ + ("" if o.n_sites is None else " of some sites")
+)
+
+
+def test_the_objectives_are_their_formulas():
+    """Of two bits, by the probabilities themselves; and of triples, by going through all values of each site."""
+    energy, states = machine(2), all_states(2).double()
+    p = law(energy, states).reshape(2, 2)
+    for i, (a, b) in enumerate(states.long().tolist()):
+        row = Batch(None, states[i : i + 1])
+        conditionals = p[a, b] / p[:, b].sum(), p[a, b] / p[a].sum()
+        expected = -sum(q.log() for q in conditionals)
+        torch.testing.assert_close(PseudoLikelihood().per_row(energy, row, None)[0], expected)
+        # g(u) = 1 / (1 + u) at the ratios to both neighbours.
+        ratios = p[a, b] / p[1 - a, b], p[a, b] / p[a, 1 - b]
+        expected = sum((1 / (1 + u)) ** 2 for u in ratios)
+        torch.testing.assert_close(RatioMatching().per_row(energy, row, None)[0], expected)
+    energy = Network(9, OneHotGroups(3))
+    p = law(energy, TRIPLES).reshape(3, 3, 3)
+    pseudo, ratio = 0.0, 0.0
+    values = TRIPLES.unflatten(-1, (3, 3)).argmax(-1)
+    place = tuple(values.t())
+    for d in range(3):
+        across = p.movedim(d, -1)[tuple(v for k, v in enumerate(place) if k != d)]
+        here = across.gather(1, values[:, d : d + 1])
+        pseudo = pseudo - (here[:, 0] / across.sum(1)).log()
+        # The value itself is no change: g(1)^2 = 1/4 of it is taken off.
+        ratio = ratio + (across / (across + here)).square().sum(1) - 0.25
+    batch = Batch(None, TRIPLES)
+    torch.testing.assert_close(PseudoLikelihood().per_row(energy, batch, None), pseudo)
+    torch.testing.assert_close(RatioMatching().per_row(energy, batch, None), ratio)
+
+
+@objectives
+def test_bits_are_sites_of_two_categories(objective):
+    """Each bit written as a group of two gives the same, with the same sites picked."""
+
+    class Twofold(Network):
+        def forward(self, x):
+            return super().forward(x.unflatten(-1, (-1, 2))[..., 1])
+
+    twofold = Twofold(4)
+    twofold.support = OneHotGroups(2)
+    pairs = torch.stack([1 - BITS, BITS], -1).flatten(1)
+    found = objective.per_row(twofold, Batch(None, pairs), seeded())
+    torch.testing.assert_close(found, objective.per_row(Network(4), Batch(None, BITS), seeded()))
+
+
+@pytest.mark.parametrize("objective", [PseudoLikelihood, RatioMatching])
+def test_some_sites_stand_for_all_on_average(objective):
+    energy, rows = machine(5), all_states(5).double()
+    batch = Batch(None, rows.repeat(400, 1))
+    some = objective(2).per_row(energy, batch, seeded()).detach().reshape(400, -1).mean(1)
+    every = objective().per_row(energy, Batch(None, rows), None).detach().mean()
+    assert abs(float(some.mean() - every)) < 4 * float(some.std()) / math.sqrt(400)
+
+
+@pytest.mark.parametrize("objective", [PseudoLikelihood(), RatioMatching()], ids=lambda o: type(o).__name__)
+@energies
+def test_the_objectives_are_least_at_the_truth(make, states, objective):
+    """Exactly, as every state counts by its probability: no gradient there, and a higher mean elsewhere."""
+    p, batch = law(make(), states), Batch(None, states)
+
+    def mean(energy):
+        return objective.per_row(energy, batch, None) @ p
+
+    energy = make()
+    for grad in torch.autograd.grad(
+        mean(energy), list(energy.parameters()), materialize_grads=True, allow_unused=True
+    ):
+        assert float(grad.abs().max()) < 1e-12
+    best = float(mean(energy).detach())
+    for seed in range(5):
+        other = make()
+        with torch.no_grad():
+            for i, w in enumerate(other.parameters()):
+                w.add_(0.3 * double(*w.shape, seed=40 * seed + i))
+        assert float(mean(other).detach()) > best
+
+
+# -- learning machines ------------------------------------------------------------------------------------
+
+
+def likelihood(rows: torch.Tensor):
+    return lambda energy: -energy.log_prob(rows)
+
+
+def exact_solution(rows: torch.Tensor) -> BoltzmannMachine:
+    found = BoltzmannMachine(rows.shape[1]).double()
+    minimise(likelihood(rows), found)
+    return found
+
+
+@pytest.mark.parametrize("objective", [PseudoLikelihood(), RatioMatching()], ids=lambda o: type(o).__name__)
+def test_a_visible_machine_is_learned_as_well_as_by_exact_likelihood(objective):
+    """The two estimates differ by no more than four standard errors of the difference, and neither from the
+    truth by more than four of its own."""
+    truth, states = machine(5), all_states(5).double()
+    rows = draws(truth, states, 5000)
+    exact, found = exact_solution(rows), BoltzmannMachine(5).double()
+
+    def loss(energy):
+        return objective.per_row(energy, Batch(None, rows), None)
+
+    minimise(loss, found)
+    ours, theirs = influence(loss, truth), influence(likelihood(rows), truth)
+    for gap, parts in (
+        (flat(found) - flat(truth), ours),
+        (flat(exact) - flat(truth), theirs),
+        (flat(found) - flat(exact), ours - theirs),
+    ):
+        assert (gap.abs() < 4 * parts.std(0) / math.sqrt(len(rows)) + 1e-6).all()
+    assert float(ours.std(0).max()) / math.sqrt(len(rows)) < 0.25
+
+
+@pytest.mark.parametrize("kernel", [SingleSiteGibbs(), GibbsWithGradients()], ids=["gibbs", "gradients"])
+def test_persistent_chains_reach_the_solution_of_exact_likelihood(kernel):
+    """The mean of the last weights is nearer to it than half a standard error."""
+    truth, states = machine(5), all_states(5).double()
+    rows = draws(truth, states, 2000)
+    exact, found = exact_solution(rows), BoltzmannMachine(5).double()
+    error = influence(likelihood(rows), exact).std(0) / math.sqrt(len(rows))
+    start = ReplayBuffer(BernoulliEnergy(torch.full((5,), 0.5).double()), 2000, 2000, restart=0.0)
+    objective, generator = ContrastiveDivergence(kernel, 1, start), seeded()
+    optimiser, trained = torch.optim.Adam(found.parameters(), 0.03), []
+    for step in range(500):
+        optimiser.zero_grad()
+        objective(found, Batch(None, rows), generator).value.backward()
+        optimiser.step()
+        if step >= 250:
+            trained.append(flat(found))
+    gap = (torch.stack(trained).mean(0) - flat(exact)).abs()
+    assert (gap < 0.5 * error).all()
+
+
+def test_clamped_and_free_chains_give_the_gradient_of_the_likelihood():
+    energy = machine(3, 2)
+    rows = draws(energy, all_states(5).double(), 50)[:, :3]
+    (-energy.log_prob(rows).mean()).backward()
+    expected = torch.cat([w.grad.flatten() for w in energy.parameters()])
+    objective, found = BoltzmannLearning(SingleSiteGibbs(), 40, n_clamped=40), []
+    for seed in range(60):
+        energy.zero_grad()
+        objective(energy, Batch(None, rows), seeded(seed)).value.backward()
+        found.append(torch.cat([w.grad.flatten() for w in energy.parameters()]))
+    found = torch.stack(found)
+    error = found.std(0) / math.sqrt(len(found))
+    assert ((found.mean(0) - expected).abs() < 4.5 * error).all()
+    assert float(error.norm()) < 0.3 * float(expected.norm())
+
+
+def parity() -> tuple[torch.Tensor, torch.Tensor]:
+    """Three bits that add up to an even number nine times in ten: all pairs of them are independent."""
+    states = all_states(3)
+    even = states.sum(1) % 2 == 0
+    return states, torch.where(even, 0.9, 0.1) / 4
+
+
+def divergence(energy: BoltzmannMachine, states: torch.Tensor, p: torch.Tensor) -> float:
+    return float((p * (p.log() - energy.log_prob(states).detach())).sum())
+
+
+def test_hidden_units_learn_what_pairs_do_not_show():
+    """The best machine of the three bits alone is the uniform law, 0.368 nats from the truth."""
+    states, p = parity()
+    rows = states.repeat_interleave((40 * p).round().long(), 0).repeat(10, 1)
+    assert divergence(exact_solution(rows.double()), states.double(), p.double()) == pytest.approx(0.368, abs=1e-3)
+    energy = BoltzmannMachine(3, 3)
+    with torch.no_grad():
+        # At zero the gradient is zero too: parity is far from what pairs can tell.
+        energy.couplings.normal_(0, 1.5)
+    start = ReplayBuffer(BernoulliEnergy(torch.full((6,), 0.5)), 400, 400, restart=0.0)
+    objective = BoltzmannLearning(SingleSiteGibbs(), 1, start, n_clamped=3)
+    Trainer(Plan(max_epochs=500, batch_size=400, learning_rate=0.1)).fit(energy, objective, Batch(None, rows))
+    assert divergence(energy, states, p) < 0.1
+
+
+@pytest.mark.parametrize("objective", [PseudoLikelihood(), RatioMatching(2)], ids=lambda o: type(o).__name__)
+def test_the_training_loop_takes_the_objectives(objective):
+    """A network of bits, whose energy knows no closed form."""
+    truth, energy = Network(4), Network(4)
+    rows = draws(truth, BITS, 2000)
+    with torch.no_grad():
+        for i, w in enumerate(energy.parameters()):
+            w.add_(0.5 * double(*w.shape, seed=70 + i))
+    p = law(truth, BITS)
+
+    def gap():
+        return float((p * (p / law(energy, BITS)).log()).sum())
+
+    before = gap()
+    Trainer(Plan(max_epochs=40, batch_size=200, learning_rate=0.02)).fit(energy, objective, Batch(None, rows))
+    assert gap() < 0.02 < before
 
 
 # -- what is refused --------------------------------------------------------------------------------------
