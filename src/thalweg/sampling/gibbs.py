@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from thalweg.energies.base import Energy
 from thalweg.energies.discrete import Sites
@@ -35,20 +35,16 @@ class SingleSiteGibbs:
         made_of, x, value = Sites(energy), state.position, state.energy
         with torch.no_grad():
             for site in self._order(made_of.count(x), state.acceptance, generator):
+                which = site.squeeze(-1).expand(state.acceptance.shape)
                 closed = energy.differences(x, site)
                 if closed is not None:
-                    # What would add up is also the rounding: the energy is left for who asks for it.
+                    # Sums of differences would gather rounding: the energy is left for who asks for it.
                     value = None
-                    energies = torch.cat([torch.zeros_like(closed[..., 0, :1]), closed[..., 0, :]], -1)
-                    which = site.squeeze(-1).expand(state.acceptance.shape)
+                    energies = nn.functional.pad(closed.squeeze(-2), (1, 0))
                 else:
-                    which = site.squeeze(-1).expand(state.acceptance.shape)
                     value = energy(x) if value is None else value
-                    others = [
-                        energy(made_of.changed(x, which, torch.full_like(which, j)))
-                        for j in range(1, made_of.n_values)
-                    ]
-                    energies = torch.stack([value, *others], -1)
+                    shifts = (torch.full_like(which, j) for j in range(1, made_of.n_values))
+                    energies = torch.stack([value, *(energy(made_of.changed(x, which, j)) for j in shifts)], -1)
                 shift = draw(-energies, generator)
                 x = made_of.changed(x, which, shift)
                 if value is not None:
