@@ -2,7 +2,17 @@
 
 from thalweg.energies.base import ConditionalEnergy, Conditioned, Energy, check_energy
 from thalweg.energies.composition import Disjunction, WeightedSum
-from thalweg.energies.densities import Density, FlowEnergy, GaussianMixtureEnergy, UniformEnergy
+from thalweg.energies.densities import (
+    BernoulliEnergy,
+    CategoricalEnergy,
+    Density,
+    FlowEnergy,
+    GaussianMixtureEnergy,
+    UniformEnergy,
+)
+from thalweg.energies.discrete import BINARY, OneHotGroups, all_states
+from thalweg.energies.experts import StudentExperts
+from thalweg.energies.fully_connected import BoltzmannMachine
 from thalweg.energies.layered import DBMEnergy, LayeredMachine, RBMEnergy
 from thalweg.energies.mixture import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
 from thalweg.energies.networks import ModuleEnergy, NetworkEnergy, PointNet, convnet, mlp, source_network
@@ -11,8 +21,12 @@ from thalweg.energies.targets import GaussianEnergy
 from thalweg.energies.units import Binary, Categorical, Gaussian
 
 __all__ = [
+    "BINARY",
+    "BernoulliEnergy",
     "Binary",
+    "BoltzmannMachine",
     "Categorical",
+    "CategoricalEnergy",
     "ConditionalEnergy",
     "Conditioned",
     "DBMEnergy",
@@ -27,13 +41,16 @@ __all__ = [
     "MixtureDensity",
     "ModuleEnergy",
     "NetworkEnergy",
+    "OneHotGroups",
     "PerceptronEnergy",
     "PointNet",
     "RBMEnergy",
+    "StudentExperts",
     "TiltedEnergy",
     "TiltedMixtureEnsemble",
     "UniformEnergy",
     "WeightedSum",
+    "all_states",
     "check_energy",
     "convnet",
     "mlp",

@@ -88,6 +88,18 @@ class Energy(nn.Module):
         grad, curvatures = self.grad_and_curvature(x, axes)
         return grad, curvatures.sum(-1)
 
+    def differences(self, x: Tensor, sites: Tensor) -> Tensor | None:
+        """E(x') - E(x) for changes of single sites of a discrete x, where they are known in closed form.
+
+        Args:
+            x: ``[*batch, *event]``, of K values a site (see :class:`thalweg.energies.discrete.Sites`).
+            sites: ``[n]``, or ``[*batch, n]`` where each configuration has its own.
+
+        Returns:
+            ``[*batch, n, K - 1]`` with a graph, or None where only evaluating each x' tells.
+        """
+        return None
+
     def __add__(self, other: Energy) -> Energy:
         from thalweg.energies.composition import WeightedSum
 

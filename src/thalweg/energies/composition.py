@@ -46,6 +46,10 @@ class WeightedSum(Energy):
         parts = [e.grad_and_curvature(x, v) for e in self.energies]  # type: ignore[operator]
         return self._sum(grad for grad, _ in parts), self._sum(curvature for _, curvature in parts)
 
+    def differences(self, x: Tensor, sites: Tensor) -> Tensor | None:
+        parts = [e.differences(x, sites) for e in self.energies]  # type: ignore[operator]
+        return None if any(part is None for part in parts) else self._sum(parts)
+
     def _sum(self, terms: Iterable[Tensor]) -> Tensor:
         total: Tensor | None = None
         for weight, term in zip(self.weights, terms, strict=True):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from thalweg.energies.base import Energy, standard_normal
+from thalweg.energies.discrete import BINARY, OneHotGroups
 
 
 class Density(Energy):
@@ -168,6 +169,64 @@ class UniformEnergy(Density):
         return low + (self.high - low) * unit
 
 
+class BernoulliEnergy(Density):
+    """Independent bits.
+
+    Args:
+        probabilities: of a 1 at each site ``[D]``, above 0 and below 1.
+    """
+
+    support = BINARY
+    logits: Tensor
+
+    def __init__(self, probabilities: Tensor):
+        super().__init__()
+        probabilities = torch.as_tensor(probabilities)
+        _check_probabilities(probabilities, 1)
+        self.register_buffer("logits", probabilities.logit())
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return x @ self.logits - nn.functional.softplus(self.logits).sum()
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return -self.log_prob(x.detach()), -self.logits.expand_as(x)
+
+    def differences(self, x: Tensor, sites: Tensor) -> Tensor:
+        values = x[..., sites] if sites.dim() == 1 else x.gather(-1, sites)
+        return ((2 * values - 1) * self.logits[sites]).unsqueeze(-1)
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        return torch.bernoulli(self.logits.sigmoid().expand(n, -1), generator=generator)
+
+
+class CategoricalEnergy(Density):
+    """Independent sites of K categories, as one-hot groups.
+
+    Args:
+        probabilities: of the categories of each site ``[D, K]``, above 0 and below 1; normalised here.
+    """
+
+    log_probabilities: Tensor
+
+    def __init__(self, probabilities: Tensor):
+        super().__init__()
+        probabilities = torch.as_tensor(probabilities)
+        _check_probabilities(probabilities, 2)
+        self.support = OneHotGroups(probabilities.shape[1])
+        self.register_buffer("log_probabilities", (probabilities / probabilities.sum(1, keepdim=True)).log())
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return x @ self.log_probabilities.flatten()
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return -self.log_prob(x.detach()), -self.log_probabilities.flatten().expand_as(x)
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        probabilities = self.log_probabilities.exp()
+        drawn = torch.multinomial(probabilities, n, replacement=True, generator=generator).t()
+        return nn.functional.one_hot(drawn, probabilities.shape[1]).flatten(1).to(probabilities)
+
+
 class FlowEnergy(Density):
     """A normalising flow as an energy: E(x) = -log p(x), exact, with draws through which a gradient can flow.
 
@@ -208,3 +267,8 @@ def fit_gaussian_mixture(data: Tensor, n_components: int, seed: int = 0) -> Gaus
     factors = np.linalg.cholesky(model.covariances_)
     parts = [torch.as_tensor(v, dtype=data.dtype) for v in (model.means_, factors, model.weights_)]
     return GaussianMixtureEnergy(*parts)
+
+
+def _check_probabilities(probabilities: Tensor, n_dims: int) -> None:
+    if probabilities.dim() != n_dims or not ((probabilities > 0) & (probabilities < 1)).all():
+        raise ValueError(f"probabilities must be above 0 and below 1, with {n_dims} dimensions")

@@ -8,7 +8,7 @@ of means of products, so training needs no autograd (:mod:`thalweg.training.bolt
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from thalweg.energies.base import Energy
+from thalweg.energies.discrete import binary_states
 from thalweg.energies.units import Binary, Units
 
 _MOST_UNITS = 25
-_CHUNK = 1 << 14
 
 
 class LayeredMachine(Energy):
@@ -257,7 +257,7 @@ class DBMEnergy(LayeredMachine):
         numbers = [number for number in self.parity(kept) if number]
         with torch.no_grad():
             total: Tensor | None = None
-            for states in binary_states(sizes[kept], v, max(1, _CHUNK // max(1, len(v)))):
+            for states in binary_states(sizes[kept], v, max(1, (1 << 14) // max(1, len(v)))):
                 layers: list[Tensor | None] = [None] * self.n_layers
                 layers[0] = v.unsqueeze(1)
                 parts = states.split([self.units[number].width for number in numbers], -1)
@@ -284,11 +284,3 @@ class DBMEnergy(LayeredMachine):
             if number % 2 != kept:
                 energy = energy - self.units[number].log_partition(self.field(layers, number))
         return energy
-
-
-def binary_states(n: int, like: Tensor, chunk: int = _CHUNK) -> Iterator[Tensor]:
-    """All 2^n vectors of 0 and 1, ``[at most chunk, n]`` at a time, of the type of ``like``."""
-    powers = torch.arange(n, device=like.device)
-    for start in range(0, 1 << n, chunk):
-        codes = torch.arange(start, min(start + chunk, 1 << n), device=like.device)
-        yield (codes.unsqueeze(1) >> powers & 1).to(like.dtype)

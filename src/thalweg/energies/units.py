@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from thalweg.energies.base import standard_normal
+from thalweg.energies.discrete import BINARY, OneHotGroups
 
 
 class Units(nn.Module):
@@ -65,7 +66,7 @@ class Binary(Units):
     def __init__(self, n: int):
         super().__init__()
         self.width = n
-        self.support = constraints.independent(constraints.boolean, 1)
+        self.support = BINARY
 
     def mean(self, field: Tensor) -> Tensor:
         return torch.sigmoid(field)
@@ -97,10 +98,8 @@ class Categorical(Units):
 
     def __init__(self, n: int, k: int):
         super().__init__()
-        if k < 2:
-            raise ValueError(f"a categorical unit needs at least 2 states, got {k}")
         self.n, self.k, self.width = n, k, n * k
-        self.support = constraints.independent(constraints.boolean, 1)
+        self.support = OneHotGroups(k)
 
     def mean(self, field: Tensor) -> Tensor:
         return torch.softmax(field.unflatten(-1, (self.n, self.k)), -1).flatten(-2)

@@ -141,6 +141,21 @@ def condition(energy: AnyEnergy, x: Tensor | None) -> Energy:
     return energy
 
 
+def differentiable(objective: Objective, energy: AnyEnergy, batch: Batch) -> Energy:
+    """The energy of y, refused where y is discrete and a gradient in y says nothing of it.
+
+    Raises:
+        ValueError: naming objectives that suit.
+    """
+    given = batch.given(energy)
+    if given.support.is_discrete:
+        raise ValueError(
+            f"{type(objective).__name__} needs gradients in continuous values, and {type(energy).__name__} is of "
+            "discrete ones: use RatioMatching or PseudoLikelihood"
+        )
+    return given
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode, and afterwards every part back in the mode that it had.

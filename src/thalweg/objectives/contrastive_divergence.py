@@ -7,10 +7,13 @@ import math
 import torch
 from torch import Tensor
 
+from thalweg.energies.discrete import Sites
+from thalweg.energies.fully_connected import BoltzmannMachine
 from thalweg.objectives.base import AnyEnergy, Batch, Objective, condition, evaluating, frozen
 from thalweg.objectives.likelihood import dequantise
 from thalweg.sampling.buffer import Chains, FromData, ReplayBuffer, Start
 from thalweg.sampling.chain import Kernel, run_chain
+from thalweg.sampling.gibbs import SingleSiteGibbs
 from thalweg.sampling.langevin import Langevin
 
 
@@ -66,6 +69,8 @@ class ContrastiveDivergence(Objective):
         if self.resolution:
             y = dequantise(batch.y, self.resolution, generator)
             batch = batch._replace(y=y if self.bounds is None else y.clamp(*self.bounds))
+        if energy.support.is_discrete:
+            Sites(energy).check(batch.y)
         chains = self.start.draw(batch.x, batch.y, generator)
         with evaluating(energy), torch.no_grad():
             sampled = condition(energy, chains.x)
@@ -96,6 +101,44 @@ class ContrastiveDivergence(Objective):
             squares = positive.square() + _by_row(negative.square(), len(positive))
             loss = loss + self.energy_l2 * squares
         return loss, chains, state.position
+
+
+class BoltzmannLearning(ContrastiveDivergence):
+    """Contrastive divergence of a machine with hidden units: E(v_i, h_i) - mean E(v_m, h_m).
+
+    In the positive phase the h_i are drawn by Gibbs sweeps over the hidden units with the visible ones clamped
+    at the data; in the negative phase chains of visible and hidden units run free. With persistent chains and
+    enough steps its gradient is that of the likelihood.
+
+    Args:
+        kernel, n_steps, start: as in :class:`ContrastiveDivergence`, over all units.
+        n_clamped: sweeps of the positive phase, from hidden units at random.
+
+    Raises:
+        TypeError: for an energy that is no Boltzmann machine.
+        ValueError: if the data are not bits, or not as many as the machine has visible units.
+
+    Source: [Ackley 1985]; persistent [Tieleman 2008].
+    """
+
+    def __init__(
+        self, kernel: Kernel | None = None, n_steps: int = 1, start: Start | None = None, n_clamped: int = 10
+    ):
+        super().__init__(SingleSiteGibbs() if kernel is None else kernel, n_steps, start)
+        self.n_clamped = n_clamped
+
+    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        if not isinstance(energy, BoltzmannMachine):
+            raise TypeError(f"BoltzmannLearning trains a BoltzmannMachine, got {type(energy).__name__}")
+        v, n_visible = batch.y, energy.n_visible
+        if v.shape[-1] != n_visible:
+            raise ValueError(f"the machine has {n_visible} visible units, got data of width {v.shape[-1]}")
+        half = torch.full((*v.shape[:-1], energy.n_hidden), 0.5, dtype=v.dtype, device=v.device)
+        x = torch.cat([v, torch.bernoulli(half, generator=generator)], -1)
+        if energy.n_hidden:
+            clamped = SingleSiteGibbs(sites=range(n_visible, x.shape[-1]))
+            x = run_chain(clamped, energy, x, self.n_clamped, generator).position
+        return super().per_row(energy, batch._replace(y=x), generator)
 
 
 class LangevinML(ContrastiveDivergence):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from thalweg.energies.base import Energy
-from thalweg.sampling.chain import Kernel, State, initial_state
+from thalweg.sampling.chain import Kernel, State, check_space, initial_state
 
 TARGETS = {"RandomWalk": 0.234, "MALA": 0.574, "HMC": 0.8}
 
@@ -41,10 +41,11 @@ def adapt_step_size(
         target: rate of acceptance; None is the one that theory finds best for the kernel.
 
     Raises:
-        ValueError: if the kernel accepts always, or has no step size.
+        ValueError: if the kernel accepts always, has no step size, or does not suit the energy's support.
 
     Source: [Hoffman 2014, alg. 5]; rates: [Roberts 2001].
     """
+    check_space(kernel, energy, start)
     name = type(kernel).__name__
     if not hasattr(kernel, "step_size") or name not in TARGETS:
         raise ValueError(f"{name} has no rate of acceptance to adapt to: use {', '.join(TARGETS)}")

@@ -13,7 +13,7 @@ from torch import Tensor
 from thalweg.energies.base import ConditionalEnergy, Conditioned, Energy
 from thalweg.energies.composition import WeightedSum
 from thalweg.energies.densities import Density
-from thalweg.sampling.chain import Kernel, initial_state
+from thalweg.sampling.chain import Kernel, check_space, initial_state
 from thalweg.sampling.hmc import HMC
 
 
@@ -72,7 +72,8 @@ def annealed_importance_sampling(
 
     Raises:
         ValueError: if ``energy`` and ``base`` live in different spaces, if it is given more than one x, each
-            of which has a log Z of its own, or if energies are not finite.
+            of which has a log Z of its own, if the kernel does not suit their support, or if energies are not
+            finite.
         TypeError: for a conditional energy that isn't given an x.
 
     Source: [Neal 2001, eq. 11].
@@ -135,6 +136,7 @@ def step_sizes(
     The pilot's chains are others than those that are weighted, so the kernels are fixed for the latter.
     """
     _check_one_law(energy)
+    check_space(HMC(1.0), energy)
     position = base.sample(n_chains, generator)
     log_size, logs = math.log(0.1 * float(position.std()) + 1e-12), []
     betas = torch.linspace(0, 1, n_levels).tolist()
@@ -181,6 +183,7 @@ def _anneal(
     sign: float,
 ) -> LogNormaliser:
     _check_one_law(energy)
+    check_space(kernel_at(1.0), energy, position)
     log_weights = torch.zeros(position.shape[: position.dim() - energy.event_ndim], dtype=torch.float64)
     log_weights = log_weights.to(position.device)
     energy = energy.fixed()

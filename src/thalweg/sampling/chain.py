@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from thalweg.energies.base import Energy, check_energy
+from thalweg.energies.discrete import Sites
 
 
 class State(NamedTuple):
@@ -32,7 +33,11 @@ class State(NamedTuple):
 
 
 class Kernel(Protocol):
-    """One step, pure: the state that comes in is not changed."""
+    """One step, pure: the state that comes in is not changed.
+
+    A kernel may say by an attribute ``discrete`` that it moves between discrete values only (True) or in
+    continuous space only (False); an energy that does not suit is then refused.
+    """
 
     def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> State: ...
 
@@ -40,6 +45,30 @@ class Kernel(Protocol):
 def initial_state(energy: Energy, position: Tensor) -> State:
     """The state of chains that stand at ``position``."""
     return State(position.detach(), position.new_ones(position.shape[: position.dim() - energy.event_ndim]))
+
+
+def check_space(kernel: Kernel, energy: Energy, start: Tensor | None = None) -> None:
+    """Refuse, in words, a kernel that doesn't suit the energy's support, or a discrete start outside it.
+
+    Raises:
+        ValueError: naming kernels that suit.
+    """
+    discrete, needed = getattr(kernel, "discrete", None), energy.support.is_discrete
+    if discrete is None:
+        return
+    names = type(kernel).__name__, type(energy).__name__
+    if needed and not discrete:
+        raise ValueError(
+            f"{names[0]} moves in continuous space, and {names[1]} is of discrete values: use GibbsWithGradients "
+            "or SingleSiteGibbs"
+        )
+    if discrete and not needed:
+        raise ValueError(
+            f"{names[0]} moves between discrete values, and {names[1]} is of continuous ones: use MALA, HMC, "
+            "RandomWalk or Langevin"
+        )
+    if discrete and start is not None:
+        Sites(energy).check(start)
 
 
 def run_chain(
@@ -59,7 +88,13 @@ def run_chain(
     Args:
         check: refuse an energy that does not keep its contract, before the first step.
         differentiable_steps: how many of the last steps leave a graph.
+
+    Raises:
+        ValueError: if the kernel does not suit the energy's support.
     """
+    check_space(kernel, energy, start)
+    if differentiable_steps and energy.support.is_discrete:
+        raise ValueError("no gradient flows through steps between discrete values: take differentiable_steps=0")
     if check:
         check_energy(energy, start)
     state, fixed = initial_state(energy, start), energy.fixed()
@@ -106,10 +141,12 @@ def sample_chain(
         on_draw: told how many draws there are, after each.
 
     Raises:
-        ValueError: if the numbers are not positive, or the energy does not keep its contract at the start.
+        ValueError: if the numbers are not positive, the kernel does not suit the energy's support, or the
+            energy does not keep its contract at the start.
     """
     if n_draws < 1 or burn_in < 0 or thin < 1:
         raise ValueError(f"n_draws and thin must be at least 1, burn_in 0, got {n_draws}, {thin}, {burn_in}")
+    check_space(kernel, energy, start)
     check_energy(energy, start)
     state, energy = initial_state(energy, start), energy.fixed()
     for _ in range(burn_in):

@@ -34,6 +34,7 @@ class HMC:
     step_size: float | Tensor
     n_leapfrog: int = 10
     jitter: float = 0.2
+    discrete = False
 
     def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> State:
         position, (value, grad) = state.position, state.evaluated(energy)

@@ -25,6 +25,7 @@ class Langevin:
 
     step_size: float
     noise_scale: float | None = None
+    discrete = False
 
     def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> State:
         scale = math.sqrt(2 * self.step_size) if self.noise_scale is None else self.noise_scale
@@ -47,6 +48,7 @@ class MALA:
     """
 
     step_size: float | torch.Tensor
+    discrete = False
 
     def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> State:
         size = torch.as_tensor(self.step_size, dtype=state.position.dtype, device=state.position.device)
@@ -81,6 +83,7 @@ class ColdLangevin:
     clip_grad: float | None = None
     low: float | None = None
     high: float | None = None
+    discrete = False
 
     def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> State:
         position = state.position

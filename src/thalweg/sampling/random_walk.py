@@ -22,6 +22,7 @@ class RandomWalk:
     """
 
     step_size: float | Tensor
+    discrete = False
 
     def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> State:
         position = state.position

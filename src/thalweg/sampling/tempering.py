@@ -37,6 +37,10 @@ class ParallelTempering:
         if not self.temperatures or self.temperatures[0] != 1 or not rising:
             raise ValueError(f"temperatures must start at 1 and rise, got {list(self.temperatures)}")
 
+    @property
+    def discrete(self) -> bool | None:
+        return getattr(self.kernel, "discrete", None)
+
     def start(self, position: Tensor) -> Tensor:
         """Every level at the same place: ``[*batch, *event]`` -> ``[levels, *batch, *event]``."""
         return position.expand(len(self.temperatures), *position.shape).clone()
@@ -95,6 +99,10 @@ class _Tempered(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.beta * self.energy(x)
+
+    def differences(self, x: Tensor, sites: Tensor) -> Tensor | None:
+        closed = self.energy.differences(x, sites)
+        return None if closed is None else self.beta[..., None, None] * closed
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         value, grad = self.energy.value_and_grad(x)
