@@ -244,9 +244,9 @@ def show(problem: Problem, runs: dict[str, list[dict[str, float]]], rates: dict[
 
 
 SETTINGS = [
-    {"n_hidden": n, "learning_rate": rate, "weight_decay": decay, "n_gibbs": n_gibbs}
-    for n in (16, 64, 128)
-    for rate, decay, n_gibbs in ((0.1, 0.0, 5), (0.1, 1e-4, 5), (0.03, 0.0, 10))
+    {"n_hidden": n, "learning_rate": rate, "weight_decay": decay, "n_gibbs": 5}
+    for n in (64, 128, 256)
+    for rate, decay in ((0.3, 0.0), (0.6, 0.0), (0.6, 3e-4))
 ]
 PUBLISHED = {
     # Gens 2013 (LearnSPN), Rooshenas 2014 (ID-SPN, and mixtures of trees as they measured them).
@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with mnist_12k.npz, debd_nltcs.npz and debd_plants.npz")
     parser.add_argument("--seeds", default="0,1,2", help="separated by commas")
     parser.add_argument("--mnist-epochs", type=int, default=20)
-    parser.add_argument("--table-epochs", type=int, default=100)
+    parser.add_argument("--table-epochs", type=int, default=50)
     parser.add_argument("--out", type=Path, help="write all figures here as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
