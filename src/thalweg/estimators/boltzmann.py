@@ -75,8 +75,8 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
     Attributes:
         energy_: the :class:`~thalweg.energies.RBMEnergy` of encoded rows.
         encoder_: how rows become visible states.
-        chains_: the chains at the end of training, ``[n, width]`` for the visible and ``[n, n_components]`` for the
-            hidden layer.
+        chains_: the chains at the end of training, ``[n, width]`` of the visible layer and ``[n, n_components]``
+            of the hidden one.
         history_: :class:`~thalweg.training.loop.History`.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
