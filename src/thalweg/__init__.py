@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from thalweg.estimators.boltzmann import RestrictedBoltzmannMachine
     from thalweg.estimators.density import EnergyDensity
     from thalweg.estimators.images import ImageEBM
     from thalweg.estimators.regressor import EnergyRegressor
 
-__all__ = ["EnergyDensity", "EnergyRegressor", "ImageEBM", "__version__"]
+__all__ = ["EnergyDensity", "EnergyRegressor", "ImageEBM", "RestrictedBoltzmannMachine", "__version__"]
 
 __version__ = "0.1.0"
 
@@ -28,4 +29,8 @@ def __getattr__(name: str) -> Any:
         from thalweg.estimators.images import ImageEBM
 
         return ImageEBM
+    if name == "RestrictedBoltzmannMachine":
+        from thalweg.estimators.boltzmann import RestrictedBoltzmannMachine
+
+        return RestrictedBoltzmannMachine
     raise AttributeError(f"module 'thalweg' has no attribute {name!r}")

@@ -84,6 +84,7 @@ class LayeredMachine(Energy):
         """The numbers of the odd (1) or even (0) layers."""
         return range(odd, self.n_layers, 2)
 
+    @torch.no_grad()
     def resample(
         self, layers: Sequence[Tensor | None], odd: int, generator: torch.Generator | None = None
     ) -> list[Tensor | None]:
@@ -108,6 +109,11 @@ class LayeredMachine(Energy):
             assert x is not None
             total = total + unit.feature(x) @ self.biases[number] - unit.base(x)
         return total
+
+    @property
+    def n_enumerated(self) -> float:
+        """Binary units of that kind of layers which has fewer: exact log Z sums over 2^that states."""
+        return min(self._n_enumerated(odd) for odd in (0, 1))
 
     def log_normaliser(self) -> Tensor:
         """log Z, exact: one kind of layers is enumerated and the other summed out.

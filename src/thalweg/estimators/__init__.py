@@ -1,8 +1,17 @@
 """The scikit-learn face."""
 
+from thalweg.estimators.boltzmann import LogLikelihood, RestrictedBoltzmannMachine
 from thalweg.estimators.density import EnergyDensity
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
 from thalweg.estimators.images import ImageEBM
 from thalweg.estimators.regressor import EnergyRegressor
 
-__all__ = ["EnergyDensity", "EnergyRegressor", "ImageEBM", "MultivariateDistribution", "PredictiveDistribution"]
+__all__ = [
+    "EnergyDensity",
+    "EnergyRegressor",
+    "ImageEBM",
+    "LogLikelihood",
+    "MultivariateDistribution",
+    "PredictiveDistribution",
+    "RestrictedBoltzmannMachine",
+]

@@ -27,6 +27,9 @@ from thalweg.training.progress import Progress, SilentProgress
 
 Validate = Callable[[LayeredMachine], float]
 
+# Of free energies, in nats for each visible number.
+_WIDEST_GAP = 10.0
+
 
 @dataclass(frozen=True)
 class LearningPlan:
@@ -47,6 +50,7 @@ class LearningPlan:
         centred: gradients about the running means of the units.
         sparsity_target: wanted mean of the hidden units (None: whatever comes).
         sparsity_cost: rate with which their biases are moved towards it.
+        binarise: rows are probabilities, from which binary states are drawn anew at every epoch.
         max_rollbacks: how often a diverged run goes back an epoch, at half the rate, before it gives up.
         checkpoint_seconds: least time between two checkpoints.
         seed: of the order of the rows and of the chains.
@@ -68,6 +72,7 @@ class LearningPlan:
     centred: bool = False
     sparsity_target: float | None = None
     sparsity_cost: float = 0.0
+    binarise: bool = False
     max_rollbacks: int = 5
     checkpoint_seconds: float = 5.0
     seed: int = 0
@@ -81,6 +86,10 @@ class LearningPlan:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
+        if self.n_particles is not None and self.n_particles < 1:
+            raise ValueError(f"n_particles must be positive, got {self.n_particles}")
+        if self.sparsity_target is not None and not 0 < self.sparsity_target < 1:
+            raise ValueError(f"sparsity_target must be in (0, 1), got {self.sparsity_target}")
 
 
 class BoltzmannTrainer:
@@ -89,10 +98,16 @@ class BoltzmannTrainer:
     The data's means of products come from the law of the hidden units given the rows, which is exact for a
     restricted machine and the mean field for a deep one.
 
+    Of Gaussian units the gradient is taken with respect to weights and biases in units of their variances: a step
+    is as large for units of a small variance as for those of a large one.
+
     Args:
         plan: the settings.
         run_dir: where checkpoints go; None keeps none.
         progress: shows how far the run is.
+
+    Attributes:
+        chains: all layers of the chains after the last update, once fitted.
 
     Source: deep machines [Salakhutdinov 2009, alg. 1].
     """
@@ -101,16 +116,24 @@ class BoltzmannTrainer:
         self.plan = plan
         self.run_dir = run_dir
         self.progress = progress or SilentProgress()
+        self.chains: list[Tensor] = []
 
     def fit(
-        self, machine: LayeredMachine, data: Tensor, validate: Validate | None = None, resume: bool = False
+        self,
+        machine: LayeredMachine,
+        data: Tensor,
+        validate: Validate | None = None,
+        resume: bool = False,
+        chains: list[Tensor] | None = None,
     ) -> History:
         """Train in place.
 
         Args:
-            data: visible states ``[N, width]``.
-            validate: maps the machine to a figure for the log after every epoch.
+            data: visible states ``[N, width]``, or probabilities if the plan binarises.
+            validate: maps the machine to a figure for the log after every epoch; more is better.
             resume: go on from the checkpoint in ``run_dir``, if there is one.
+            chains: where persistent chains start, ``[n, width]`` for every layer; None draws each unit by its
+                bias.
 
         Returns:
             the history; its epochs hold "reconstruction", the mean squared error of the visible units' means
@@ -120,14 +143,18 @@ class BoltzmannTrainer:
             DivergenceError: after ``max_rollbacks`` returns to the last sound epoch, which the machine then holds.
             ValueError: for data that are no states of the visible units, or a checkpoint of another run.
         """
-        machine.visible.check(data)
         if not len(data):
             raise ValueError("there are no rows to learn from")
-        learning = _Learning(self, machine, data, validate)
+        if not self.plan.binarise:
+            machine.visible.check(data)
+        elif not ((data >= 0) & (data <= 1)).all():
+            raise ValueError("probabilities to draw binary states from must be in [0, 1]")
+        learning = _Learning(self, machine, data, validate, chains)
         with torch.no_grad():
             if resume and self.run_dir is not None:
                 learning.load(self.run_dir)
             learning.run()
+        self.chains = learning.chains
         return learning.history
 
 
@@ -135,7 +162,12 @@ class _Learning:
     """One run in progress."""
 
     def __init__(
-        self, trainer: BoltzmannTrainer, machine: LayeredMachine, data: Tensor, validate: Validate | None
+        self,
+        trainer: BoltzmannTrainer,
+        machine: LayeredMachine,
+        data: Tensor,
+        validate: Validate | None,
+        chains: list[Tensor] | None,
     ):
         self.trainer, self.plan, self.machine, self.validate = trainer, trainer.plan, machine, validate
         self.data = data.to(machine.biases[0].dtype)
@@ -150,16 +182,16 @@ class _Learning:
         self.fast = [torch.zeros_like(w) for w in self.weights] if self.plan.fast_rate else []
         self.means = [torch.zeros_like(b) for b in self.biases]
         self.activity = [torch.full_like(b, 0.5) for b in self.biases]
-        n_chains = (self.plan.persistent and self.plan.n_particles) or self.batch_size
+        self.neighbours, self.fast_neighbours = _neighbours(self.weights), _neighbours(self.fast)
+        self.plain = not (self.plan.momentum or self.plan.weight_decay or self.plan.centred or self.plan.fast_rate)
+        self.spread = isinstance(visible, Gaussian)
+        self.chains = self._first_chains() if chains is None else list(chains)
+        n_chains = len(self.chains[0]) if self.plan.persistent else self.batch_size
         # Means over rows less means over chains are products with this.
         self.sign = torch.cat(
             [self.data.new_full((n,), sign / n) for n, sign in ((self.batch_size, 1), (n_chains, -1))]
         )
         self.merged = machine.n_layers == 2 and self.plan.persistent and not self.plan.fast_rate
-        self.neighbours, self.fast_neighbours = _neighbours(self.weights), _neighbours(self.fast)
-        self.plain = not (self.plan.momentum or self.plan.weight_decay or self.plan.centred or self.plan.fast_rate)
-        self.spread = isinstance(visible, Gaussian)
-        self.chains = self._first_chains()
         if self.plan.centred:
             first = self.positive(self.data[: 10 * self.batch_size])
             self.means = [x.mean(0) for x in first]
@@ -189,6 +221,8 @@ class _Learning:
             while self.epoch < plan.n_epochs:
                 order = torch.randperm(len(self.data), generator=self.generator, device=self.data.device)
                 data = self.data[order]
+                if plan.binarise:
+                    data = _switched_on(data, self.generator)
                 for k in range(self.n_batches):
                     self.update(
                         data[k * self.batch_size : (k + 1) * self.batch_size], self.epoch + k / self.n_batches
@@ -216,6 +250,11 @@ class _Learning:
         rate = self.rate_scale * ((1 - part) * plan.learning_rate + part * plan.final_rate)
         layers = self.phases(rows)
         sign, n_rows = self.sign, len(rows)
+        if self.log_std is not None:
+            # Their own rate is a tenth: a wrong spread makes all weights wrong.
+            slope = layers[0] * (layers[0] - 2 * self.field(layers, 0))
+            shift = (slope.t() @ sign) * (-2 * self.log_std).exp()
+            self.log_std.add_(shift, alpha=0.1 * rate).clamp_(-3.0, 3.0)
         shifts = [x.t() @ sign for x in layers] if plan.centred else []
         for k, (weight, velocity) in enumerate(zip(self.weights, self.velocity, strict=True)):
             signed = layers[k + 1] * sign.unsqueeze(1)
@@ -238,15 +277,13 @@ class _Learning:
                 if k + 1 < len(self.biases):
                     bias.sub_(self.velocity[k] @ self.means[k + 1])
                 if k:
-                    bias.sub_(self.means[k - 1] @ self.velocity[k - 1])
+                    below = self.means[k - 1]
+                    if k == 1 and self.spread:
+                        below = self.machine.visible.feature(below)
+                    bias.sub_(below @ self.velocity[k - 1])
         if plan.centred:
             for mean, x in zip(self.means, layers, strict=True):
                 mean.lerp_(x[:n_rows].mean(0), 0.01)
-        if self.log_std is not None:
-            # Their own rate is a tenth: a wrong spread makes all weights wrong.
-            slope = layers[0] * (layers[0] - 2 * self.field(layers, 0))
-            shift = (slope.t() @ sign) * (-2 * self.log_std).exp()
-            self.log_std.add_(shift, alpha=0.1 * rate).clamp_(-3.0, 3.0)
         if plan.sparsity_target is not None:
             for k in range(1, len(self.biases)):
                 self.activity[k].lerp_(layers[k][:n_rows].mean(0), 0.1)
@@ -326,12 +363,18 @@ class _Learning:
         return record
 
     def sound(self, record: dict[str, float]) -> bool:
+        """Whether all is finite, and the data not absurdly far from the chains.
+
+        The gap is the cross-entropy of the data less the entropy of the machine: with binary units it is at most
+        log 2 for each, unless fair coins would do better.
+        """
         finite = all(bool(torch.isfinite(w).all()) for w in [*self.weights, *self.biases])
-        return finite and all(math.isfinite(v) for v in record.values())
+        near = abs(record.get("free-energy gap", 0.0)) <= _WIDEST_GAP * self.machine.visible.width
+        return finite and near and all(math.isfinite(v) for v in record.values())
 
     def roll_back(self, record: dict[str, float]) -> None:
         rollbacks, scale, events = self.rollbacks + 1, self.rate_scale / 2, self.history.events
-        where = f"epoch {self.epoch + 1}: weights, biases or figures are not finite"
+        where = f"epoch {self.epoch + 1}: figures are not finite, or the data are far from the chains"
         self.restore(self.good)
         if rollbacks > self.plan.max_rollbacks:
             raise DivergenceError(

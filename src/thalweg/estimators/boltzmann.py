@@ -1,0 +1,554 @@
+"""``RestrictedBoltzmannMachine``: features, likelihood, new rows and filled gaps, with scikit-learn's manners."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from thalweg.data.states import StateEncoder
+from thalweg.energies.layered import LayeredMachine, RBMEnergy
+from thalweg.energies.units import Binary, Categorical, Gaussian, Units
+from thalweg.estimators.regressor import suitable_threads, using_threads
+from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
+from thalweg.training.boltzmann import BoltzmannTrainer, LearningPlan
+from thalweg.training.loop import History
+from thalweg.training.progress import BarProgress
+from thalweg.training.saving import load_model, save_model
+
+# Up to here enumeration takes about a second.
+_MOST_ENUMERATED = 20
+_MOST_ENUMERATED_IN_TRAINING = 12
+# exp of it is 0, and it is still a number in single precision.
+_IMPOSSIBLE = -1e4
+
+
+class LogLikelihood(NamedTuple):
+    """Mean log-likelihood of rows, in nats.
+
+    Attributes:
+        mean: with the best estimate of log Z.
+        standard_error: over the rows.
+        lower, upper: with log Z off by its error either way; both are the mean where log Z is exact.
+    """
+
+    mean: float
+    standard_error: float
+    lower: float
+    upper: float
+
+
+class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """A restricted Boltzmann machine, to be put where scikit-learn's ``BernoulliRBM`` stands.
+
+    Beside features it gives what that does not: a normalised log-likelihood, draws, gaps filled in, Gaussian and
+    categorical columns.
+
+    Grey values between 0 and 1 are taken as probabilities: binary states are drawn from them anew in every epoch,
+    and it is these states whose law is learned. Where such rows are asked about, the probabilities themselves
+    enter the free energy; by Jensen's inequality ``score_samples`` is then at most the mean over the states.
+
+    Args:
+        n_components: hidden units.
+        visible: the kind of the visible units: "binary" (values in [0, 1]), "gaussian" (any numbers, standardised
+            inside, with learned standard deviations), "categorical" (each column's values are its categories),
+            or "auto": categorical for texts, binary for numbers in [0, 1], else Gaussian.
+        learning_rate: of the first epoch; None is 0.3 (Gaussian units: 0.1, less with over 64 hidden units).
+        final_rate: of the last one, on a straight line between.
+        batch_size, momentum, weight_decay, n_gibbs, persistent, centred, fast_rate, sparsity_target,
+            sparsity_cost: see :class:`~thalweg.training.boltzmann.LearningPlan`.
+        n_iter: passes over the data; a table of few rows has few updates in each, and takes more of them.
+        n_threads: of PyTorch; None chooses by the size of the work.
+        verbose: show progress.
+        random_state: seed, or a ``RandomState``.
+
+    Attributes:
+        energy_: the :class:`~thalweg.energies.RBMEnergy` of encoded rows.
+        encoder_: how rows become visible states.
+        chains_: the chains at the end of training, ``[n, width]`` of the visible layer and ``[n, n_components]``
+            of the hidden one.
+        history_: :class:`~thalweg.training.loop.History`.
+        n_features_in_, feature_names_in_: as in scikit-learn.
+
+    Example:
+        >>> from sklearn.datasets import load_digits
+        >>> X = (load_digits().data > 7).astype(float)
+        >>> model = RestrictedBoltzmannMachine(16, n_iter=3, random_state=0).fit(X)
+        >>> model.transform(X).shape, model.sample(5, random_state=0).shape
+        ((1797, 16), (5, 64))
+
+    Source: [Smolensky 1986]; [Hinton 2002]; [Tieleman 2008]; Gaussian units [Cho 2011].
+    """
+
+    _log_z: tuple[float, float] | None
+
+    def __init__(
+        self,
+        n_components: int = 256,
+        *,
+        visible: str = "auto",
+        learning_rate: float | None = None,
+        final_rate: float = 0.0,
+        batch_size: int = 64,
+        n_iter: int = 100,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        n_gibbs: int = 1,
+        persistent: bool = True,
+        centred: bool = False,
+        fast_rate: float = 0.0,
+        sparsity_target: float | None = None,
+        sparsity_cost: float = 1.0,
+        n_threads: int | None = None,
+        verbose: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+    ):
+        self.n_components = n_components
+        self.visible = visible
+        self.learning_rate = learning_rate
+        self.final_rate = final_rate
+        self.batch_size = batch_size
+        self.n_iter = n_iter
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.n_gibbs = n_gibbs
+        self.persistent = persistent
+        self.centred = centred
+        self.fast_rate = fast_rate
+        self.sparsity_target = sparsity_target
+        self.sparsity_cost = sparsity_cost
+        self.n_threads = n_threads
+        self.verbose = verbose
+        self.random_state = random_state
+
+    # -- fitting -------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        held_out: Any = None,
+        run_dir: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        checkpoint_seconds: float = 5.0,
+    ) -> RestrictedBoltzmannMachine:
+        """Fit the machine to the rows of X.
+
+        Args:
+            X: ``[rows, columns]`` without gaps.
+            y: ignored.
+            held_out: rows whose mean log-likelihood is told after every epoch (estimated by short annealing where
+                log Z can't be summed up quickly); nothing is learned from them.
+            run_dir: keep checkpoints here.
+            resume: go on from the checkpoint in run_dir; the result is that of a run never interrupted.
+            checkpoint_seconds: least time between two checkpoints.
+
+        Raises:
+            ValueError: for settings or data that can't be used, in words.
+            DivergenceError: if training can't be kept from diverging.
+        """
+        encoder = StateEncoder(self.visible)
+        X = self._validated(X, reset=True)
+        self.encoder_ = encoder.fit(X)
+        self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        plan = self._plan(self.n_iter, self.final_rate, self._seed, checkpoint_seconds)
+        data = self._states(X).float()
+        self._build(data)
+        trainer = BoltzmannTrainer(
+            plan,
+            None if run_dir is None else Path(run_dir),
+            BarProgress("held-out log-likelihood") if self.verbose else None,
+        )
+        validate = None if held_out is None else self._likelihood_of(self._validated(held_out))
+        with self._threads():
+            self.history_ = trainer.fit(self.energy_, data, validate, resume)
+        self.chains_ = trainer.chains
+        self._n_calls = 0
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None) -> RestrictedBoltzmannMachine:
+        """One pass over X at the first epoch's rate; persistent chains go on from call to call.
+
+        The first call decides the kind of the visible units, and their scales or categories.
+
+        Raises:
+            ValueError: for settings or data that can't be used, in words.
+        """
+        first = not hasattr(self, "energy_")
+        encoder = StateEncoder(self.visible) if first else self.encoder_
+        X = self._validated(X, reset=first)
+        if first:
+            self.encoder_ = encoder.fit(X)
+            self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+            self._n_calls = 0
+            self._build(self._states(X).float())
+            self.history_ = History()
+        self._n_calls += 1
+        data = self._states(X).float()
+        # Rows that come later may be grey where the first were not.
+        encoder.grey = encoder.grey or bool(encoder.kind == "binary" and ((data > 0) & (data < 1)).any())
+        plan = self._plan(1, self._rate(), self._seed + self._n_calls)
+        trainer = BoltzmannTrainer(plan)
+        with self._threads():
+            record = trainer.fit(self.energy_, data, chains=None if first else self.chains_)
+        self.chains_ = trainer.chains
+        self.history_.epochs += [{**e, "epoch": float(self._n_calls)} for e in record.epochs]
+        self._log_z = None
+        return self
+
+    def _plan(self, n_epochs: int, final_rate: float, seed: int, checkpoint_seconds: float = 5.0) -> LearningPlan:
+        for name in ("n_components", "n_iter", "batch_size", "n_gibbs"):
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        return LearningPlan(
+            n_epochs=int(n_epochs),
+            batch_size=int(self.batch_size),
+            learning_rate=self._rate(),
+            final_rate=final_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            n_gibbs=int(self.n_gibbs),
+            persistent=self.persistent,
+            fast_rate=self.fast_rate,
+            centred=self.centred,
+            sparsity_target=self.sparsity_target,
+            sparsity_cost=self.sparsity_cost,
+            binarise=self.encoder_.grey,
+            checkpoint_seconds=checkpoint_seconds,
+            seed=seed,
+        )
+
+    def _rate(self) -> float:
+        if self.learning_rate is not None:
+            return self.learning_rate
+        # Gaussian units answer to the sum of what all hidden units learn, and run away if that is too much.
+        return 0.1 * min(1.0, 64 / self.n_components) if self.encoder_.kind == "gaussian" else 0.3
+
+    def _build(self, data: Tensor) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            self.energy_ = RBMEnergy(self._units(), self.n_components)
+        if self.encoder_.kind == "gaussian":
+            # At zero weights the gradient is zero, and with rates that Gaussian units bear it is long left.
+            self.energy_.weights[0].data.mul_(40.0 / sum(self.energy_.weights[0].shape) ** 0.5)
+        bias = self.energy_.visible.bias_of(data)
+        bias[torch.from_numpy(self.encoder_.impossible())] = _IMPOSSIBLE
+        self.energy_.biases[0].data.copy_(bias)
+        # Where annealing starts: the columns by themselves, as they are in the data.
+        self._base_bias = bias
+        self._log_z = None
+
+    def _units(self) -> Units:
+        encoder = self.encoder_
+        if encoder.kind == "categorical":
+            return Categorical(len(encoder.categories), encoder.n_states)
+        return (Gaussian if encoder.kind == "gaussian" else Binary)(encoder.width)
+
+    def _threads(self) -> Any:
+        return using_threads(self.n_threads or suitable_threads(self.batch_size, self.energy_))
+
+    def _likelihood_of(self, X: np.ndarray) -> Any:
+        """What tells the progress of training on rows held out."""
+        rows, shift, seed = self._states(X).float(), self._log_volume(), self._seed
+
+        def validate(machine: LayeredMachine) -> float:
+            if machine.n_enumerated <= _MOST_ENUMERATED_IN_TRAINING:
+                log_z = float(machine.log_normaliser())
+            else:
+                generator = torch.Generator().manual_seed(seed)
+                log_z = anneal_machine(machine, self._base_bias, 32, 100, generator=generator).estimate
+            return float(-machine(rows).mean()) - log_z - shift
+
+        return validate
+
+    # -- features ------------------------------------------------------------------------------------
+
+    @property
+    def components_(self) -> np.ndarray:
+        """The weights ``[n_components, width]``."""
+        return self._machine().weights[0].detach().numpy().T
+
+    @property
+    def intercept_visible_(self) -> np.ndarray:
+        """``[width]``."""
+        return self._machine().biases[0].detach().numpy()
+
+    @property
+    def intercept_hidden_(self) -> np.ndarray:
+        """``[n_components]``."""
+        return self._machine().biases[1].detach().numpy()
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.components_)
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Means of the hidden units given the rows ``[rows, n_components]``."""
+        kind = getattr(X, "dtype", None)
+        exact, x = self._exact(), self._rows(X)
+        with torch.no_grad():
+            hidden = torch.cat([torch.sigmoid(exact.field([part, None], 1)) for part in x.split(8192)])
+        return hidden.numpy().astype(np.float32 if kind == np.float32 else np.float64, copy=False)
+
+    def gibbs(self, v: Any, random_state: int | np.random.RandomState | None = None) -> np.ndarray:
+        """New rows after one sweep from v ``[rows, columns]``: all hidden units, then all visible ones.
+
+        Without a seed of its own it draws from ``random_state`` of the estimator, if that is a ``RandomState``.
+        """
+        machine, x = self._machine(), self._rows(v)
+        return self._decoded(machine.sweep(x.float(), self._generator(random_state)))
+
+    def reconstruct(self, X: Any) -> np.ndarray:
+        """Means of the visible units given the means of the hidden ones; of categories the likeliest."""
+        exact, x = self._exact(), self._rows(X)
+        with torch.no_grad():
+            hidden = torch.sigmoid(exact.field([x, None], 1))
+            return self._decoded(exact.visible.mean(exact.field([None, hidden], 0)))
+
+    # -- likelihood ----------------------------------------------------------------------------------
+
+    @property
+    def log_normaliser_(self) -> float:
+        """log Z, in nats: exact where one layer has at most 20 binary units, else by annealing from both sides."""
+        return self._normaliser()[0]
+
+    @property
+    def log_normaliser_error_(self) -> float:
+        """0 where log Z is exact, else half the bracket or the standard error, whichever is more."""
+        return self._normaliser()[1]
+
+    def _normaliser(self) -> tuple[float, float]:
+        """log Z and its error, found when first asked for."""
+        machine = self._machine()
+        if self._log_z is None:
+            if machine.n_enumerated <= _MOST_ENUMERATED:
+                self._log_z = float(self._exact().log_normaliser()), 0.0
+            else:
+                generator = torch.Generator().manual_seed(self._seed)
+                with self._threads():
+                    found = bracket_machine(machine, self._base_bias, generator=generator)
+                error = max(abs(found.width) / 2, found.lower.standard_error, found.upper.standard_error)
+                self._log_z = found.estimate, error
+        return self._log_z
+
+    def free_energy(self, X: Any) -> np.ndarray:
+        """-log of the unnormalised probability (of Gaussian columns: density in their own units) ``[rows]``."""
+        exact, x = self._exact(), self._rows(X)
+        with torch.no_grad():
+            energy = torch.cat([exact(part) for part in x.split(8192)])
+        return energy.numpy() + self._log_volume()
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """log p of every row ``[rows]``, normalised, in nats; all off alike by ``log_normaliser_error_``."""
+        return -self.free_energy(X) - self.log_normaliser_
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Total log-likelihood of the rows, as scikit-learn's ``KernelDensity`` has it."""
+        return float(self.score_samples(X).sum())
+
+    def log_likelihood(self, X: Any) -> LogLikelihood:
+        """The rows' mean log-likelihood, and how well it is known."""
+        log_prob = self.score_samples(X)
+        mean, off = float(log_prob.mean()), self.log_normaliser_error_
+        error = float(log_prob.std(ddof=1) / np.sqrt(len(log_prob))) if len(log_prob) > 1 else float("nan")
+        return LogLikelihood(mean, error, mean - off, mean + off)
+
+    # -- draws ---------------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        n_samples: int = 1,
+        n_steps: int = 500,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> np.ndarray:
+        """Draws ``[n_samples, columns]``: chains annealed from independent columns, resampled by their weights.
+
+        Args:
+            n_steps: bridges; with few of them, and a machine whose modes are far apart, draws recur.
+        """
+        machine, generator = self._machine(), self._generator(random_state)
+        if not isinstance(n_samples, int | np.integer) or n_samples < 1:
+            raise ValueError(f"n_samples must be a whole number of at least 1, got {n_samples!r}")
+        with self._threads():
+            ends = anneal_machine(machine, self._base_bias, max(100, n_samples), n_steps, generator=generator)
+            weights = (ends.log_weights - ends.log_weights.max()).exp()
+            hidden = ends.position[torch.multinomial(weights, n_samples, True, generator=generator)]
+            layers: list[Tensor | None] = [None, hidden]
+            for _ in range(10):
+                layers = machine.resample(machine.resample(layers, 0, generator), 1, generator)
+        visible = layers[0]
+        assert visible is not None
+        return self._decoded(visible)
+
+    def impute(
+        self,
+        X: Any,
+        n_imputations: int | None = None,
+        n_chains: int = 32,
+        n_steps: int = 200,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> np.ndarray:
+        """Fill gaps (NaN) by block Gibbs with all known entries held fast, which come back as they were.
+
+        Args:
+            X: ``[rows, columns]``.
+            n_imputations: None is the conditional mean (of binary columns the probability of 1, of categories the
+                likeliest); a number is that many draws.
+            n_chains: of each row, over which the mean is taken.
+            n_steps: sweeps; the mean is over their second half.
+
+        Returns:
+            ``[rows, columns]``, or ``[n_imputations, rows, columns]``.
+        """
+        machine, generator = self._machine(), self._generator(random_state)
+        original = self._validated(X, gaps=True)
+        x = self._states(original).float()
+        n = n_chains if n_imputations is None else n_imputations
+        out = np.repeat(original[None], n if n_imputations is not None else 1, 0)
+        rows = np.flatnonzero(pd.isna(original).any(1))
+        with self._threads():
+            for piece in np.array_split(rows, max(1, len(rows) * n // 4096)):
+                if not len(piece):
+                    continue
+                mean, last = _clamped(machine, x[piece], self._base_bias, n, n_steps, generator)
+                filled = self._decoded(mean[None] if n_imputations is None else last)
+                gaps = pd.isna(original[piece])
+                out[:, piece] = np.where(gaps, filled, original[piece])
+        return out[0] if n_imputations is None else out
+
+    # -- in and out ----------------------------------------------------------------------------------
+
+    def _machine(self) -> RBMEnergy:
+        check_is_fitted(self, "energy_")
+        return self.energy_
+
+    def _exact(self) -> RBMEnergy:
+        """In double precision: a row's figure then doesn't depend on the rows beside it."""
+        return copy.deepcopy(self._machine()).double()
+
+    def _validated(self, X: Any, reset: bool = False, gaps: bool = False) -> np.ndarray:
+        kind = self.visible if reset else self.encoder_.kind
+        numbers = kind in ("binary", "gaussian") or (kind == "auto" and not _holds_texts(X))
+        if not numbers:
+            if isinstance(X, pd.DataFrame):
+                X = X.astype(object)
+            found = validate_data(self, X, reset=reset, dtype=None, ensure_all_finite=False)
+            if not gaps and pd.isna(found).any():
+                raise ValueError("the rows contain gaps (NaN): leave them out, or fill them first")
+            return found
+        finite = "allow-nan" if gaps else True
+        return validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite=finite)
+
+    def _rows(self, X: Any) -> Tensor:
+        check_is_fitted(self, "energy_")
+        return self._states(self._validated(X))
+
+    def _states(self, X: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self.encoder_.encode(X)))
+
+    def _decoded(self, states: Tensor) -> np.ndarray:
+        return self.encoder_.decode(states.double().numpy())
+
+    def _log_volume(self) -> float:
+        return float(np.log(self.encoder_.scale).sum())
+
+    def _generator(self, random_state: Any) -> torch.Generator:
+        return torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    # -- saving --------------------------------------------------------------------------------------
+
+    def save(self, folder: str | os.PathLike[str], extra: dict[str, Any] | None = None) -> None:
+        """Write the model as a folder of ``config.json`` and ``model.safetensors``.
+
+        Args:
+            extra: anything for JSON, kept beside the model and given back by :meth:`load`.
+        """
+        machine = self._machine()
+        config = {
+            "params": {k: v for k, v in self.get_params().items() if k != "random_state"},
+            "n_features_in": self.n_features_in_,
+            "feature_names_in": [str(c) for c in getattr(self, "feature_names_in_", [])],
+            "encoder": self.encoder_.state(),
+            "seed": self._seed,
+            "n_calls": self._n_calls,
+            "log_normaliser": self._log_z,
+            "history": asdict(self.history_),
+            "extra": extra or {},
+        }
+        tensors = {f"energy.{k}": v for k, v in machine.state_dict().items()}
+        tensors |= {"base_bias": self._base_bias}
+        tensors |= {f"chains.{k}": v for k, v in enumerate(self.chains_)}
+        save_model(Path(folder), type(self).__name__, config, tensors)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> RestrictedBoltzmannMachine:
+        """Read a saved model. Nothing in the folder is run; ``extra_`` holds what was kept beside it.
+
+        Raises:
+            ValueError: if the folder is missing, damaged, foreign, or of a newer version.
+        """
+        config, tensors = load_model(Path(folder), cls.__name__)
+        try:
+            model = cls(**config["params"])
+            model.n_features_in_ = config["n_features_in"]
+            if config["feature_names_in"]:
+                model.feature_names_in_ = np.array(config["feature_names_in"], dtype=object)
+            model.encoder_ = StateEncoder.from_state(config["encoder"])
+            model._seed, model._n_calls = config["seed"], config["n_calls"]
+            model.history_ = History(**config["history"])
+            model.extra_ = config["extra"]
+            model._build(torch.zeros(1, model.encoder_.width))
+            model.energy_.load_state_dict(
+                {k.removeprefix("energy."): v for k, v in tensors.items() if k.startswith("energy.")}
+            )
+            model._base_bias = tensors["base_bias"]
+            model.chains_ = [tensors["chains.0"], tensors["chains.1"]]
+            kept = config["log_normaliser"]
+            model._log_z = None if kept is None else (kept[0], kept[1])
+        except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{folder} is damaged: its config and its tensors do not fit ({error})") from error
+        return model
+
+
+def _clamped(
+    machine: RBMEnergy, x: Tensor, bias: Tensor, n_chains: int, n_steps: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Means ``[N, width]`` and last states ``[n_chains, N, width]`` of chains that keep what is known of x."""
+    known = ~torch.isnan(x)
+    fixed = torch.nan_to_num(x)
+    visible = torch.where(known, fixed, machine.visible.sample(bias.expand(n_chains, *x.shape), generator))
+    total, counted = torch.zeros_like(x), max(1, n_steps // 2)
+    with torch.no_grad():
+        for step in range(n_steps):
+            hidden = machine.resample([visible, None], 1, generator)[1]
+            field = machine.field([None, hidden], 0)
+            if step >= n_steps - counted:
+                total += machine.visible.mean(field).mean(0) / counted
+            visible = torch.where(known, fixed, machine.visible.sample(field, generator))
+    return total, visible
+
+
+def _holds_texts(X: Any) -> bool:
+    if isinstance(X, pd.DataFrame):
+        return not all(pd.api.types.is_numeric_dtype(t) for t in X.dtypes)
+    kind = getattr(X, "dtype", None)
+    if kind is None:
+        kind = np.asarray(X).dtype
+    return kind.kind in "US" or (kind.kind == "O" and any(isinstance(v, str) for v in np.asarray(X).ravel()))

@@ -1,0 +1,359 @@
+"""RestrictedBoltzmannMachine: in BernoulliRBM's place, with likelihoods, draws and gaps filled."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import BernoulliRBM
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from thalweg import RestrictedBoltzmannMachine
+from thalweg.energies import Gaussian, RBMEnergy
+from thalweg.energies.layered import binary_states
+
+RAW = load_digits()
+ORDER = np.random.RandomState(0).permutation(len(RAW.target))
+ROWS, LABELS = (RAW.data[ORDER] > 7).astype(float), RAW.target[ORDER]
+TRAIN, TEST = ROWS[:1400], ROWS[1400:]
+
+
+@parametrize_with_checks(
+    [
+        RestrictedBoltzmannMachine(8, n_iter=3, random_state=0),
+        RestrictedBoltzmannMachine(8, visible="gaussian", n_iter=3, persistent=False, random_state=0),
+    ]
+)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def small() -> RestrictedBoltzmannMachine:
+    return RestrictedBoltzmannMachine(16, random_state=0).fit(TRAIN)
+
+
+@pytest.fixture(scope="module")
+def large() -> RestrictedBoltzmannMachine:
+    return RestrictedBoltzmannMachine(64, random_state=0).fit(TRAIN)
+
+
+# -- likelihood -----------------------------------------------------------------------------------------
+
+
+def test_the_likelihood_of_digits_is_exact_with_few_hidden_units(small):
+    found = small.log_likelihood(TEST)
+    assert found.mean > -18.9
+    assert found.lower == found.mean == found.upper
+    assert found.mean == pytest.approx(small.score_samples(TEST).mean())
+    assert small.log_normaliser_error_ == 0
+    assert small.score(TEST) == pytest.approx(found.mean * len(TEST))
+    assert found.standard_error == pytest.approx(small.score_samples(TEST).std(ddof=1) / len(TEST) ** 0.5)
+
+
+def test_with_many_it_is_between_bounds_and_higher(small, large):
+    found = large.log_likelihood(TEST)
+    assert found.lower < found.mean < found.upper < found.lower + 0.3
+    assert found.lower > small.log_likelihood(TEST).mean + 0.3
+    assert 0 < large.log_normaliser_error_ < 0.15
+
+
+@pytest.mark.parametrize("kind", ["binary", "categorical"])
+def test_probabilities_sum_to_one(kind):
+    rng = np.random.RandomState(0)
+    if kind == "binary":
+        X = (rng.uniform(size=(200, 6)) < 0.3).astype(float)
+        everything = next(binary_states(6, torch.zeros(()))).double().numpy()
+    else:
+        # Columns with different numbers of categories.
+        X = np.stack([rng.randint(0, k, 200) for k in (2, 3, 4)], 1).astype(float)
+        everything = np.stack(np.meshgrid(range(2), range(3), range(4)), -1).reshape(-1, 3).astype(float)
+    model = RestrictedBoltzmannMachine(5, visible=kind, n_iter=30, random_state=0).fit(X)
+    assert np.exp(model.score_samples(everything)).sum() == pytest.approx(1.0)
+
+
+def test_a_gaussian_density_integrates_to_one_in_the_columns_own_units():
+    rng = np.random.RandomState(0)
+    X = 100 + 20 * rng.randn(300, 1) * rng.choice([0.3, 1], (300, 1))
+    model = RestrictedBoltzmannMachine(3, n_iter=30, random_state=0).fit(X)
+    grid = np.linspace(-200, 400, 20_001)[:, None]
+    assert np.exp(model.score_samples(grid)).sum() * (grid[1, 0] - grid[0, 0]) == pytest.approx(1.0)
+
+
+def test_gaussian_units_recover_a_known_machine():
+    torch.manual_seed(1)
+    truth = RBMEnergy(Gaussian(6), 3)
+    std = torch.tensor([0.5, 0.75, 1.0, 1.35, 1.65, 0.6])
+    truth.visible.log_std.data = std.log()
+    weight, bias = 1.5 * torch.randn(6, 3) * std.unsqueeze(1), torch.randn(6)
+    truth.weights[0].data, truth.biases[0].data = weight, bias
+    # All states of the hidden units about as likely as each other.
+    change = ((bias.unsqueeze(1) + weight) ** 2 - bias.unsqueeze(1) ** 2) / std.unsqueeze(1) ** 2
+    truth.biases[1].data = -0.5 * change.sum(0)
+    hidden = next(binary_states(3, bias))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        law = torch.softmax(-truth.summed_out([None, hidden], 0), 0)
+        h = hidden[torch.multinomial(law, 4000, True, generator=generator)]
+        rows = truth.visible.sample(truth.field([None, h], 0), generator)
+        wanted = float((-truth(rows[3000:])).mean() - truth.log_normaliser())
+    X = rows.double().numpy()
+    model = RestrictedBoltzmannMachine(3, learning_rate=0.2, n_iter=400, random_state=0).fit(X[:1500])
+    assert model.encoder_.kind == "gaussian"
+    assert model.log_likelihood(X[3000:]).mean > wanted - 0.08
+    learned = model.energy_.visible.std.detach().numpy() * model.encoder_.scale
+    np.testing.assert_allclose(learned, std, rtol=0.12)
+
+
+# -- in BernoulliRBM's place ----------------------------------------------------------------------------
+
+
+def test_features_help_a_classifier_as_bernoulli_rbms_do():
+    scores = []
+    for model in (
+        RestrictedBoltzmannMachine(64, random_state=0),
+        BernoulliRBM(64, learning_rate=0.06, n_iter=10, random_state=0),
+    ):
+        pipeline = make_pipeline(model, LogisticRegression(max_iter=500)).fit(TRAIN, LABELS[:1400])
+        scores.append(pipeline.score(TEST, LABELS[1400:]))
+    assert scores[0] > 0.9
+    assert scores[0] > scores[1] - 0.02
+
+
+def test_it_has_what_bernoulli_rbm_has(small):
+    peer = BernoulliRBM(16, n_iter=1, random_state=0).fit(TRAIN)
+    for name in ("components_", "intercept_visible_", "intercept_hidden_"):
+        assert getattr(small, name).shape == getattr(peer, name).shape
+    assert small.gibbs(TEST, random_state=0).shape == peer.gibbs(TEST).shape
+    assert set(np.unique(small.gibbs(TEST))) == {0.0, 1.0}
+    wanted = 1 / (1 + np.exp(-(TEST @ small.components_.T + small.intercept_hidden_)))
+    np.testing.assert_allclose(small.transform(TEST), wanted, rtol=1e-5)
+    assert small.transform(TEST.astype(np.float32)).dtype == np.float32
+    assert list(small.get_feature_names_out())[:1] == ["restrictedboltzmannmachine0"]
+    free = -TEST @ small.intercept_visible_ - np.logaddexp(
+        0, TEST @ small.components_.T + small.intercept_hidden_
+    ).sum(1)
+    np.testing.assert_allclose(small.free_energy(TEST), free, rtol=1e-5)
+
+
+def test_partial_fit_learns_on_from_call_to_call():
+    model = RestrictedBoltzmannMachine(16, learning_rate=0.1, random_state=0)
+    figures = []
+    for epoch in range(20):
+        for piece in np.array_split(TRAIN, 4):
+            model.partial_fit(piece)
+        if epoch in (0, 19):
+            figures.append(model.log_likelihood(TEST).mean)
+    assert figures[1] > figures[0] + 2
+    assert len(model.history_.epochs) == 80
+    assert figures[1] > -22.5
+    with pytest.raises(ValueError, match="64 features"):
+        model.partial_fit(TRAIN[:, :5])
+    model.partial_fit(0.5 * TRAIN[:100])  # grey rows may come later
+
+
+def test_grey_values_are_taken_as_probabilities():
+    grey = RAW.data[ORDER] / 16
+    model = RestrictedBoltzmannMachine(16, n_iter=40, random_state=0).fit(grey[:1400])
+    assert model.encoder_.kind == "binary"
+    assert model.encoder_.grey
+    rng = np.random.RandomState(0)
+    drawn = np.mean(
+        [model.score_samples((rng.uniform(size=grey[1400:].shape) < grey[1400:]) * 1.0).mean() for _ in range(20)]
+    )
+    # Jensen: the free energy at the mean bounds the mean.
+    assert model.score_samples(grey[1400:]).mean() < drawn
+    alone = grey[:1400].mean(0).clip(1e-3, 1 - 1e-3)
+    independent = (grey[1400:] * np.log(alone) + (1 - grey[1400:]) * np.log(1 - alone)).sum(1).mean()
+    assert drawn > independent + 2
+
+
+def test_it_repeats_itself_and_can_be_cloned(small):
+    again = clone(small).fit(TRAIN)
+    np.testing.assert_array_equal(again.components_, small.components_)
+    other = clone(small).set_params(random_state=1).fit(TRAIN)
+    assert not np.array_equal(other.components_, small.components_)
+
+
+# -- draws and gaps ---------------------------------------------------------------------------------------
+
+
+def test_draws_have_the_law_of_the_machine():
+    rng = np.random.RandomState(0)
+    kind = rng.uniform(size=(2000, 1)) < 0.3
+    X = (rng.uniform(size=(2000, 6)) < np.where(kind, 0.9, 0.1)).astype(float)
+    model = RestrictedBoltzmannMachine(2, random_state=0).fit(X)
+    states = next(binary_states(6, torch.zeros(()))).double().numpy()
+    law = np.exp(model.score_samples(states))
+    n = 5000
+    drawn = model.sample(n, random_state=0)
+    shares = (drawn[:, None] == states).all(-1).mean(0)
+    # Draws that were resampled from one set of chains hang together a little.
+    assert (np.abs(shares - law) < 6 * np.sqrt(law / n) + 1e-3).all()
+    np.testing.assert_array_equal(drawn, model.sample(n, random_state=0))
+
+
+def test_gaps_are_filled_with_the_conditional():
+    rng = np.random.RandomState(0)
+    kind = rng.uniform(size=(2000, 1)) < 0.3
+    X = (rng.uniform(size=(2000, 6)) < np.where(kind, 0.9, 0.1)).astype(float)
+    model = RestrictedBoltzmannMachine(2, random_state=0).fit(X)
+    states = next(binary_states(6, torch.zeros(()))).double().numpy()
+    law = np.exp(model.score_samples(states))
+    gaps = X[:40].copy()
+    gaps[:, :2] = np.nan
+    filled = model.impute(gaps, n_chains=200, random_state=0)
+    np.testing.assert_array_equal(filled[:, 2:], X[:40, 2:])
+    for row, found in zip(X[:40], filled, strict=True):
+        fits = (states[:, 2:] == row[2:]).all(1)
+        np.testing.assert_allclose(found[:2], law[fits] @ states[fits, :2] / law[fits].sum(), atol=0.03)
+    drawn = model.impute(gaps, 400, random_state=0)
+    assert drawn.shape == (400, 40, 6)
+    assert set(np.unique(drawn)) == {0.0, 1.0}
+    np.testing.assert_allclose(drawn.mean(0)[:, :2], filled[:, :2], atol=4 * 0.5 / 20 + 0.03)
+
+
+def test_hidden_pixels_are_filled_better_than_by_the_columns_means(large):
+    gaps = TEST[:100].copy()
+    hidden = np.random.RandomState(0).uniform(size=gaps.shape) < 0.3
+    gaps[hidden] = np.nan
+    filled = large.impute(gaps, n_chains=8, n_steps=60, random_state=0)
+    means = np.broadcast_to(TRAIN.mean(0), gaps.shape)
+    error = np.square(filled - TEST[:100])[hidden].mean()
+    assert error < 0.75 * np.square(means - TEST[:100])[hidden].mean()
+    known = np.square(large.reconstruct(TEST) - TEST).mean()
+    assert known < 0.5 * np.square(TRAIN.mean(0) - TEST).mean()
+
+
+def test_numbers_and_categories_are_filled_and_drawn_in_their_own_units():
+    rng = np.random.RandomState(0)
+    x = rng.randn(800)
+    numbers = np.stack([100 + 10 * x + rng.randn(800), 5 - x + 0.1 * rng.randn(800)], 1)
+    model = RestrictedBoltzmannMachine(8, n_iter=200, random_state=0).fit(numbers)
+    gaps = numbers[:100].copy()
+    gaps[:, 0] = np.nan
+    filled = model.impute(gaps, random_state=0)
+    assert np.abs(filled[:, 0] - numbers[:100, 0]).mean() < 0.6 * np.abs(numbers[:100, 0] - 100).mean()
+    drawn = model.sample(2000, random_state=0)
+    assert np.corrcoef(drawn.T)[0, 1] < -0.65
+    assert drawn[:, 0].mean() == pytest.approx(numbers[:, 0].mean(), abs=1.5)
+
+    colour = rng.choice(["red", "green", "blue"], 600)
+    fruit = np.where(colour == "red", "cherry", np.where(colour == "green", "pear", "plum"))
+    table = pd.DataFrame({"colour": colour, "fruit": fruit, "ripe": rng.choice(["yes", "no"], 600)})
+    model = RestrictedBoltzmannMachine(8, random_state=0).fit(table)
+    assert model.encoder_.kind == "categorical"
+    drawn = pd.DataFrame(model.sample(500, random_state=0), columns=table.columns)
+    assert set(drawn["ripe"]) == {"yes", "no"}
+    pairs = set(zip(table["colour"], table["fruit"], strict=True))
+    assert np.mean([p in pairs for p in zip(drawn["colour"], drawn["fruit"], strict=True)]) > 0.9
+    gaps = table[:50].copy()
+    gaps.loc[:, "fruit"] = np.nan
+    assert (model.impute(gaps, random_state=0)[:, 1] == table["fruit"][:50]).mean() > 0.95
+    with pytest.raises(ValueError, match="'black', a category that no training row had"):
+        model.transform(table.replace("red", "black"))
+
+
+# -- saving, resuming, refusing ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["binary", "gaussian", "categorical"])
+def test_a_saved_model_is_the_same(kind, tmp_path):
+    rng = np.random.RandomState(0)
+    X = {
+        "binary": pd.DataFrame(TRAIN[:100, 20:26], columns=list("abcdef")),
+        "gaussian": rng.randn(100, 3) + 4,
+        "categorical": rng.choice(["a", "b", "c"], (100, 3)).astype(object),
+    }[kind]
+    model = RestrictedBoltzmannMachine(24 if kind == "gaussian" else 4, n_iter=5, random_state=0).fit(X)
+    model.log_likelihood(X)
+    model.save(tmp_path / "model", {"note": 1})
+    loaded = RestrictedBoltzmannMachine.load(tmp_path / "model")
+    for a in (model, loaded):
+        assert a.encoder_.kind == kind
+    np.testing.assert_array_equal(loaded.score_samples(X), model.score_samples(X))
+    np.testing.assert_array_equal(loaded.sample(5, random_state=0), model.sample(5, random_state=0))
+    assert loaded.extra_ == {"note": 1}
+    assert loaded.history_.epochs == model.history_.epochs
+    if kind == "binary":
+        assert list(loaded.feature_names_in_) == list("abcdef")
+    # Where tensors lie in memory decides the last digit of their products.
+    np.testing.assert_allclose(loaded.partial_fit(X).components_, model.partial_fit(X).components_, atol=1e-5)
+    config = tmp_path / "model" / "config.json"
+    broken = json.loads(config.read_text())
+    broken["config"]["params"]["n_components"] = 3
+    config.write_text(json.dumps(broken))
+    with pytest.raises(ValueError, match="damaged"):
+        RestrictedBoltzmannMachine.load(tmp_path / "model")
+    with pytest.raises(ValueError, match="holds no model"):
+        RestrictedBoltzmannMachine.load(tmp_path)
+
+
+def test_held_out_rows_are_told_and_nothing_is_learned_from_them(small):
+    model = RestrictedBoltzmannMachine(8, n_iter=10, random_state=0).fit(TRAIN, held_out=TEST)
+    plain = RestrictedBoltzmannMachine(8, n_iter=10, random_state=0).fit(TRAIN)
+    np.testing.assert_array_equal(model.components_, plain.components_)
+    assert model.history_.epochs[-1]["validation"] == pytest.approx(model.log_likelihood(TEST).mean, abs=1e-4)
+    annealed = RestrictedBoltzmannMachine(30, n_iter=3, random_state=0).fit(TRAIN, held_out=TEST)
+    wanted = annealed.log_likelihood(TEST).mean
+    assert annealed.history_.epochs[-1]["validation"] == pytest.approx(wanted, abs=0.3)
+
+
+def test_an_interrupted_fit_resumes_to_the_same_model(tmp_path):
+    settings = {"n_components": 8, "n_iter": 6, "random_state": 0}
+    whole = RestrictedBoltzmannMachine(**settings).fit(TRAIN, held_out=TEST)
+    broken = RestrictedBoltzmannMachine(**settings)
+    likelihood, calls = broken._likelihood_of, 0
+
+    def interrupting(X):
+        tell = likelihood(X)
+
+        def validate(machine):
+            nonlocal calls
+            calls += 1
+            if calls == 4:
+                raise KeyboardInterrupt
+            return tell(machine)
+
+        return validate
+
+    broken._likelihood_of = interrupting
+    where = {"run_dir": tmp_path, "checkpoint_seconds": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit(TRAIN, held_out=TEST, **where)
+    resumed = RestrictedBoltzmannMachine(**settings).fit(TRAIN, held_out=TEST, resume=True, **where)
+    np.testing.assert_array_equal(resumed.components_, whole.components_)
+    assert resumed.history_.epochs == whole.history_.epochs
+
+
+@pytest.mark.parametrize(
+    ("settings", "X", "words"),
+    [
+        ({"visible": "binary"}, 2 * TRAIN, r"row 1, column \d+ holds 2"),
+        ({"visible": "huge"}, TRAIN, "visible must be one of"),
+        ({"n_components": 0}, TRAIN, "n_components must be"),
+        ({"n_iter": 0.5}, TRAIN, "n_iter must be"),
+        ({"learning_rate": -1.0}, TRAIN, "learning_rate must be positive"),
+        ({}, np.full((5, 3), np.nan), "NaN"),
+        ({}, np.zeros((0, 3)), "0 sample"),
+        ({"visible": "categorical"}, np.array([["a", None], ["b", "c"]], object), "gaps"),
+    ],
+)
+def test_bad_training_data_and_settings_are_refused(settings, X, words):
+    with pytest.raises(ValueError, match=words):
+        RestrictedBoltzmannMachine(**{"n_components": 4, "n_iter": 1, **settings}).fit(X)
+
+
+def test_bad_use_is_refused(small):
+    with pytest.raises(ValueError, match="64 features"):
+        small.transform(TEST[:, :5])
+    with pytest.raises(ValueError, match="holds 7"):
+        small.score_samples(7 * np.ones((1, 64)))
+    with pytest.raises(ValueError, match="n_samples"):
+        small.sample(0)
