@@ -26,6 +26,7 @@ from thalweg.training.loop import DivergenceError, History, fingerprint
 from thalweg.training.progress import Progress, SilentProgress
 
 Validate = Callable[[LayeredMachine], float]
+Encode = Callable[[Tensor, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -93,22 +94,38 @@ class BoltzmannTrainer:
         plan: the settings.
         run_dir: where checkpoints go; None keeps none.
         progress: shows how far the run is.
+        up, down: factors of what hidden units get from below and visible ones from above, for a restricted
+            machine that is to be a part of a deep one (:mod:`thalweg.training.pretraining`).
 
     Source: deep machines [Salakhutdinov 2009, alg. 1].
     """
 
-    def __init__(self, plan: LearningPlan, run_dir: Path | None = None, progress: Progress | None = None):
+    def __init__(
+        self,
+        plan: LearningPlan,
+        run_dir: Path | None = None,
+        progress: Progress | None = None,
+        up: float = 1.0,
+        down: float = 1.0,
+    ):
         self.plan = plan
         self.run_dir = run_dir
         self.progress = progress or SilentProgress()
+        self.up, self.down = up, down
 
     def fit(
-        self, machine: LayeredMachine, data: Tensor, validate: Validate | None = None, resume: bool = False
+        self,
+        machine: LayeredMachine,
+        data: Tensor,
+        validate: Validate | None = None,
+        resume: bool = False,
+        encode: Encode | None = None,
     ) -> History:
         """Train in place.
 
         Args:
             data: visible states ``[N, width]``.
+            encode: maps rows of data to visible states, anew at every update: then the data may be anything.
             validate: maps the machine to a figure for the log after every epoch.
             resume: go on from the checkpoint in ``run_dir``, if there is one.
 
@@ -120,10 +137,15 @@ class BoltzmannTrainer:
             DivergenceError: after ``max_rollbacks`` returns to the last sound epoch, which the machine then holds.
             ValueError: for data that are no states of the visible units, or a checkpoint of another run.
         """
-        machine.visible.check(data)
         if not len(data):
             raise ValueError("there are no rows to learn from")
-        learning = _Learning(self, machine, data, validate)
+        if encode is None:
+            machine.visible.check(data)
+        if machine.n_layers > 2 and (self.up, self.down) != (1, 1):
+            raise ValueError("inputs are scaled for restricted machines only")
+        return self.run(Learning(self, machine, data, validate, encode), resume)
+
+    def run(self, learning: Learning, resume: bool) -> History:
         with torch.no_grad():
             if resume and self.run_dir is not None:
                 learning.load(self.run_dir)
@@ -131,13 +153,19 @@ class BoltzmannTrainer:
         return learning.history
 
 
-class _Learning:
+class Learning:
     """One run in progress."""
 
     def __init__(
-        self, trainer: BoltzmannTrainer, machine: LayeredMachine, data: Tensor, validate: Validate | None
+        self,
+        trainer: BoltzmannTrainer,
+        machine: LayeredMachine,
+        data: Tensor,
+        validate: Validate | None = None,
+        encode: Encode | None = None,
     ):
         self.trainer, self.plan, self.machine, self.validate = trainer, trainer.plan, machine, validate
+        self.encode = encode
         self.data = data.to(machine.biases[0].dtype)
         self.batch_size = min(self.plan.batch_size, len(data))
         self.n_batches = len(data) // self.batch_size
@@ -206,9 +234,7 @@ class _Learning:
 
     def update(self, rows: Tensor, epoch: float) -> None:
         """One step of the weights, at a rate that falls along a straight line."""
-        plan = self.plan
-        part = epoch / plan.n_epochs
-        rate = self.rate_scale * ((1 - part) * plan.learning_rate + part * plan.final_rate)
+        plan, rate = self.plan, self.rate(epoch)
         positive = self.positive(rows)
         negative = self.negative(positive)
         n_rows, n_chains = len(positive[0]), len(negative[0])
@@ -251,9 +277,15 @@ class _Learning:
                 self.activity[k].lerp_(positive[k].mean(0), 0.1)
                 self.biases[k].add_(plan.sparsity_target - self.activity[k], alpha=rate * plan.sparsity_cost)
 
+    def rate(self, epoch: float) -> float:
+        part = epoch / self.plan.n_epochs
+        return self.rate_scale * ((1 - part) * self.plan.learning_rate + part * self.plan.final_rate)
+
     def positive(self, rows: Tensor) -> list[Tensor]:
-        """Rows, and means of the hidden layers given them."""
+        """Visible states, and means of the hidden layers given them."""
         machine = self.machine
+        if self.encode is not None:
+            rows = self.encode(rows, self.generator)
         if isinstance(machine, DBMEnergy):
             return machine.mean_field(rows)
         return [rows, self.field([rows, rows], 1).sigmoid_()]
@@ -290,6 +322,9 @@ class _Learning:
             given = layers[k]
             if k == 0 and self.spread:
                 given = self.machine.visible.feature(given)
+            scale = self.trainer.up if k < number else self.trainer.down
+            if scale != 1:
+                given = scale * given
             if total is None:
                 total = product(given, matrix, self.biases[number])
             else:
@@ -312,10 +347,10 @@ class _Learning:
         machine = self.machine
         positive = self.positive(rows)
         back = machine.visible.mean(self.field(positive, 0))
-        loss = float((back - rows).square().mean())
+        loss = float((back - positive[0]).square().mean())
         record = {"epoch": self.epoch + 1.0, "loss": loss, "reconstruction": loss}
-        if machine.n_layers == 2:
-            layers: list[Tensor | None] = [rows, None]
+        if machine.n_layers == 2 and self.trainer.up == self.trainer.down == 1:
+            layers: list[Tensor | None] = [positive[0], None]
             chains: list[Tensor | None] = [self.chains[0], None]
             gap = machine.summed_out(layers, 1).mean() - machine.summed_out(chains, 1).mean()
             record["free-energy gap"] = float(gap)
@@ -325,7 +360,7 @@ class _Learning:
         return record
 
     def sound(self, record: dict[str, float]) -> bool:
-        finite = all(bool(torch.isfinite(w).all()) for w in [*self.weights, *self.biases])
+        finite = all(bool(torch.isfinite(t).all()) for t in self._tensors())
         return finite and all(math.isfinite(v) for v in record.values())
 
     def roll_back(self, record: dict[str, float]) -> None:
