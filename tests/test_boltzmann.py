@@ -16,7 +16,7 @@ from thalweg.objectives.contrastive_divergence import ContrastiveDivergence
 from thalweg.sampling.block_gibbs import BlockGibbs
 from thalweg.sampling.chain import run_chain
 from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
-from thalweg.training.boltzmann import BoltzmannTrainer, LearningPlan, _Learning
+from thalweg.training.boltzmann import BoltzmannTrainer, Learning, LearningPlan
 from thalweg.training.loop import DivergenceError
 from thalweg.training.progress import SilentProgress
 
@@ -328,7 +328,7 @@ def updates(machine: RBMEnergy, rows: Tensor, chains: list[Tensor] | None = None
     settings = LearningPlan(learning_rate=1.0, final_rate=1.0, batch_size=len(rows), **plan)
     before = [p.detach().clone() for p in (machine.weights[0], *machine.biases)]
     with torch.no_grad():
-        learning = _Learning(BoltzmannTrainer(settings), machine, rows, None, chains)
+        learning = Learning(BoltzmannTrainer(settings), machine, rows, None, chains)
         learning.update(rows, 0.0)
     steps = [p.detach() - b for p, b in zip((machine.weights[0], *machine.biases), before, strict=True)]
     for p, b in zip((machine.weights[0], *machine.biases), before, strict=True):
@@ -490,7 +490,7 @@ def test_fast_weights_drive_the_chains_out_of_a_mode():
     for fast in (0.0, 0.5):
         settings = LearningPlan(batch_size=100, learning_rate=1e-9, final_rate=1e-9, fast_rate=fast)
         with torch.no_grad():
-            learning = _Learning(
+            learning = Learning(
                 BoltzmannTrainer(settings), machine, rows, None, [torch.ones(100, 10), torch.ones(100, 1)]
             )
             for _ in range(40):

@@ -1,6 +1,7 @@
 """What has an energy."""
 
 from thalweg.energies.base import ConditionalEnergy, Conditioned, Energy, check_energy
+from thalweg.energies.belief import DeepBeliefNetwork
 from thalweg.energies.composition import Disjunction, WeightedSum
 from thalweg.energies.densities import (
     BernoulliEnergy,
@@ -30,6 +31,7 @@ __all__ = [
     "ConditionalEnergy",
     "Conditioned",
     "DBMEnergy",
+    "DeepBeliefNetwork",
     "Density",
     "Disjunction",
     "Energy",

@@ -26,6 +26,7 @@ from thalweg.training.loop import DivergenceError, History, fingerprint
 from thalweg.training.progress import Progress, SilentProgress
 
 Validate = Callable[[LayeredMachine], float]
+Encode = Callable[[Tensor, torch.Generator], Tensor]
 
 # Of free energies, in nats for each visible number.
 _WIDEST_GAP = 10.0
@@ -105,6 +106,8 @@ class BoltzmannTrainer:
         plan: the settings.
         run_dir: where checkpoints go; None keeps none.
         progress: shows how far the run is.
+        up, down: factors of what hidden units get from below and visible ones from above, for a restricted
+            machine that is to be a part of a deep one (:mod:`thalweg.training.pretraining`).
 
     Attributes:
         chains: all layers of the chains after the last update, once fitted.
@@ -112,11 +115,19 @@ class BoltzmannTrainer:
     Source: deep machines [Salakhutdinov 2009, alg. 1].
     """
 
-    def __init__(self, plan: LearningPlan, run_dir: Path | None = None, progress: Progress | None = None):
+    def __init__(
+        self,
+        plan: LearningPlan,
+        run_dir: Path | None = None,
+        progress: Progress | None = None,
+        up: float = 1.0,
+        down: float = 1.0,
+    ):
         self.plan = plan
         self.run_dir = run_dir
         self.progress = progress or SilentProgress()
         self.chains: list[Tensor] = []
+        self.up, self.down = up, down
 
     def fit(
         self,
@@ -125,6 +136,7 @@ class BoltzmannTrainer:
         validate: Validate | None = None,
         resume: bool = False,
         chains: list[Tensor] | None = None,
+        encode: Encode | None = None,
     ) -> History:
         """Train in place.
 
@@ -134,6 +146,7 @@ class BoltzmannTrainer:
             resume: go on from the checkpoint in ``run_dir``, if there is one.
             chains: where persistent chains start, ``[n, width]`` for every layer; None draws each unit by its
                 bias.
+            encode: maps rows of data to visible states, anew at every update: then the data may be anything.
 
         Returns:
             the history; its epochs hold "reconstruction", the mean squared error of the visible units' means
@@ -145,11 +158,16 @@ class BoltzmannTrainer:
         """
         if not len(data):
             raise ValueError("there are no rows to learn from")
-        if not self.plan.binarise:
+        if self.plan.binarise:
+            if not ((data >= 0) & (data <= 1)).all():
+                raise ValueError("probabilities to draw binary states from must be in [0, 1]")
+        elif encode is None:
             machine.visible.check(data)
-        elif not ((data >= 0) & (data <= 1)).all():
-            raise ValueError("probabilities to draw binary states from must be in [0, 1]")
-        learning = _Learning(self, machine, data, validate, chains)
+        if machine.n_layers > 2 and (self.up, self.down) != (1, 1):
+            raise ValueError("inputs are scaled for restricted machines only")
+        return self.run(Learning(self, machine, data, validate, chains, encode), resume)
+
+    def run(self, learning: Learning, resume: bool) -> History:
         with torch.no_grad():
             if resume and self.run_dir is not None:
                 learning.load(self.run_dir)
@@ -158,7 +176,7 @@ class BoltzmannTrainer:
         return learning.history
 
 
-class _Learning:
+class Learning:
     """One run in progress."""
 
     def __init__(
@@ -166,10 +184,12 @@ class _Learning:
         trainer: BoltzmannTrainer,
         machine: LayeredMachine,
         data: Tensor,
-        validate: Validate | None,
-        chains: list[Tensor] | None,
+        validate: Validate | None = None,
+        chains: list[Tensor] | None = None,
+        encode: Encode | None = None,
     ):
         self.trainer, self.plan, self.machine, self.validate = trainer, trainer.plan, machine, validate
+        self.encode = encode
         self.data = data.to(machine.biases[0].dtype)
         self.batch_size = min(self.plan.batch_size, len(data))
         self.n_batches = len(data) // self.batch_size
@@ -193,7 +213,7 @@ class _Learning:
         )
         self.merged = machine.n_layers == 2 and self.plan.persistent and not self.plan.fast_rate
         if self.plan.centred:
-            first = self.positive(self.data[: 10 * self.batch_size])
+            first = self.positive(self.states(self.data[: 10 * self.batch_size]))
             self.means = [x.mean(0) for x in first]
         self.epoch, self.rollbacks, self.rate_scale = 0, 0, 1.0
         self.history = History()
@@ -245,10 +265,8 @@ class _Learning:
 
     def update(self, rows: Tensor, epoch: float) -> None:
         """One step of the weights, at a rate that falls along a straight line."""
-        plan = self.plan
-        part = epoch / plan.n_epochs
-        rate = self.rate_scale * ((1 - part) * plan.learning_rate + part * plan.final_rate)
-        layers = self.phases(rows)
+        plan, rate = self.plan, self.rate(epoch)
+        layers = self.phases(self.states(rows))
         sign, n_rows = self.sign, len(rows)
         if self.log_std is not None:
             # Their own rate is a tenth: a wrong spread makes all weights wrong.
@@ -289,6 +307,14 @@ class _Learning:
                 self.activity[k].lerp_(layers[k][:n_rows].mean(0), 0.1)
                 self.biases[k].add_(plan.sparsity_target - self.activity[k], alpha=rate * plan.sparsity_cost)
 
+    def states(self, rows: Tensor) -> Tensor:
+        """Visible states of rows of data."""
+        return rows if self.encode is None else self.encode(rows, self.generator)
+
+    def rate(self, epoch: float) -> float:
+        part = epoch / self.plan.n_epochs
+        return self.rate_scale * ((1 - part) * self.plan.learning_rate + part * self.plan.final_rate)
+
     def phases(self, rows: Tensor) -> list[Tensor]:
         """Every layer under the data, and below it under the machine: ``[n_rows + n_chains, width]``."""
         if self.merged:
@@ -307,7 +333,7 @@ class _Learning:
         return [torch.cat(pair) for pair in zip(positive, negative, strict=True)]
 
     def positive(self, rows: Tensor) -> list[Tensor]:
-        """Rows, and means of the hidden layers given them."""
+        """Visible states, and means of the hidden layers given them."""
         machine = self.machine
         if isinstance(machine, DBMEnergy):
             return machine.mean_field(rows)
@@ -337,6 +363,9 @@ class _Learning:
             given = layers[k]
             if k == 0 and self.spread:
                 given = self.machine.visible.feature(given)
+            scale = self.trainer.up if k < number else self.trainer.down
+            if scale != 1:
+                given = scale * given
             if total is None:
                 total = product(given, matrix, self.biases[number])
             else:
@@ -348,12 +377,12 @@ class _Learning:
 
     def record(self, rows: Tensor) -> dict[str, float]:
         machine = self.machine
-        positive = self.positive(rows)
+        positive = self.positive(self.states(rows))
         back = machine.visible.mean(self.field(positive, 0))
-        loss = float((back - rows).square().mean())
+        loss = float((back - positive[0]).square().mean())
         record = {"epoch": self.epoch + 1.0, "loss": loss, "reconstruction": loss}
-        if machine.n_layers == 2:
-            layers: list[Tensor | None] = [rows, None]
+        if machine.n_layers == 2 and self.trainer.up == self.trainer.down == 1:
+            layers: list[Tensor | None] = [positive[0], None]
             chains: list[Tensor | None] = [self.chains[0], None]
             gap = machine.summed_out(layers, 1).mean() - machine.summed_out(chains, 1).mean()
             record["free-energy gap"] = float(gap)
@@ -368,7 +397,7 @@ class _Learning:
         The gap is the cross-entropy of the data less the entropy of the machine: with binary units it is at most
         log 2 for each, unless fair coins would do better.
         """
-        finite = all(bool(torch.isfinite(w).all()) for w in [*self.weights, *self.biases])
+        finite = all(bool(torch.isfinite(t).all()) for t in self._tensors())
         near = abs(record.get("free-energy gap", 0.0)) <= _WIDEST_GAP * self.machine.visible.width
         return finite and near and all(math.isfinite(v) for v in record.values())
 

@@ -1,0 +1,315 @@
+"""Deep machines: bounds against enumeration, tied layers that change nothing, learning that helps, estimators."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from thalweg.energies.belief import DeepBeliefNetwork
+from thalweg.energies.layered import DBMEnergy, RBMEnergy, binary_states
+from thalweg.energies.units import Binary, Gaussian
+from thalweg.training.boltzmann import BoltzmannTrainer, Learning, LearningPlan
+from thalweg.training.loop import DivergenceError
+from thalweg.training.pretraining import grow_belief_network, pretrain, up_down
+
+FAST = LearningPlan(n_epochs=200, batch_size=50, learning_rate=0.3)
+
+
+def all_states(n: int) -> Tensor:
+    return torch.cat(list(binary_states(n, torch.zeros(1))))
+
+
+def random_weights(module: torch.nn.Module, scale: float = 1.0) -> None:
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(scale * torch.randn(p.shape))
+
+
+def stripes(n: int, seed: int = 0) -> Tensor:
+    """Rows of a 4 x 3 picture with whole rows on or off, some pixels flipped."""
+    rng = np.random.RandomState(seed)
+    pictures = np.repeat(rng.uniform(size=(n, 4, 1)) < 0.5, 3, 2)
+    return torch.tensor((pictures ^ (rng.uniform(size=pictures.shape) < 0.05)).reshape(n, 12)).float()
+
+
+def exact(network: DeepBeliefNetwork | DBMEnergy | RBMEnergy, rows: Tensor) -> float:
+    with torch.no_grad():
+        if isinstance(network, DeepBeliefNetwork):
+            return float(network.log_prob(rows).mean())
+        inner = network.log_marginal(rows) if isinstance(network, DBMEnergy) else -network(rows)
+        return float(inner.mean() - network.log_normaliser())
+
+
+# -- deep belief networks: the density ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hidden", [[3], [3, 4], [3, 2, 4]])
+def test_density_is_the_sum_over_all_layers_and_adds_up_to_one(hidden):
+    network = DeepBeliefNetwork(5, hidden)
+    random_weights(network)
+    v = all_states(5)
+    log_p = network.log_prob(v)
+    torch.testing.assert_close(torch.logsumexp(log_p, 0), torch.tensor(0.0), atol=1e-5, rtol=0)
+    # By hand: sum over every state of every hidden layer.
+    below = [5, *hidden[:-1]]
+    total = torch.zeros(len(v))
+    top = network.top
+    with torch.no_grad():
+        for h in itertools.product(*(all_states(n) for n in below[1:])):
+            chain = [v, *(x.expand(len(v), -1) for x in h)]
+            p = torch.exp(-top(chain[-1]) - top.log_normaliser())
+            for layer, x, y in zip(network.lower, chain, chain[1:], strict=False):
+                mean = torch.sigmoid(y @ layer.weight.t() + layer.bias)
+                p = p * (mean**x * (1 - mean) ** (1 - x)).prod(1)
+            total += p
+    torch.testing.assert_close(log_p, total.log(), atol=1e-4, rtol=0)
+
+
+def test_density_of_real_rows_integrates_to_one():
+    network = DeepBeliefNetwork(Gaussian(1), [3, 3])
+    random_weights(network, 0.5)
+    x = torch.linspace(-12, 12, 4001).unsqueeze(1)
+    total = network.log_prob(x).exp().sum() * (x[1, 0] - x[0, 0])
+    assert float(total) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_batch_dimensions_are_free_and_large_layers_are_refused():
+    network = DeepBeliefNetwork(5, [3, 4])
+    random_weights(network)
+    v = all_states(5).reshape(4, 8, 5)
+    torch.testing.assert_close(network.log_prob(v).reshape(-1), network.log_prob(v.reshape(-1, 5)))
+    torch.testing.assert_close(network(v), -network.log_prob(v))
+    with pytest.raises(ValueError, match="at most 18"):
+        DeepBeliefNetwork(5, [19, 4]).log_prob(v)
+    with pytest.raises(ValueError, match="at least one"):
+        DeepBeliefNetwork(5, [])
+
+
+def test_bounds_are_below_the_truth_and_the_weights_average_to_it():
+    network = DeepBeliefNetwork(5, [3, 2, 4])
+    random_weights(network, 0.7)
+    network.untie()
+    with torch.no_grad():
+        for layer in network.lower:
+            layer.up_weight.add_(0.3 * torch.randn_like(layer.up_weight))
+    v = all_states(5)
+    truth = network.log_marginal(v)
+    generator = torch.Generator().manual_seed(1)
+    n = 4000
+    log_weights = torch.stack([network.log_weights(v, generator) for _ in range(n)])
+    error = log_weights.std(0) / n**0.5
+    assert (log_weights.mean(0) < truth + 4 * error).all()
+    ratio = (log_weights - truth).exp()
+    assert ((ratio.mean(0) - 1).abs() < 5 * ratio.std(0) / n**0.5).all()
+    elbo, tight = (bound(v, 300, generator).mean() for bound in (network.evidence_bound, network.importance_bound))
+    assert elbo < tight < truth.mean() + 0.02
+
+
+def test_draws_have_the_density():
+    network = DeepBeliefNetwork(4, [3, 3], n_sweeps=60)
+    random_weights(network)
+    n = 20_000
+    drawn = network.sample(n, torch.Generator().manual_seed(0))
+    codes = (drawn * 2 ** torch.arange(4)).sum(1).long()
+    found = torch.bincount(codes, minlength=16) / n
+    p = network.log_prob(all_states(4)).exp()
+    assert ((found - p).abs() < 5 * (p * (1 - p) / n).sqrt() + 1e-4).all()
+
+
+# -- tied layers --------------------------------------------------------------------------------------------
+
+
+def test_a_tied_layer_changes_nothing_and_its_bound_is_tight():
+    network = DeepBeliefNetwork(6, [4])
+    random_weights(network)
+    network.double()
+    v = all_states(6).double()
+    before = network.log_prob(v)
+    network.grow(6)
+    torch.testing.assert_close(network.log_prob(v), before, atol=1e-9, rtol=0)
+    network.grow(4)
+    torch.testing.assert_close(network.log_prob(v), before, atol=1e-9, rtol=0)
+    # One tied layer: the way up is the posterior itself, and every draw of it has the same weight.
+    tied = DeepBeliefNetwork(6, [4, 6]).double()
+    random_weights(tied)
+    with torch.no_grad():
+        tied.top.weights[0].copy_(tied.lower[0].weight.t())
+        tied.top.biases[0].copy_(tied.lower[0].up_bias)
+        tied.top.biases[1].copy_(tied.lower[0].bias)
+    torch.testing.assert_close(tied.log_weights(v), tied.log_marginal(v), atol=1e-9, rtol=0)
+
+
+def test_untying_changes_nothing_until_the_way_up_learns():
+    network = DeepBeliefNetwork(5, [3, 5])
+    random_weights(network)
+    v = all_states(5)
+    before = network.means_up(v)
+    network.untie()
+    for a, b in zip(before, network.means_up(v), strict=True):
+        torch.testing.assert_close(a, b)
+    assert network.lower[0].up_weight is not network.lower[0].weight
+
+
+# -- greedy learning ----------------------------------------------------------------------------------------
+
+
+def test_greedy_layers_raise_the_likelihood_and_up_down_does_no_harm():
+    rows, others = stripes(600), stripes(400, 1)
+    one, _ = grow_belief_network(12, [4], rows, FAST)
+    two, histories = grow_belief_network(12, [4, 12], rows, FAST)
+    assert len(histories) == 2
+    assert exact(two, others) > exact(one, others) - 0.05
+    base = DeepBeliefNetwork(12, [4])
+    with torch.no_grad():
+        base.top.weights[0].zero_()
+        base.top.biases[0].copy_(Binary(12).bias_of(rows))
+    assert exact(two, others) > exact(base, others) + 1
+    before = exact(two, others)
+    up_down(two, rows, LearningPlan(n_epochs=20, batch_size=50, learning_rate=0.05))
+    assert exact(two, others) > before - 0.1
+    assert not torch.equal(two.lower[0].up_weight, two.lower[0].weight)
+
+
+def test_joint_training_raises_the_likelihood_of_a_pretrained_deep_machine():
+    rows, others = stripes(600), stripes(400, 1)
+    machine = DBMEnergy(12, [4, 3])
+    with torch.no_grad():
+        machine.biases[0].copy_(machine.visible.bias_of(rows))
+    bare = exact(machine, others)
+    assert len(pretrain(machine, rows, FAST)) == 2
+    pretrained = exact(machine, others)
+    assert pretrained > bare + 1
+    BoltzmannTrainer(FAST).fit(machine, rows)
+    joint = exact(machine, others)
+    assert joint > pretrained
+    with torch.no_grad():
+        bound = float(machine.evidence_bound(others).mean() - machine.log_normaliser())
+    assert joint - 0.3 < bound <= joint + 1e-4
+
+
+@pytest.mark.parametrize("hidden", [[3, 2], [3, 4, 2], [3, 4, 2, 3]])
+def test_pretraining_counts_inputs_twice_where_stated(hidden, monkeypatch):
+    seen = []
+
+    def fit(self, part, data, resume, encode):
+        seen.append((self.up, self.down))
+        with torch.no_grad():
+            part.weights[0].fill_(1.0)
+            part.biases[0].fill_(2.0)
+            part.biases[1].fill_(4.0)
+
+    monkeypatch.setattr(BoltzmannTrainer, "fit", fit)
+    machine = DBMEnergy(12, hidden)
+    pretrain(machine, stripes(20), FAST)
+    between = [(1.0, 1.0)] * (len(hidden) - 2)
+    assert seen == [(2.0, 1.0), *between, (1.0, 2.0)]
+    assert [float(w.detach().mean()) for w in machine.weights] == [1.0, *(0.5 for _ in between), 1.0]
+    assert [float(b.detach().mean()) for b in machine.biases] == [2.0, *(3.0 for _ in hidden[1:]), 4.0]
+
+
+def test_scaled_inputs_are_those_of_the_deep_machine():
+    """With the layers as far apart as the greedy start takes them, the deep machine's own laws come out."""
+    torch.manual_seed(1)
+    part = RBMEnergy(12, 3)
+    random_weights(part)
+    rows = stripes(50)
+    learning = Learning(BoltzmannTrainer(FAST, up=2.0), part, rows)
+    with torch.no_grad():
+        expected = torch.sigmoid(2 * rows @ part.weights[0] + part.biases[1])
+        torch.testing.assert_close(learning.positive(rows)[1], expected)
+        down = learning.field([rows, expected], 0)
+        torch.testing.assert_close(down, expected @ part.weights[0].t() + part.biases[0])
+    with pytest.raises(ValueError, match="restricted"):
+        BoltzmannTrainer(FAST, up=2.0).fit(DBMEnergy(12, [2, 2]), rows)
+
+
+def test_pretraining_of_real_rows_and_refusals():
+    rows = torch.randn(100, 3)
+    machine = DBMEnergy(Gaussian(3), [4, 3])
+    pretrain(machine, rows, LearningPlan(n_epochs=3, batch_size=50, learning_rate=0.01))
+    assert all(torch.isfinite(p).all() for p in machine.parameters())
+    network, _ = grow_belief_network(Gaussian(3), [4, 3], rows, LearningPlan(n_epochs=3, learning_rate=0.01))
+    up_down(network, rows, LearningPlan(n_epochs=3, learning_rate=0.01))
+    assert torch.isfinite(network.log_prob(rows)).all()
+    with pytest.raises(ValueError, match="0 or 1"):
+        pretrain(DBMEnergy(3, [2, 2]), rows, FAST)
+    with pytest.raises(ValueError, match="0 or 1"):
+        grow_belief_network(3, [2], rows, FAST)
+    with pytest.raises(ValueError, match="0 or 1"):
+        up_down(DeepBeliefNetwork(3, [2, 2]), rows, FAST)
+
+
+def test_a_mean_field_is_near_the_marginals_of_a_weakly_coupled_machine():
+    machine = DBMEnergy(6, [3, 3])
+    random_weights(machine, 0.3)
+    v = all_states(6)[:20]
+    means = machine.mean_field(v, 100, 1e-7)
+    h = all_states(6)
+    with torch.no_grad():
+        joint = machine.joint([v.unsqueeze(1), h[:, :3].unsqueeze(0), h[:, 3:].unsqueeze(0)])
+        p = torch.softmax(-joint, 1)
+    torch.testing.assert_close(means[1], p @ h[:, :3], atol=0.02, rtol=0)
+    torch.testing.assert_close(means[2], p @ h[:, 3:], atol=0.02, rtol=0)
+
+
+# -- runs that stop and go on -------------------------------------------------------------------------------
+
+
+class Interrupted(Exception):
+    pass
+
+
+class StopAfter:
+    """Progress that ends the run after so many epochs."""
+
+    def __init__(self, n: int):
+        self.left = n
+
+    def start(self, n_epochs, done): ...
+    def message(self, text): ...
+    def stop(self): ...
+
+    def update(self, record):
+        self.left -= 1
+        if self.left == 0:
+            raise Interrupted
+
+
+def test_resumed_runs_end_with_the_same_weights(tmp_path):
+    rows = stripes(200)
+    plan = LearningPlan(n_epochs=4, batch_size=50, checkpoint_seconds=0.0)
+
+    def grow(folder, progress=None, resume=False):
+        torch.manual_seed(0)
+        network, _ = grow_belief_network(12, [4, 12], rows, plan, folder, progress, resume)
+        up_down(network, rows, plan, folder / "up-down", progress, resume)
+        return network
+
+    def deep(folder, progress=None, resume=False):
+        torch.manual_seed(0)
+        machine = DBMEnergy(12, [4, 3])
+        pretrain(machine, rows, plan, folder, progress, resume)
+        return machine
+
+    for make, stops in ((grow, (2, 6, 10)), (deep, (2, 6))):
+        whole = make(tmp_path / make.__name__ / "whole")
+        for stop in stops:
+            folder = tmp_path / make.__name__ / str(stop)
+            with pytest.raises(Interrupted):
+                make(folder, StopAfter(stop))
+            again = make(folder, resume=True)
+            for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+                assert torch.equal(a, b)
+
+
+def test_divergence_below_the_top_is_noticed():
+    rows = stripes(100)
+    network, _ = grow_belief_network(12, [4, 4], rows, LearningPlan(n_epochs=1, batch_size=50))
+    with torch.no_grad():
+        network.lower[0].bias.fill_(float("nan"))
+    with pytest.raises(DivergenceError, match="not finite"):
+        up_down(network, rows, LearningPlan(n_epochs=2, batch_size=50))
