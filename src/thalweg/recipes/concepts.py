@@ -24,7 +24,7 @@ ROTATIONS = tuple(math.pi / 8 * i for i in range(4))
 CONCEPTS = {"shape": len(SHAPES), "place": len(AXIS) ** 2, "size": len(SCALES), "rotation": len(ROTATIONS)}
 N_UNSEEN = 48
 LOWEST, HIGHEST = 0.15, 2.5
-# What the concepts say counts this many times: learned conditionals are too mild. Chosen on seed 0.
+# What the concepts say counts this many times, because learned conditionals are too mild. Chosen on seed 0.
 WEIGHT = 5.0
 N_CHAINS = 4
 
