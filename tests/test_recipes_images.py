@@ -1,4 +1,4 @@
-"""The continual recipe runs and hands back figures and a picture; its chains follow the labels of the task."""
+"""The recipes of images run and hand back figures and pictures, and their own parts do what they say."""
 
 import json
 
@@ -8,7 +8,7 @@ import torch
 
 from thalweg.energies.densities import UniformEnergy
 from thalweg.objectives.base import Batch
-from thalweg.recipes import continual
+from thalweg.recipes import composition, concepts, continual
 from thalweg.recipes.base import Settings
 
 
@@ -59,3 +59,48 @@ def test_classifier_is_cross_entropy_of_minus_the_energies():
 def test_full_size_reaches_the_targets():
     result = continual.RECIPE.run(Settings(seeds=(0, 1)))
     assert all(f.reached is not False for f in result.figures)
+
+
+def test_composition_quick_run():
+    result = composition.RECIPE.run(Settings(seeds=(0,), quick=True))
+    assert all(np.isfinite(f.values).all() for f in result.figures)
+    assert any(f.name.startswith("four concepts, never seen") and f.target == 0.02 for f in result.figures)
+    assert len(result.pictures) == 4
+
+
+def test_combinations_are_told_apart_by_their_renderings():
+    everything = concepts.combinations()
+    assert len(everything.labels) == np.prod(list(concepts.CONCEPTS.values()))
+    assert torch.equal(everything.nearest(everything.images), everything.labels)
+
+
+def untrained_parts():
+    torch.manual_seed(0)
+    return concepts.SingleConcepts(
+        concepts.NoisySprites(4), [concepts.ConceptEnergy(n, 4) for n in concepts.CONCEPTS.values()]
+    )
+
+
+def test_what_a_concept_adds_is_normalised_over_its_values():
+    for n, energy in zip(concepts.CONCEPTS.values(), untrained_parts().concepts, strict=True):
+        told = torch.stack([torch.arange(n), torch.full((n,), 0.5)], 1)
+        image = torch.rand(concepts.SIZE**2).expand(n, -1)
+        assert energy(told, image).neg().exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_joint_of_weight_one_is_the_sum_of_conditional_energies_less_what_they_share():
+    parts, level = untrained_parts(), 0.7
+    asked, images = concepts.combinations().labels[:5], torch.rand(5, concepts.SIZE**2)
+    levels = torch.full((5, 1), level)
+    alone = parts.images.given(levels)
+    told = [torch.cat([asked[:, k : k + 1].float(), levels], 1) for k in range(4)]
+    first, second, third, fourth = (alone + c.given(t) for c, t in zip(parts.concepts, told, strict=True))
+    energy = first + second + third + fourth - 3.0 * alone
+    torch.testing.assert_close(concepts.joint(parts, asked, level, 1.0)(images), energy(images))
+
+
+@pytest.mark.slow
+def test_four_concepts_never_seen_together_are_drawn():
+    found, _ = concepts.compose(1, quick=False)
+    wrong_shape = found["four concepts: squared error of a wrong shape"]
+    assert found["four concepts, never seen: squared error"] < 0.7 * wrong_shape
