@@ -33,6 +33,7 @@ from thalweg.training.progress import BarProgress
 from thalweg.training.saving import load_model, save_model
 
 _PIXELS_OF_A_PERCEPTRON = 256
+_PIXELS_AT_ONCE = 2**21
 
 
 class ImageEBM(BaseEstimator):
@@ -172,7 +173,7 @@ class ImageEBM(BaseEstimator):
             self.history_ = trainer.fit(self.energy_, objective, Batch(x, y), resume=resume)
         self.energy_.eval()
         assert buffer.xs is not None
-        self.buffer_ = (buffer.positions[buffer.alive], buffer.xs[buffer.alive].long())
+        self.buffer_ = (buffer.positions[buffer.alive].cpu(), buffer.xs[buffer.alive].long().cpu())
         return self
 
     def _build(self) -> ConditionalEnergy:
@@ -214,13 +215,13 @@ class ImageEBM(BaseEstimator):
         generator = self._generator(random_state)
         given = self._labels(labels, n_samples)
         if start is None:
-            position = torch.rand((n_samples, *self.image_shape_), generator=generator)
+            position = torch.rand((n_samples, *self.image_shape_), generator=generator, device=generator.device)
         else:
             position = self._pixels(start)
         with using_threads(self._threads()):
             parts = [
                 run_chain(self._kernel(), self._given(y), x, n_steps, generator).position
-                for y, x in zip(given.split(2048), position.split(2048), strict=True)
+                for y, x in zip(given.split(self._at_once()), position.split(self._at_once()), strict=True)
             ]
         return torch.cat(parts).cpu().numpy()
 
@@ -228,7 +229,7 @@ class ImageEBM(BaseEstimator):
         """E(label, image) of every label ``[n, n_labels]``."""
         check_is_fitted(self, "energy_")
         with torch.no_grad():
-            parts = [self.energy_.energies(x) for x in self._pixels(images).split(2048)]  # type: ignore[operator]
+            parts = [self.energy_.energies(x) for x in self._pixels(images).split(self._at_once())]  # type: ignore[operator]
         return torch.cat(parts).cpu().numpy()
 
     def score_samples(self, images: np.ndarray) -> np.ndarray:
@@ -256,32 +257,36 @@ class ImageEBM(BaseEstimator):
         check_is_fitted(self, "energy_")
         generator = self._generator(random_state)
         original = np.asarray(images)
-        mask = torch.as_tensor(np.broadcast_to(known, original.shape).copy())
-        x = self._pixels(np.where(mask.numpy(), original, 0.0))
+        is_known = np.broadcast_to(known, original.shape)
+        mask = torch.from_numpy(is_known.copy()).to(self._device)
+        x = self._pixels(np.where(is_known, original, 0.0))
         if labels is None and self.n_labels_ > 1:
             labels = self._likeliest_labels(x, mask, n_steps, generator)
-        given = self._given(self._labels(labels, len(x)))
-        ends = self._fill(given, x, mask, n_chains, n_steps, generator)
-        return np.where(mask.numpy(), original, ends.movedim(1, 0).cpu().numpy())
+        ends = self._fill(self._labels(labels, len(x)), x, mask, n_chains, n_steps, generator)
+        return np.where(is_known, original, ends.movedim(1, 0).cpu().numpy())
 
     def _likeliest_labels(self, x: Tensor, mask: Tensor, n_steps: int, generator: torch.Generator) -> np.ndarray:
         lowest = []
         for label in range(self.n_labels_):
-            given = self._given(self._labels(label, len(x)))
+            given = self._labels(label, len(x))
             ends = self._fill(given, x, mask, 2, n_steps, generator)
             with torch.no_grad():
-                lowest.append(given(ends).mean(1))
+                lowest.append(self._given(given)(ends).mean(1))
         return torch.stack(lowest, 1).argmin(1).cpu().numpy()
 
     def _fill(
-        self, given: Any, x: Tensor, mask: Tensor, n_chains: int, n_steps: int, generator: torch.Generator
+        self, labels: Tensor, x: Tensor, mask: Tensor, n_chains: int, n_steps: int, generator: torch.Generator
     ) -> Tensor:
         """``[n, n_chains, C, H, W]``."""
-        clamped = ClampedEnergy(given, x.unsqueeze(1).repeat_interleave(n_chains, 1), mask.unsqueeze(1))
-        start = torch.rand(clamped.known.shape, generator=generator)
-        with using_threads(self._threads()):
-            end = run_chain(self._kernel(), clamped, clamped.complete(start), n_steps, generator).position
-        return clamped.complete(end)
+        ends = []
+        for rows in torch.arange(len(x)).split(self._at_once(n_chains)):
+            known = x[rows].unsqueeze(1).repeat_interleave(n_chains, 1)
+            clamped = ClampedEnergy(self._given(labels[rows]), known, mask[rows].unsqueeze(1))
+            start = torch.rand(known.shape, generator=generator, device=generator.device)
+            with using_threads(self._threads()):
+                end = run_chain(self._kernel(), clamped, clamped.complete(start), n_steps, generator).position
+            ends.append(clamped.complete(end))
+        return torch.cat(ends)
 
     def denoise(
         self,
@@ -301,14 +306,20 @@ class ImageEBM(BaseEstimator):
         if labels is None:
             labels = self.energies(images).argmin(1)
         generator = self._generator(random_state)
-        given = self._given(self._labels(labels, len(x)))
-        start = x.unsqueeze(1).repeat_interleave(n_chains, 1)
-        with using_threads(self._threads()):
-            end = run_chain(self._kernel(), given, start, n_steps, generator).position
-        return end.mean(1).cpu().numpy()
+        given, means = self._labels(labels, len(x)), []
+        for rows in torch.arange(len(x)).split(self._at_once(n_chains)):
+            start = x[rows].unsqueeze(1).repeat_interleave(n_chains, 1)
+            with using_threads(self._threads()):
+                end = run_chain(self._kernel(), self._given(given[rows]), start, n_steps, generator).position
+            means.append(end.mean(1))
+        return torch.cat(means).cpu().numpy()
+
+    def _at_once(self, n_chains: int = 1) -> int:
+        """Of how many images the chains run side by side; it bounds the memory."""
+        return max(1, _PIXELS_AT_ONCE // (n_chains * math.prod(self.image_shape_)))
 
     def _given(self, labels: Tensor) -> Any:
-        return self.energy_.given(labels.to(self.device))
+        return self.energy_.given(labels.to(self._device))
 
     def _labels(self, labels: Any, n: int) -> Tensor:
         if labels is None:
@@ -329,10 +340,14 @@ class ImageEBM(BaseEstimator):
             raise ValueError(f"images must be [n, {', '.join(map(str, self.image_shape_))}], got {found.shape}")
         if not np.isfinite(found).all():
             raise ValueError("the images contain NaN or infinity")
-        return torch.from_numpy(np.ascontiguousarray(found)).to(self.device)
+        return torch.from_numpy(np.ascontiguousarray(found)).to(self._device)
 
     def _generator(self, random_state: Any) -> torch.Generator:
-        return torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
+        return torch.Generator(self._device).manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.energy_.parameters()).device
 
     # -- saving --------------------------------------------------------------------------------------
 
