@@ -13,6 +13,7 @@ from thalweg.energies.densities import UniformEnergy
 from thalweg.objectives.base import Batch
 from thalweg.recipes import continual, igebm
 from thalweg.recipes.base import Settings
+from thalweg.training.loop import DivergenceError
 
 
 def test_quick_run():
@@ -130,3 +131,9 @@ def test_cifar_by_name_keeps_channels_and_labels_and_says_where_it_could_not_com
     monkeypatch.setattr("sklearn.datasets.fetch_openml", offline)
     with pytest.raises(OSError, match=r"CIFAR-10 could not be downloaded from openml\.org.*no network"):
         cifar10()
+
+
+def test_continual_hands_back_no_run_that_diverged(monkeypatch):
+    monkeypatch.setattr(continual, "RATE", 1e20)
+    with pytest.raises(DivergenceError, match=r"seed 0, task \d: training diverged"):
+        continual.RECIPE.run(Settings(seeds=(0,), quick=True))

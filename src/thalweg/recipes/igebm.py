@@ -194,7 +194,7 @@ def _measure(
     out["test images of lowest energy under their own label (share)"] = float(
         (model.energies(test.pixels).argmin(1) == test.labels).mean()
     )
-    out["updates that diverged"] = float(sum("roll-back" in event for event in model.history_.events))
+    out["updates that diverged"] = float(model.history_.rollbacks)
 
     pictures = {
         "Fresh chains: one class in each column": _wall(fresh[: 10 * model.n_labels_], model.n_labels_),
