@@ -323,3 +323,27 @@ def test_a_residual_network_trains_on_colour_images_without_labels():
     model.fit(images)
     assert model.image_shape_ == (3, 16, 16)
     assert model.sample(2, n_steps=2, random_state=0).shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("size", "given", "step_size", "kind"),
+    [
+        (8, None, 0.05, LabelledPerceptron),
+        (8, 0.1, 0.1, LabelledPerceptron),
+        (28, None, 3.0, LabelledPerceptron),
+        (64, None, 3.0, LabelledImageEnergy),
+    ],
+)
+def test_large_images_take_longer_steps_and_still_larger_ones_convolutions(size, given, step_size, kind):
+    model = ImageEBM(width=4, n_steps=1, step_size=given, max_steps=1, buffer_size=4, random_state=0)
+    model.fit(np.random.RandomState(0).uniform(size=(4, size, size)))
+    assert model._kernel().step_size == step_size
+    assert isinstance(model.energy_, kind)
+
+
+@pytest.mark.parametrize(("step_size", "n_updates", "stuck"), [(None, 400, False), (1e-6, 20, True)])
+def test_chains_that_are_stuck_are_told(step_size, n_updates, stuck):
+    train, _ = digits()
+    model = ImageEBM(hidden=(64, 64), step_size=step_size, max_steps=n_updates, random_state=0)
+    events = model.fit(train.pixels, train.labels).history_.events
+    assert [("longer steps" in event) for event in events] == [True] * stuck

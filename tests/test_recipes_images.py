@@ -1,15 +1,19 @@
-"""The recipes of images run and hand back figures and pictures, and their own parts do what they say."""
+"""The recipes of images run and hand back figures and pictures, and their parts do what they say."""
 
 import json
+from types import SimpleNamespace
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 
+from thalweg.data.images import cifar10
 from thalweg.energies.densities import UniformEnergy
 from thalweg.objectives.base import Batch
-from thalweg.recipes import composition, concepts, continual
+from thalweg.recipes import composition, concepts, continual, igebm
 from thalweg.recipes.base import Settings
+from thalweg.training.loop import DivergenceError
 
 
 def test_quick_run():
@@ -104,3 +108,77 @@ def test_four_concepts_never_seen_together_are_drawn():
     found, _ = concepts.compose(1, quick=False)
     wrong_shape = found["four concepts: squared error of a wrong shape"]
     assert found["four concepts, never seen: squared error"] < 0.7 * wrong_shape
+
+
+def some_images(n, *shape, seed=0):
+    """Random images of ten labels."""
+    rng = np.random.RandomState(seed)
+    return rng.randint(256, size=(n, *shape)).astype(np.uint8), np.arange(n) % 10
+
+
+def check_igebm(result):
+    figures = {f.name: f for f in result.figures}
+    assert len(figures) == len(result.figures)
+    assert all(np.isfinite(f.values).all() for f in result.figures)
+    assert figures["updates that diverged"].values == [0.0]
+    for picture in result.pictures.values():
+        assert json.loads(picture.to_json())["data"]
+    return figures
+
+
+def test_igebm_on_digits():
+    figures = check_igebm(igebm.RECIPE.run(Settings(seeds=(0,), quick=True)))
+    assert "AUROC, other images: heads" in figures
+
+
+def test_igebm_on_images_of_ones_own_in_colour(tmp_path):
+    (x, y), (x_test, y_test) = some_images(100, 12, 12, 3), some_images(40, 12, 12, 3, seed=1)
+    np.savez(tmp_path / "own.npz", X_train=x, y_train=y, X_test=x_test, y_test=y_test)
+    result = igebm.RECIPE.run(Settings(seeds=(0,), quick=True, data=tmp_path / "own.npz"))
+    assert "AUROC, textures: photographs" in check_igebm(result)
+    assert "own.npz, 100 to train on" in result.notes[0]
+    with pytest.raises(ValueError, match=r"holds no mnist_12k\.npz"):
+        igebm.RECIPE.run(Settings(seeds=(0,), quick=True, data=tmp_path))
+    np.savez(tmp_path / "bare.npz", X_train=x, X_test=x_test)
+    with pytest.raises(ValueError, match="have no labels"):
+        igebm.RECIPE.run(Settings(seeds=(0,), quick=True, data=tmp_path / "bare.npz"))
+
+
+def test_igebm_at_paper_scale_takes_cifar_by_name_and_the_residual_network(monkeypatch):
+    asked = {}
+
+    def fetch(name, **options):
+        asked.update(options, name=name)
+        x, y = some_images(84, 3072)
+        return SimpleNamespace(data=x.astype(float), target=y.astype(str))
+
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", fetch)
+    monkeypatch.setattr(igebm, "QUICK", igebm.QUICK | {"max_steps": 2, "n_steps": 2, "batch_size": 4, "width": 2})
+    result = igebm.RECIPE.run(Settings(seeds=(0,), quick=True, paper_scale=True))
+    check_igebm(result)
+    assert asked == {"name": "CIFAR_10", "version": 1, "as_frame": False}
+    assert "CIFAR-10, 70 to train on, 14 to test with" in result.notes[0]
+
+
+def test_cifar_by_name_keeps_channels_and_labels_and_says_where_it_could_not_come_from(monkeypatch):
+    x, y = some_images(60, 3072)
+    monkeypatch.setattr(
+        "sklearn.datasets.fetch_openml", lambda *a, **k: SimpleNamespace(data=x, target=y.astype(str))
+    )
+    train, test = cifar10()
+    assert train.pixels.shape == (50, 3, 32, 32)
+    np.testing.assert_allclose(test.pixels[0, 1, 2], x[50, 1024 + 64 : 1024 + 96] / 255, rtol=1e-6)
+    np.testing.assert_array_equal(test.labels, y[50:])
+
+    def offline(*args, **options):
+        raise URLError("no network")
+
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", offline)
+    with pytest.raises(OSError, match=r"CIFAR-10 could not be downloaded from openml\.org.*no network"):
+        cifar10()
+
+
+def test_continual_hands_back_no_run_that_diverged(monkeypatch):
+    monkeypatch.setattr(continual, "RATE", 1e20)
+    with pytest.raises(DivergenceError, match=r"seed 0, task \d: training diverged"):
+        continual.RECIPE.run(Settings(seeds=(0,), quick=True))

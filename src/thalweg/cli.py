@@ -774,10 +774,12 @@ def demo(
 def reproduce(
     recipe: Annotated[str | None, typer.Argument(help="Name of a recipe; without it they are listed.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs, each with a seed of its own.")] = 3,
-    data: Annotated[Path | None, typer.Option(help="Folder with real data, where a recipe can use it.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with real data, where a recipe can use it; igebm: or an .npz.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small run, whose targets do not apply.")] = False,
     paper_scale: Annotated[
-        bool, typer.Option("--paper-scale", help="The source's own numbers of samples: hours.")
+        bool, typer.Option("--paper-scale", help="The source's own size: hours, or for a GPU.")
     ] = False,
     out_folder: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the page. [default: runs/RECIPE]")
@@ -795,8 +797,8 @@ def reproduce(
     if recipe not in RECIPES:
         known = ", ".join(RECIPES) or "none"
         raise ValueError(f"there is no recipe {recipe!r}; there are: {known}")
-    if data is not None and not data.is_dir():
-        raise ValueError(f"there is no folder {data}")
+    if data is not None and not data.exists():
+        raise ValueError(f"there is no folder or file {data}")
     chosen = RECIPES[recipe]
     if quick and paper_scale:
         raise ValueError("--quick and --paper-scale exclude each other: give one of them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,30 @@ def digits(seed: int = 0, n_train: int = 1400) -> tuple[Images, Images]:
     pixels = (raw.images[order, None] / 16).astype(np.float32)
     everything = Images(pixels, raw.target[order].astype(np.int64), 1 / 16)
     return everything.rows(slice(0, n_train)), everything.rows(slice(n_train, None))
+
+
+def cifar10() -> tuple[Images, Images]:
+    """CIFAR-10, 32 x 32 in colour, ten labels: 50 000 training images and 10 000 test images.
+
+    scikit-learn downloads it from openml.org once (data set CIFAR_10, version 1) and keeps it in its own folder;
+    the last 10 000 rows there are the test images.
+
+    Raises:
+        OSError: if it can't be downloaded.
+    """
+    from sklearn.datasets import fetch_openml
+
+    try:
+        found = fetch_openml("CIFAR_10", version=1, as_frame=False)
+    except (OSError, ValueError, HTTPException) as error:
+        raise OSError(
+            f"CIFAR-10 could not be downloaded from openml.org ({error}): run once where there is a network, or "
+            "read images of your own"
+        ) from error
+    pixels = np.asarray(found.data).astype(np.uint8).reshape(-1, 3, 32, 32)
+    everything = as_images(pixels, np.asarray(found.target).astype(np.int64))
+    n_test = len(pixels) // 6
+    return everything.rows(slice(0, -n_test)), everything.rows(slice(-n_test, None))
 
 
 def read_images(path: Path) -> Images:

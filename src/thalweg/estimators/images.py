@@ -32,7 +32,9 @@ from thalweg.training.loop import History, Plan, Trainer
 from thalweg.training.progress import BarProgress
 from thalweg.training.saving import load_model, save_model
 
-_PIXELS_OF_A_PERCEPTRON = 256
+_PIXELS_OF_A_PERCEPTRON = 1024
+_PIXELS_OF_A_SMALL_IMAGE = 256
+_PIXELS_AT_ONCE = 2**21
 
 
 class ImageEBM(BaseEstimator):
@@ -42,12 +44,15 @@ class ImageEBM(BaseEstimator):
     normalised and no likelihood is given: the energy ranks, and its chains generate, complete and denoise.
 
     Args:
-        network: "perceptron", "residual" (convolutions, spectral norm), or "auto": a perceptron up to 256
-            pixels.
+        network: "perceptron", "residual" (convolutions, spectral norm), or "auto": a perceptron up to
+            1024 numbers in an image.
         hidden: widths of the perceptron's layers.
         width, n_blocks: of the residual network.
         n_steps: steps of a chain in training.
         step_size, noise_scale, clip_grad: of the chains; see :class:`~thalweg.sampling.langevin.ColdLangevin`.
+            Where one is None the size of the image chooses: 0.05, 0.03, 1 up to 256 numbers; 3, 0.01, 0.03
+            above, where nearly all of the gradient is clipped, or chains would not get out of the noise that
+            they start in. Infinity does not clip.
         energy_l2: weight of the squared energies.
         buffer_size, restart: of the replay buffer.
         batch_size, learning_rate, max_steps: of the training; the rate falls to 5 % along a cosine.
@@ -62,7 +67,8 @@ class ImageEBM(BaseEstimator):
         n_labels_: 1 without labels.
         image_shape_: (C, H, W).
         buffer_: the chains at the end of training ``[buffer_size, C, H, W]``, and their labels.
-        history_: :class:`~thalweg.training.loop.History`; "energy gap" should hover round 0.
+        history_: :class:`~thalweg.training.loop.History`; "energy gap" should hover round 0,
+            and an event tells if most chains were stuck above the data at the end.
 
     Source: [Du 2019].
     """
@@ -75,9 +81,9 @@ class ImageEBM(BaseEstimator):
         width: int = 32,
         n_blocks: int = 3,
         n_steps: int = 30,
-        step_size: float = 0.05,
-        noise_scale: float = 0.03,
-        clip_grad: float | None = 1.0,
+        step_size: float | None = None,
+        noise_scale: float | None = None,
+        clip_grad: float | None = None,
         energy_l2: float = 0.1,
         buffer_size: int = 2000,
         restart: float = 0.1,
@@ -172,8 +178,23 @@ class ImageEBM(BaseEstimator):
             self.history_ = trainer.fit(self.energy_, objective, Batch(x, y), resume=resume)
         self.energy_.eval()
         assert buffer.xs is not None
-        self.buffer_ = (buffer.positions[buffer.alive], buffer.xs[buffer.alive].long())
+        self.buffer_ = (buffer.positions[buffer.alive].cpu(), buffer.xs[buffer.alive].long().cpu())
+        self._tell_lost_chains(y[:2000], x[:2000].long())
         return self
+
+    def _tell_lost_chains(self, images: Tensor, labels: Tensor) -> None:
+        """An event if most chains lie higher than the data: the loss alone does not tell that they are stuck."""
+
+        def own(images: Tensor, labels: Tensor) -> np.ndarray:
+            return np.take_along_axis(self.energies(images.numpy()), labels.numpy()[:, None], 1)
+
+        lost = float((own(*self.buffer_) > np.quantile(own(images, labels), 0.99)).mean())
+        if lost > 0.5:
+            message = (
+                f"{lost:.0%} of the chains ended at higher energies than nearly all of the data: they do not get "
+                "down from where they start; give them longer steps (step_size) or more of them (n_steps)"
+            )
+            self.history_.events = [*self.history_.events, message]
 
     def _build(self) -> ConditionalEnergy:
         channels, height, width = self.image_shape_
@@ -188,7 +209,11 @@ class ImageEBM(BaseEstimator):
         return LabelledImageEnergy(residual_network(channels, self.n_labels_, self.width, self.n_blocks))
 
     def _kernel(self) -> ColdLangevin:
-        return ColdLangevin(self.step_size, self.noise_scale, self.clip_grad, 0.0, 1.0)
+        small = math.prod(self.image_shape_) <= _PIXELS_OF_A_SMALL_IMAGE
+        asked = self.step_size, self.noise_scale, self.clip_grad
+        by_size = (0.05, 0.03, 1.0) if small else (3.0, 0.01, 0.03)
+        step, noise, clip = (size if value is None else value for value, size in zip(asked, by_size, strict=True))
+        return ColdLangevin(step, noise, clip, 0.0, 1.0)
 
     def _threads(self) -> int:
         return self.n_threads or suitable_threads(self.batch_size, self.energy_)
@@ -214,13 +239,13 @@ class ImageEBM(BaseEstimator):
         generator = self._generator(random_state)
         given = self._labels(labels, n_samples)
         if start is None:
-            position = torch.rand((n_samples, *self.image_shape_), generator=generator)
+            position = torch.rand((n_samples, *self.image_shape_), generator=generator, device=generator.device)
         else:
             position = self._pixels(start)
         with using_threads(self._threads()):
             parts = [
                 run_chain(self._kernel(), self._given(y), x, n_steps, generator).position
-                for y, x in zip(given.split(2048), position.split(2048), strict=True)
+                for y, x in zip(given.split(self._at_once()), position.split(self._at_once()), strict=True)
             ]
         return torch.cat(parts).cpu().numpy()
 
@@ -228,7 +253,7 @@ class ImageEBM(BaseEstimator):
         """E(label, image) of every label ``[n, n_labels]``."""
         check_is_fitted(self, "energy_")
         with torch.no_grad():
-            parts = [self.energy_.energies(x) for x in self._pixels(images).split(2048)]  # type: ignore[operator]
+            parts = [self.energy_.energies(x) for x in self._pixels(images).split(self._at_once())]  # type: ignore[operator]
         return torch.cat(parts).cpu().numpy()
 
     def score_samples(self, images: np.ndarray) -> np.ndarray:
@@ -256,32 +281,36 @@ class ImageEBM(BaseEstimator):
         check_is_fitted(self, "energy_")
         generator = self._generator(random_state)
         original = np.asarray(images)
-        mask = torch.as_tensor(np.broadcast_to(known, original.shape).copy())
-        x = self._pixels(np.where(mask.numpy(), original, 0.0))
+        is_known = np.broadcast_to(known, original.shape)
+        mask = torch.from_numpy(is_known.copy()).to(self._device)
+        x = self._pixels(np.where(is_known, original, 0.0))
         if labels is None and self.n_labels_ > 1:
             labels = self._likeliest_labels(x, mask, n_steps, generator)
-        given = self._given(self._labels(labels, len(x)))
-        ends = self._fill(given, x, mask, n_chains, n_steps, generator)
-        return np.where(mask.numpy(), original, ends.movedim(1, 0).cpu().numpy())
+        ends = self._fill(self._labels(labels, len(x)), x, mask, n_chains, n_steps, generator)
+        return np.where(is_known, original, ends.movedim(1, 0).cpu().numpy())
 
     def _likeliest_labels(self, x: Tensor, mask: Tensor, n_steps: int, generator: torch.Generator) -> np.ndarray:
         lowest = []
         for label in range(self.n_labels_):
-            given = self._given(self._labels(label, len(x)))
+            given = self._labels(label, len(x))
             ends = self._fill(given, x, mask, 2, n_steps, generator)
             with torch.no_grad():
-                lowest.append(given(ends).mean(1))
+                lowest.append(self._given(given)(ends).mean(1))
         return torch.stack(lowest, 1).argmin(1).cpu().numpy()
 
     def _fill(
-        self, given: Any, x: Tensor, mask: Tensor, n_chains: int, n_steps: int, generator: torch.Generator
+        self, labels: Tensor, x: Tensor, mask: Tensor, n_chains: int, n_steps: int, generator: torch.Generator
     ) -> Tensor:
         """``[n, n_chains, C, H, W]``."""
-        clamped = ClampedEnergy(given, x.unsqueeze(1).repeat_interleave(n_chains, 1), mask.unsqueeze(1))
-        start = torch.rand(clamped.known.shape, generator=generator)
-        with using_threads(self._threads()):
-            end = run_chain(self._kernel(), clamped, clamped.complete(start), n_steps, generator).position
-        return clamped.complete(end)
+        ends = []
+        for rows in torch.arange(len(x)).split(self._at_once(n_chains)):
+            known = x[rows].unsqueeze(1).repeat_interleave(n_chains, 1)
+            clamped = ClampedEnergy(self._given(labels[rows]), known, mask[rows].unsqueeze(1))
+            start = torch.rand(known.shape, generator=generator, device=generator.device)
+            with using_threads(self._threads()):
+                end = run_chain(self._kernel(), clamped, clamped.complete(start), n_steps, generator).position
+            ends.append(clamped.complete(end))
+        return torch.cat(ends)
 
     def denoise(
         self,
@@ -301,14 +330,20 @@ class ImageEBM(BaseEstimator):
         if labels is None:
             labels = self.energies(images).argmin(1)
         generator = self._generator(random_state)
-        given = self._given(self._labels(labels, len(x)))
-        start = x.unsqueeze(1).repeat_interleave(n_chains, 1)
-        with using_threads(self._threads()):
-            end = run_chain(self._kernel(), given, start, n_steps, generator).position
-        return end.mean(1).cpu().numpy()
+        given, means = self._labels(labels, len(x)), []
+        for rows in torch.arange(len(x)).split(self._at_once(n_chains)):
+            start = x[rows].unsqueeze(1).repeat_interleave(n_chains, 1)
+            with using_threads(self._threads()):
+                end = run_chain(self._kernel(), self._given(given[rows]), start, n_steps, generator).position
+            means.append(end.mean(1))
+        return torch.cat(means).cpu().numpy()
+
+    def _at_once(self, n_chains: int = 1) -> int:
+        """Of how many images the chains run side by side; it bounds the memory."""
+        return max(1, _PIXELS_AT_ONCE // (n_chains * math.prod(self.image_shape_)))
 
     def _given(self, labels: Tensor) -> Any:
-        return self.energy_.given(labels.to(self.device))
+        return self.energy_.given(labels.to(self._device))
 
     def _labels(self, labels: Any, n: int) -> Tensor:
         if labels is None:
@@ -329,10 +364,14 @@ class ImageEBM(BaseEstimator):
             raise ValueError(f"images must be [n, {', '.join(map(str, self.image_shape_))}], got {found.shape}")
         if not np.isfinite(found).all():
             raise ValueError("the images contain NaN or infinity")
-        return torch.from_numpy(np.ascontiguousarray(found)).to(self.device)
+        return torch.from_numpy(np.ascontiguousarray(found)).to(self._device)
 
     def _generator(self, random_state: Any) -> torch.Generator:
-        return torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
+        return torch.Generator(self._device).manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.energy_.parameters()).device
 
     # -- saving --------------------------------------------------------------------------------------
 

@@ -61,9 +61,9 @@ class Settings:
 
     Attributes:
         seeds: one run for each.
-        data: a folder with real data, for the recipes that can use it.
+        data: a folder with real data, or a file of it, for the recipes that can use it.
         quick: a small run that only shows that the recipe works; its targets do not apply.
-        paper_scale: the source's own numbers of samples, hours on two cores.
+        paper_scale: the source's own numbers of samples, hours on two cores, or for a GPU.
         tell: called with a line of progress.
     """
 

@@ -19,6 +19,7 @@ from thalweg.objectives.contrastive_divergence import ContrastiveDivergence
 from thalweg.recipes.base import Figure, Recipe, Result, Settings
 from thalweg.sampling.buffer import Chains, FromNoise, ReplayBuffer, Start
 from thalweg.sampling.langevin import ColdLangevin
+from thalweg.training.loop import DivergenceError
 
 SHAPE = (1, 8, 8)
 N_TASKS = 5
@@ -129,6 +130,10 @@ def _one_run(objective: Objective, train: Images, test: Images, n_steps: int, se
                 order = torch.randperm(len(data.y), generator=generator)
             loss, _ = objective(energy, data.rows(order[:BATCH]), generator)
             order = order[BATCH:]
+            if not abs(float(loss.detach())) < 1e3:
+                raise DivergenceError(
+                    f"seed {seed}, task {task + 1}: training diverged, with a loss of {loss:.3g}"
+                )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -32,7 +32,7 @@ from thalweg.objectives.stein import SteinDiscrepancy
 from thalweg.recipes.base import Figure, Recipe, Result, Settings
 from thalweg.sampling.buffer import ReplayBuffer
 from thalweg.sampling.langevin import Langevin
-from thalweg.training.loop import DivergenceError, Plan, Trainer
+from thalweg.training.loop import DivergenceError, History, Plan, Trainer
 
 PROBLEM = EIGHT_GAUSSIANS
 N_POINTS, BATCH_SIZE = 51_200, 256
@@ -147,18 +147,22 @@ def run(settings: Settings) -> Result:
         f"Denoising score matching learns the blurred density; that alone costs {DSM_BIAS:.3f} nats.",
     ]
     rows = []
+    divergences = dict.fromkeys(settings.seeds, 0)
     for name, entry in METHODS.items():
         kls, lows, highs, seconds, errors, diverged = [], [], [], [], [], 0
         for seed in settings.seeds:
             began = time.process_time()
             try:
-                energy, objective, events = _train(entry, seed, settings.quick)
+                energy, objective, history = _train(entry, seed, settings.quick)
             except DivergenceError as error:
                 notes.append(f"{name}, seed {seed}: {error}")
+                kls.append(np.inf)
                 diverged += 1
+                divergences[seed] += 1
                 continue
             seconds.append(time.process_time() - began)
-            notes += [f"{name}, seed {seed}: {event}" for event in events]
+            notes += [f"{name}, seed {seed}: {event}" for event in history.events]
+            divergences[seed] += history.rollbacks
             found = grid_figures(energy, PROBLEM, 101 if settings.quick else 401)
             kls.append(found.kl)
             lows.append(float(found.cell_masses.min()))
@@ -168,18 +172,22 @@ def run(settings: Settings) -> Result:
                 errors.append(float(learned.detach()) - found.log_normaliser)
             maps.setdefault(name, _map(energy))
         figures.append(Figure(f"{name}: KL (nats)", kls, entry.target))
-        figures.append(Figure(f"{name}: least mass round a mode", lows))
-        figures.append(Figure(f"{name}: most mass round a mode", highs))
-        if errors:
-            figures.append(Figure(f"{name}: learned less true log Z (nats)", errors))
-        figures.append(Figure(f"{name}: CPU time (s)", seconds))
-        settings.tell(f"{name}: KL {' '.join(f'{v:.4f}' for v in kls)}; {np.mean(seconds):.0f} s")
+        for what, values in (
+            ("least mass round a mode", lows),
+            ("most mass round a mode", highs),
+            ("learned less true log Z (nats)", errors),
+            ("CPU time (s)", seconds),
+        ):
+            if values:
+                figures.append(Figure(f"{name}: {what}", values))
+        settings.tell(f"{name}: KL {' '.join(f'{v:.4f}' for v in kls)}; {sum(seconds):.0f} s in all")
         rows.append(_row(name, entry, kls, seconds, diverged))
+    figures.append(Figure("divergences, all methods", list(divergences.values())))
     pictures = {"The comparison, as measured": _table(rows), "The densities": _picture(maps)}
     return Result(figures, pictures, notes, time.monotonic() - started)
 
 
-def _train(entry: Entry, seed: int, quick: bool) -> tuple[Energy, Objective, list[str]]:
+def _train(entry: Entry, seed: int, quick: bool) -> tuple[Energy, Objective, History]:
     rng = np.random.RandomState(seed)
     data = torch.as_tensor(PROBLEM.sample(N_POINTS, rng), dtype=torch.float32)
     torch.manual_seed(seed)
@@ -197,11 +205,11 @@ def _train(entry: Entry, seed: int, quick: bool) -> tuple[Energy, Objective, lis
         seed=seed,
     )
     history = Trainer(plan).fit(energy, objective, Batch(None, data))
-    return energy, objective, history.events
+    return energy, objective, history
 
 
 def _row(name: str, entry: Entry, kls: list[float], seconds: list[float], diverged: int) -> list[str]:
-    spread = f"{np.mean(kls):.3f} ({min(kls):.3f} to {max(kls):.3f})" if kls else "none"
+    spread = f"{np.mean(kls):.3f} ({min(kls):.3f} to {max(kls):.3f})"
     return [
         name,
         spread,

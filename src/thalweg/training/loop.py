@@ -85,6 +85,11 @@ class History:
     seconds: float = 0.0
     stopped: str = ""
 
+    @property
+    def rollbacks(self) -> int:
+        """How often training diverged and went back to its last good state."""
+        return sum("roll-back" in event for event in self.events)
+
 
 class _Step(nn.Module):
     """Energy and objective as one module, so that distributed wrappers see one forward."""
