@@ -450,24 +450,27 @@ def boltzmann(
         ),
     ] = None,
     out_folder: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the run. [default: runs/DATA-boltzmann]")
+        Path | None, typer.Option("--out", "-o", help="Folder of the run; else runs/DATA-boltzmann.")
     ] = None,
     drop: Annotated[list[str] | None, typer.Option("--drop", help="Column to leave out; repeatable.")] = None,
     visible: Annotated[
         str, typer.Option(help="What the visible units are: auto, binary, gaussian, categorical.")
     ] = "auto",
     hidden: Annotated[
-        int | None, typer.Option(min=1, help="Hidden units. [default: as many as visible ones, 16 to 256]")
+        int | None, typer.Option(min=1, help="Hidden units; else as many as visible numbers, 16 to 256.")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the data. [default: 3000 updates, 50 passes at least]")
+        int | None, typer.Option(min=1, help="Passes over the data; else for 3000 updates, 50 at least.")
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Of the first epoch; falls to 0. [default: 0.3, Gaussian units 0.1]")
+        float | None, typer.Option(help="Of the first epoch, falls to 0; else 0.3 (Gaussian 0.1).")
     ] = None,
     gibbs: Annotated[int, typer.Option(min=1, help="Sweeps of the chains before each update.")] = 1,
     persistent: Annotated[
-        bool, typer.Option("--persistent/--from-data", help="Chains go on, or start at the rows (CD).")
+        bool,
+        typer.Option(
+            "--persistent/--from-data", help="Chains go on, or start at the rows (for groups far apart)."
+        ),
     ] = True,
     grey: Annotated[
         bool, typer.Option("--grey", help="Keep grey values of images as probabilities of white.")

@@ -176,7 +176,8 @@ def _correlated(data: pd.DataFrame, draws: pd.DataFrame) -> dict[str, np.ndarray
 def _dots(values: dict[str, np.ndarray], what: str) -> go.Figure:
     """One against the other, with the diagonal."""
     (x_name, x), (y_name, y) = values.items()
-    ends = [float(min([*x, *y, 0.0])), float(max([*x, *y, 0.0]))]
+    every = np.concatenate([x, y, [0.0, 1.0]] if not len(x) else [x, y])
+    ends = [float(every.min()), float(every.max())]
     figure = go.Figure()
     figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": charts.INK, "dash": "dot", "width": 1.5})
     figure.add_scatter(x=x, y=y, mode="markers", marker={"color": charts.MODEL, "size": 6, "opacity": 0.6})
