@@ -19,6 +19,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from thalweg.estimators.boltzmann_run import FinishedMachine
     from thalweg.estimators.density_run import DensitySettings, FinishedDensity
     from thalweg.estimators.image_run import FinishedImageRun, ImageSettings
     from thalweg.estimators.run import FinishedRun, RunSettings
@@ -436,6 +437,136 @@ def _density_table(run: FinishedDensity) -> Table:
     return table
 
 
+@fit_app.command(
+    epilog="Example: thalweg fit boltzmann pictures/ --hidden 128 --out runs/pictures",
+    short_help="Fit a restricted Boltzmann machine to a table or to images.",
+)
+def boltzmann(
+    context: typer.Context,
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            help="CSV, TSV or Parquet file; or images: a folder of pictures or an .npz.", show_default=False
+        ),
+    ] = None,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the run; else runs/DATA-boltzmann.")
+    ] = None,
+    drop: Annotated[list[str] | None, typer.Option("--drop", help="Column to leave out; repeatable.")] = None,
+    visible: Annotated[
+        str, typer.Option(help="What the visible units are: auto, binary, gaussian, categorical.")
+    ] = "auto",
+    hidden: Annotated[
+        int | None, typer.Option(min=1, help="Hidden units; else as many as visible numbers, 16 to 256.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the data; else for 3000 updates, 50 at least.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of the first epoch, falls to 0; else 0.3 (Gaussian 0.1).")
+    ] = None,
+    gibbs: Annotated[int, typer.Option(min=1, help="Sweeps of the chains before each update.")] = 1,
+    persistent: Annotated[
+        bool,
+        typer.Option(
+            "--persistent/--from-data", help="Chains go on, or start at the rows (for groups far apart)."
+        ),
+    ] = True,
+    grey: Annotated[
+        bool, typer.Option("--grey", help="Keep grey values of images as probabilities of white.")
+    ] = False,
+    test_fraction: Annotated[float, typer.Option(help="Part of the rows held out for the figures.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and the training.")] = 0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of PyTorch. [default: by the size of the work]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no figures.")] = False,
+    checkpoint_seconds: Annotated[float, typer.Option(hidden=True, min=0.0)] = 5.0,
+) -> None:
+    """Fit a restricted Boltzmann machine and score it on rows held out, beside independent columns.
+
+    Columns of 0 and 1 get binary units, texts categorical ones, numbers Gaussian ones; rows with gaps are left out
+    (`thalweg impute` fills them afterwards). Images are cut at the middle into black and white. The log-likelihood
+    is exact with up to 20 units in one layer, else bracketed by annealing. Ctrl-C leaves a run that
+    `thalweg fit boltzmann --resume --out RUN` continues.
+    """
+    from thalweg.estimators.boltzmann_run import BoltzmannSettings, fit_boltzmann_run, read_boltzmann_settings
+
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other: give one of them")
+    names = ("drop", "visible", "hidden", "epochs", "learning_rate", "gibbs", "persistent", "grey",
+             "test_fraction", "seed", "threads", "checkpoint_seconds")  # fmt: skip
+    given = _given(context, {n: n for n in names})
+    if data is not None:
+        settings = BoltzmannSettings(str(data.resolve()), **given)
+    elif not resume:
+        raise ValueError("name the data: thalweg fit boltzmann TABLE")
+    elif out_folder is None:
+        raise ValueError("name the run to resume with --out RUN")
+    else:
+        settings = replace(read_boltzmann_settings(out_folder), **given)
+    folder = out_folder or Path("runs") / f"{Path(settings.data).name.split('.')[0]}-boltzmann"
+    tell = _teller(quiet)
+    with _resumable(folder, "boltzmann"):
+        run = fit_boltzmann_run(folder, settings, resume=resume, overwrite=overwrite, verbose=not quiet, tell=tell)
+    if report:
+        from thalweg.report import write_boltzmann_report
+
+        tell("Drawing the report.")
+        write_boltzmann_report(run)
+    if quiet:
+        return
+    _tell_machine_figures(run)
+    shown = escape(str(run.folder))
+    seconds = run.figures["seconds"]["training"]
+    out.print(f"Trained in {seconds:.1f} s. The run lies in [bold]{shown}[/]; use it with", soft_wrap=True)
+    lines = ["sample {} -n 1000 --out new.csv", "score {} TABLE", "impute {} TABLE --out filled.csv", "report {}"]
+    if run.shape is not None:
+        lines = ["sample {} -n 100 --out new.npz", "score {} IMAGES --out scores.csv", "report {}"]
+    for line in lines:
+        out.print("  thalweg " + line.format(shown), soft_wrap=True)
+
+
+def _tell_machine_figures(run: FinishedMachine) -> None:
+    figures = run.figures
+    title = f"{figures['data']}: {figures['training_rows']} rows, {figures['test_rows']} held out"
+    table = Table("model", title=escape(title), title_justify="left")
+    for heading in ("log-likelihood, nats", "log Z", "reconstruction error"):
+        table.add_column(heading, justify="right")
+    for i, (name, entry) in enumerate(figures["scores"].items()):
+        off, back = entry["log_normaliser_error"], entry["reconstruction"]
+        cells = [
+            _with_error(entry["log_likelihood"], entry["error"]),
+            f"± {off:.3f}" if off else "exact",
+            "" if back is None else f"{back:.4f}",
+        ]
+        table.add_row(name, *cells, style="bold" if i == 0 else None)
+    out.print(table)
+    for remark in (*figures["remarks"], *figures["events"]):
+        out.print(escape(remark), soft_wrap=True)
+
+
+def _tell_machine(run: FinishedMachine) -> None:
+    figures, model = run.figures, run.model
+    off = figures["log_normaliser_error"]
+    shape = " x ".join(map(str, run.shape)) if run.shape else f"{len(run.columns)} columns"
+    _tell_pairs(
+        {
+            "model": f"restricted Boltzmann machine, {figures['visible']} visible units ({shape}), "
+            f"{figures['hidden']} hidden",
+            "data": f"{figures['data']}: {figures['training_rows']} training rows, "
+            f"{figures['test_rows']} held out (seed {run.settings.seed})",
+            "log Z": f"{figures['log_normaliser']:.4f} " + (f"± {off:.2g} nats" if off else "(exact)"),
+            "training": f"{figures['seconds']['training']:.1f} s, {len(model.history_.epochs)} epochs",
+            "made with": ", ".join(f"{k} {v}" for k, v in figures["made_with"].items()),
+        }
+    )
+    _tell_machine_figures(run)
+
+
 @compare_app.command(
     "density",
     epilog="Example: thalweg compare density iris.csv --drop species --seconds 20 --out runs/iris-compare",
@@ -544,7 +675,9 @@ def predict(
 
 @app.command(epilog="Example: thalweg sample runs/iris -n 1000 --out new.csv")
 def sample(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished density run.")],
+    run_folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a finished density or Boltzmann run.")
+    ],
     n: Annotated[int, typer.Option("-n", min=1, help="How many rows.")] = 100,
     out_file: Annotated[
         Path | None, typer.Option("--out", "-o", help="CSV, TSV or Parquet file. [default: CSV to stdout]")
@@ -557,14 +690,20 @@ def sample(
     """
     from thalweg.estimators.folder import task_of
 
-    if task_of(run_folder) == "images":
-        from thalweg.data.images import write_images
+    task = task_of(run_folder)
+    if task == "images":
         from thalweg.estimators.image_run import load_image_model
 
-        if out_file is None:
-            raise ValueError("name an .npz or a folder for the images with --out")
-        write_images(load_image_model(run_folder).sample(n, n_steps=300, random_state=seed), out_file)
-        err.print(f"{n} images written to {escape(str(out_file))}", soft_wrap=True)
+        _write_images(lambda: load_image_model(run_folder).sample(n, n_steps=300, random_state=seed), out_file)
+        return
+    if task == "boltzmann":
+        from thalweg.estimators.boltzmann_run import load_boltzmann_run, sample_images, sample_rows
+
+        machine = load_boltzmann_run(run_folder)
+        if machine.shape is None:
+            _write(sample_rows(machine, n, seed), out_file, "rows")
+        else:
+            _write_images(lambda: sample_images(machine, n, seed), out_file)
         return
     from thalweg.estimators.density_run import load_density_run, sample_table
 
@@ -573,8 +712,12 @@ def sample(
 
 @app.command(epilog="Example: thalweg score runs/iris new.csv --out scores.csv")
 def score(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished density run.")],
-    table: Annotated[Path, typer.Argument(help="CSV, TSV or Parquet file with the same columns.")],
+    run_folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a finished density or Boltzmann run.")
+    ],
+    table: Annotated[
+        Path, typer.Argument(help="CSV, TSV or Parquet file with the same columns; images for a run on images.")
+    ],
     out_file: Annotated[
         Path | None, typer.Option("--out", "-o", help="CSV, TSV or Parquet file. [default: CSV to stdout]")
     ] = None,
@@ -585,16 +728,21 @@ def score(
     """
     from thalweg.estimators.folder import task_of
 
-    if task_of(run_folder) == "images":
+    task = task_of(run_folder)
+    if task == "images":
         from thalweg.estimators.image_run import score_images
 
         _write(score_images(run_folder, table), out_file, "images")
         return
-    from thalweg.data.tables import read_table
-    from thalweg.estimators.density_run import load_density_run, score_table
+    if task == "boltzmann":
+        from thalweg.estimators.boltzmann_run import load_boltzmann_run, score_rows
 
-    run = load_density_run(run_folder)
-    scores = score_table(run, read_table(table))
+        scores = score_rows(load_boltzmann_run(run_folder), table)
+    else:
+        from thalweg.data.tables import read_table
+        from thalweg.estimators.density_run import load_density_run, score_table
+
+        scores = score_table(load_density_run(run_folder), read_table(table))
     gaps = int(scores["log_prob"].isna().sum())
     if gaps:
         err.print(f"{gaps} of {len(scores)} rows have gaps and got no score")
@@ -603,7 +751,9 @@ def score(
 
 @app.command(epilog="Example: thalweg impute runs/iris gaps.csv --imputations 5 --out filled.csv")
 def impute(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished density run.")],
+    run_folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a finished density or Boltzmann run.")
+    ],
     table: Annotated[Path, typer.Argument(help="CSV, TSV or Parquet file with the same columns.")],
     out_file: Annotated[
         Path | None, typer.Option("--out", "-o", help="CSV, TSV or Parquet file. [default: CSV to stdout]")
@@ -612,7 +762,7 @@ def impute(
         int, typer.Option(min=1, help="Completed tables, one beneath the other, counted by a column.")
     ] = 1,
     candidates: Annotated[
-        int, typer.Option(min=2, help="Weighted draws for each row, of which its completions are taken.")
+        int, typer.Option(min=2, help="Weighted draws for each row, of which a density takes its completions.")
     ] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
 ) -> None:
@@ -622,7 +772,14 @@ def impute(
     """
     from thalweg.data.tables import read_table
     from thalweg.estimators.density_run import impute_table, load_density_run
+    from thalweg.estimators.folder import task_of
 
+    if task_of(run_folder) == "boltzmann":
+        from thalweg.estimators.boltzmann_run import impute_rows, load_boltzmann_run
+
+        machine = load_boltzmann_run(run_folder)
+        _write(impute_rows(machine, read_table(table), imputations, seed), out_file, "rows")
+        return
     run = load_density_run(run_folder)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
@@ -630,6 +787,16 @@ def impute(
     for warning in told:
         err.print(escape(str(warning.message)), soft_wrap=True)
     _write(completed, out_file, "rows")
+
+
+def _write_images(draw: Callable[[], Any], path: Path | None) -> None:
+    from thalweg.data.images import write_images
+
+    if path is None:
+        raise ValueError("name an .npz or a folder for the images with --out")
+    images = draw()
+    write_images(images, path)
+    err.print(f"{len(images)} images written to {escape(str(path))}", soft_wrap=True)
 
 
 def _write(table: DataFrame, path: Path | None, what: str) -> None:
@@ -663,6 +830,11 @@ def report(
         from thalweg.report import write_image_report
 
         path = write_image_report(load_image_run(run_folder), out_file)
+    elif task_of(run_folder) == "boltzmann":
+        from thalweg.estimators.boltzmann_run import load_boltzmann_run
+        from thalweg.report import write_boltzmann_report
+
+        path = write_boltzmann_report(load_boltzmann_run(run_folder), out_file)
     else:
         from thalweg.estimators.run import load_run
         from thalweg.report import write_regression_report
@@ -684,6 +856,10 @@ def info(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder 
         from thalweg.estimators.image_run import load_image_run
 
         _tell_images(load_image_run(run_folder))
+    elif task_of(run_folder) == "boltzmann":
+        from thalweg.estimators.boltzmann_run import load_boltzmann_run
+
+        _tell_machine(load_boltzmann_run(run_folder))
     else:
         from thalweg.estimators.run import load_run
 

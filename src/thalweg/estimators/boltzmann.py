@@ -75,6 +75,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
     Attributes:
         energy_: the :class:`~thalweg.energies.RBMEnergy` of encoded rows.
         encoder_: how rows become visible states.
+        base_bias_: of independent visible units with the data's means ``[width]``: where annealing starts.
         chains_: the chains at the end of training, ``[n, width]`` of the visible layer and ``[n, n_components]``
             of the hidden one.
         history_: :class:`~thalweg.training.loop.History`.
@@ -148,8 +149,8 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         Args:
             X: ``[rows, columns]`` without gaps.
             y: ignored.
-            held_out: rows whose mean log-likelihood is told after every epoch (estimated by short annealing where
-                log Z can't be summed up quickly); nothing is learned from them.
+            held_out: rows whose mean log-likelihood is told about a hundred times (estimated by short annealing
+                where log Z can't be summed up quickly); nothing is learned from them.
             run_dir: keep checkpoints here.
             resume: go on from the checkpoint in run_dir; the result is that of a run never interrupted.
             checkpoint_seconds: least time between two checkpoints.
@@ -226,6 +227,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             sparsity_target=self.sparsity_target,
             sparsity_cost=self.sparsity_cost,
             binarise=self.encoder_.grey,
+            validate_every=max(1, int(n_epochs) // 100),
             checkpoint_seconds=checkpoint_seconds,
             seed=seed,
         )
@@ -246,8 +248,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         bias = self.energy_.visible.bias_of(data)
         bias[torch.from_numpy(self.encoder_.impossible())] = _IMPOSSIBLE
         self.energy_.biases[0].data.copy_(bias)
-        # Where annealing starts: the columns by themselves, as they are in the data.
-        self._base_bias = bias
+        self.base_bias_ = bias
         self._log_z = None
 
     def _units(self) -> Units:
@@ -268,7 +269,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
                 log_z = float(machine.log_normaliser())
             else:
                 generator = torch.Generator().manual_seed(seed)
-                log_z = anneal_machine(machine, self._base_bias, 32, 100, generator=generator).estimate
+                log_z = anneal_machine(machine, self.base_bias_, 32, 100, generator=generator).estimate
             return float(-machine(rows).mean()) - log_z - shift
 
         return validate
@@ -310,12 +311,17 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         machine, x = self._machine(), self._rows(v)
         return self._decoded(machine.sweep(x.float(), self._generator(random_state)))
 
-    def reconstruct(self, X: Any) -> np.ndarray:
-        """Means of the visible units given the means of the hidden ones; of categories the likeliest."""
+    def reconstruct(self, X: Any, encoded: bool = False) -> np.ndarray:
+        """Means of the visible units given the means of the hidden ones; of categories the likeliest.
+
+        Args:
+            encoded: give the means of the states ``[rows, width]`` instead, as ``encoder_`` has them.
+        """
         exact, x = self._exact(), self._rows(X)
         with torch.no_grad():
             hidden = torch.sigmoid(exact.field([x, None], 1))
-            return self._decoded(exact.visible.mean(exact.field([None, hidden], 0)))
+            means = exact.visible.mean(exact.field([None, hidden], 0))
+        return means.numpy() if encoded else self._decoded(means)
 
     # -- likelihood ----------------------------------------------------------------------------------
 
@@ -338,7 +344,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             else:
                 generator = torch.Generator().manual_seed(self._seed)
                 with self._threads():
-                    found = bracket_machine(machine, self._base_bias, generator=generator)
+                    found = bracket_machine(machine, self.base_bias_, generator=generator)
                 error = max(abs(found.width) / 2, found.lower.standard_error, found.upper.standard_error)
                 self._log_z = found.estimate, error
         return self._log_z
@@ -382,7 +388,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         if not isinstance(n_samples, int | np.integer) or n_samples < 1:
             raise ValueError(f"n_samples must be a whole number of at least 1, got {n_samples!r}")
         with self._threads():
-            ends = anneal_machine(machine, self._base_bias, max(100, n_samples), n_steps, generator=generator)
+            ends = anneal_machine(machine, self.base_bias_, max(100, n_samples), n_steps, generator=generator)
             weights = (ends.log_weights - ends.log_weights.max()).exp()
             hidden = ends.position[torch.multinomial(weights, n_samples, True, generator=generator)]
             layers: list[Tensor | None] = [None, hidden]
@@ -422,7 +428,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             for piece in np.array_split(rows, max(1, len(rows) * n // 4096)):
                 if not len(piece):
                     continue
-                mean, last = _clamped(machine, x[piece], self._base_bias, n, n_steps, generator)
+                mean, last = _clamped(machine, x[piece], self.base_bias_, n, n_steps, generator)
                 filled = self._decoded(mean[None] if n_imputations is None else last)
                 gaps = pd.isna(original[piece])
                 out[:, piece] = np.where(gaps, filled, original[piece])
@@ -493,7 +499,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             "extra": extra or {},
         }
         tensors = {f"energy.{k}": v for k, v in machine.state_dict().items()}
-        tensors |= {"base_bias": self._base_bias}
+        tensors |= {"base_bias": self.base_bias_}
         tensors |= {f"chains.{k}": v for k, v in enumerate(self.chains_)}
         save_model(Path(folder), type(self).__name__, config, tensors)
 
@@ -518,7 +524,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             model.energy_.load_state_dict(
                 {k.removeprefix("energy."): v for k, v in tensors.items() if k.startswith("energy.")}
             )
-            model._base_bias = tensors["base_bias"]
+            model.base_bias_ = tensors["base_bias"]
             model.chains_ = [tensors["chains.0"], tensors["chains.1"]]
             kept = config["log_normaliser"]
             model._log_z = None if kept is None else (kept[0], kept[1])

@@ -166,7 +166,7 @@ def fit_density_run(
         "validation_nll": None if np.isnan(model.validation_nll_) else model.validation_nll_,
         "scores": scores,
         "outliers": outliers,
-        "training_log_prob": _thinned(model.training_log_prob_),
+        "training_log_prob": thinned(model.training_log_prob_),
         "seconds": {"training": sum(h.seconds for h in model.history_), **seconds},
         "made_with": versions(),
     }
@@ -196,17 +196,31 @@ class Numbers:
 
     training: pd.DataFrame
     test: pd.DataFrame
-    constant: dict[str, float]
+    constant: dict[str, Any]
     remarks: list[str]
     n_rows: int
     fingerprint: str
 
 
-def read_numbers(path: str, drop: list[str], test_fraction: float, seed: int) -> Numbers:
+def numbers_of(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns as float64."""
+    return pd.DataFrame({c: as_numbers(table[c]) for c in table.columns})
+
+
+def read_numbers(
+    path: str,
+    drop: list[str],
+    test_fraction: float,
+    seed: int,
+    convert: Callable[[pd.DataFrame], pd.DataFrame] = numbers_of,
+) -> Numbers:
     """Read a table, leave out what has no density, and split the rows.
 
+    Args:
+        convert: what makes the columns those that a model takes.
+
     Raises:
-        ValueError: for columns that hold no numbers, or too few complete rows; in words.
+        ValueError: for columns that a model can't take, or too few complete rows; in words.
     """
     table = read_table(Path(path))
     table.columns = table.columns.map(str)
@@ -218,7 +232,7 @@ def read_numbers(path: str, drop: list[str], test_fraction: float, seed: int) ->
     if table.shape[1] == 0:
         raise ValueError(f"{name} has no column left")
     fingerprint = fingerprint_of(table)
-    numbers = pd.DataFrame({c: as_numbers(table[c]) for c in table.columns})
+    numbers = convert(table)
     remarks = []
     complete = numbers.dropna()
     if len(complete) < 10:
@@ -234,17 +248,21 @@ def read_numbers(path: str, drop: list[str], test_fraction: float, seed: int) ->
         )
     training_index, test_index = split_rows(len(complete), test_fraction, seed)
     training, test = complete.iloc[training_index], complete.iloc[test_index]
-    constant = {c: float(training[c].iloc[0]) for c in training.columns if np.ptp(training[c].to_numpy()) == 0}
+    constant = {c: _as_json(training[c].iloc[0]) for c in training.columns if training[c].nunique() == 1}
     if len(constant) == training.shape[1]:
         raise ValueError(f"{name} has no column that changes")
     if constant:
         remarks.append(f"Left out, because constant: {listed(list(constant))}.")
     training, test = training.drop(columns=list(constant)), test.drop(columns=list(constant))
-    for column in training.columns:
+    for column in training.select_dtypes("number").columns:
         steps = numbers[column].diff().iloc[1:]
         if len(steps) and (steps == 1).all():
             remarks.append(f"Column {column!r} numbers the rows: leave it out (--drop) unless it means something.")
     return Numbers(training, test, constant, remarks, len(table), fingerprint)
+
+
+def _as_json(value: Any) -> Any:
+    return value if isinstance(value, str) else float(value)
 
 
 def as_numbers(column: pd.Series) -> np.ndarray:
@@ -357,7 +375,7 @@ def _outliers(model: EnergyDensity, data: Numbers) -> list[dict[str, Any]]:
     return found
 
 
-def _thinned(values: np.ndarray, most: int = 1000) -> list[float]:
+def thinned(values: np.ndarray, most: int = 1000) -> list[float]:
     """The values in order, or as many of them, evenly."""
     places = np.linspace(0, len(values) - 1, min(len(values), most)).round().astype(int)
     return [round(float(v), 4) for v in np.sort(values)[places]]
@@ -461,15 +479,28 @@ def impute_table(
         raise ValueError("the table has a column 'imputation' already: rename it, or ask for one imputation")
     X = _model_columns(run, table)
     filled = run.model.impute(X, n, seed, n_candidates=n_candidates).reshape(n, *X.shape)
-    stacked = []
+    return completed_tables(table, X, filled, run.figures["constant"])
+
+
+def completed_tables(
+    table: pd.DataFrame, known: pd.DataFrame, filled: np.ndarray, constant: dict[str, Any]
+) -> pd.DataFrame:
+    """A table with its gaps filled, once for each imputation, one beneath the other.
+
+    Args:
+        known: the model's columns of the table ``[rows, columns]``.
+        filled: ``[n, rows, columns]``.
+        constant: columns that never changed, with their values.
+    """
+    n, stacked = len(filled), []
     for i in range(n):
         completed = table.copy()
         completed.columns = completed.columns.map(str)
-        for k, name in enumerate(run.columns):
-            gaps = X[name].isna().to_numpy()
+        for k, name in enumerate(known.columns):
+            gaps = known[name].isna().to_numpy()
             if gaps.any():
-                completed[name] = np.where(gaps, filled[i, :, k], X[name])
-        for name, value in run.figures["constant"].items():
+                completed[name] = np.where(gaps, filled[i, :, k], known[name])
+        for name, value in constant.items():
             if name in completed.columns and completed[name].isna().any():
                 completed[name] = completed[name].fillna(value)
         if n > 1:
@@ -478,14 +509,16 @@ def impute_table(
     return pd.concat(stacked, ignore_index=True)
 
 
-def _model_columns(run: FinishedDensity, table: pd.DataFrame) -> pd.DataFrame:
-    table = table.copy()
-    table.columns = table.columns.map(str)
-    missing = [c for c in run.columns if c not in table.columns]
+def columns_of(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """The columns that a model was trained on."""
+    table = table.set_axis(table.columns.map(str), axis=1)
+    missing = [c for c in names if c not in table.columns]
     if missing:
         raise ValueError(f"the table lacks {listed(missing)}, which the model was trained on")
-    columns = {}
-    for name in run.columns:
-        column = table[name]
-        columns[name] = np.full(len(table), np.nan) if column.isna().all() else as_numbers(column)
-    return pd.DataFrame(columns)
+    return table[names]
+
+
+def _model_columns(run: FinishedDensity, table: pd.DataFrame) -> pd.DataFrame:
+    columns = columns_of(table, run.columns)
+    empty = np.full(len(table), np.nan)
+    return pd.DataFrame({c: empty if columns[c].isna().all() else as_numbers(columns[c]) for c in run.columns})

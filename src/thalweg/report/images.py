@@ -44,9 +44,7 @@ def _generated(run: FinishedImageRun) -> Card:
     fresh = run.model.sample(6 * columns, n_steps=300, random_state=run.settings.seed)
     training = run.training.pixels[: 3 * columns]
     text = "New images by fresh chains from uniform noise" + (", one label in each column." if n > 1 else ".")
-    return Card(
-        "Generated", text + " Beneath, training images.", [_wall(fresh, columns), _wall(training, columns)]
-    )
+    return Card("Generated", text + " Beneath, training images.", [wall(fresh, columns), wall(training, columns)])
 
 
 def _neighbours(run: FinishedImageRun) -> Card:
@@ -55,7 +53,7 @@ def _neighbours(run: FinishedImageRun) -> Card:
     return Card(
         "Is it copying?",
         "Generated images (above), and the training image nearest to each (below).",
-        [_wall(np.concatenate([fresh, run.training.pixels[nearest.row]]), 16)],
+        [wall(np.concatenate([fresh, run.training.pixels[nearest.row]]), 16)],
     )
 
 
@@ -70,7 +68,7 @@ def _completed(run: FinishedImageRun) -> Card:
     return Card(
         "Completed",
         "Images held out, what the model is shown of them, and three completions of the rest.",
-        [_wall(np.concatenate(rows), len(test.pixels))],
+        [wall(np.concatenate(rows), len(test.pixels))],
     )
 
 
@@ -110,7 +108,7 @@ def _scores(run: FinishedImageRun) -> Card:
     )
 
 
-def _wall(images: np.ndarray, n_columns: int) -> go.Figure:
+def wall(images: np.ndarray, n_columns: int) -> go.Figure:
     pixels = tile(images, n_columns)
     figure = go.Figure(go.Image(z=pixels))
     figure.update_xaxes(visible=False)

@@ -52,6 +52,7 @@ class LearningPlan:
         sparsity_target: wanted mean of the hidden units (None: whatever comes).
         sparsity_cost: rate with which their biases are moved towards it.
         binarise: rows are probabilities, from which binary states are drawn anew at every epoch.
+        validate_every: epochs from one figure of ``validate`` to the next.
         max_rollbacks: how often a diverged run goes back an epoch, at half the rate, before it gives up.
         checkpoint_seconds: least time between two checkpoints.
         seed: of the order of the rows and of the chains.
@@ -74,12 +75,13 @@ class LearningPlan:
     sparsity_target: float | None = None
     sparsity_cost: float = 0.0
     binarise: bool = False
+    validate_every: int = 1
     max_rollbacks: int = 5
     checkpoint_seconds: float = 5.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("n_epochs", "batch_size", "learning_rate", "n_gibbs"):
+        for name in ("n_epochs", "batch_size", "learning_rate", "n_gibbs", "validate_every"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("final_rate", "weight_decay", "fast_rate", "sparsity_cost"):
@@ -142,7 +144,7 @@ class BoltzmannTrainer:
 
         Args:
             data: visible states ``[N, width]``, or probabilities if the plan binarises.
-            validate: maps the machine to a figure for the log after every epoch; more is better.
+            validate: maps the machine to a figure for the log; more is better.
             resume: go on from the checkpoint in ``run_dir``, if there is one.
             chains: where persistent chains start, ``[n, width]`` for every layer; None draws each unit by its
                 bias.
@@ -386,9 +388,10 @@ class Learning:
             chains: list[Tensor | None] = [self.chains[0], None]
             gap = machine.summed_out(layers, 1).mean() - machine.summed_out(chains, 1).mean()
             record["free-energy gap"] = float(gap)
-        if self.validate is not None:
+        if self.validate is not None and (self.epoch + 1) % self.plan.validate_every == 0:
             record["validation"] = self.validate(machine)
-            record["best"] = max([record["validation"], *(e["validation"] for e in self.history.epochs)])
+            before = [e["validation"] for e in self.history.epochs if "validation" in e]
+            record["best"] = max([record["validation"], *before])
         return record
 
     def sound(self, record: dict[str, float]) -> bool:

@@ -1,0 +1,467 @@
+"""A run of a restricted Boltzmann machine on a table or on images: read, split, train, measure, save."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import norm
+
+from thalweg.data.encoding import is_number
+from thalweg.data.images import Images, read_images
+from thalweg.data.states import KINDS, StateEncoder
+from thalweg.data.tables import read_table
+from thalweg.estimators.boltzmann import RestrictedBoltzmannMachine
+from thalweg.estimators.density_run import (
+    MODEL_NAME,
+    as_numbers,
+    columns_of,
+    completed_tables,
+    read_numbers,
+    scored,
+    thinned,
+)
+from thalweg.estimators.folder import (
+    check_new_run,
+    check_same_settings,
+    check_task,
+    is_finished,
+    listed,
+    read_json,
+    remove_run,
+    split_rows,
+    versions,
+    without_infinities,
+    write_json,
+)
+from thalweg.evaluation.density_baselines import GaussianBaseline
+
+TASK = "boltzmann"
+INDEPENDENT = "independent columns"
+_MOST_CATEGORIES = 50
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class BoltzmannSettings:
+    """What decides a run's result.
+
+    Attributes:
+        data: path of a table, of a folder of pictures, or of an ``.npz``.
+        drop: columns of a table to leave out.
+        visible: kind of the visible units: "auto", "binary", "gaussian", "categorical".
+        hidden: hidden units; None is as many as there are visible numbers, from 16 to 256.
+        epochs: passes over the data; None is as many as give 3000 updates, but at least 50.
+        learning_rate, gibbs, persistent: see :class:`RestrictedBoltzmannMachine`.
+        grey: take grey values of images as probabilities, instead of cutting at the middle.
+        test_fraction: part of the rows held out and never trained on, in (0, 1).
+        seed: of the split and the training.
+        threads: of PyTorch.
+        checkpoint_seconds: least time between two checkpoints.
+    """
+
+    data: str
+    drop: list[str] = field(default_factory=list)
+    visible: str = "auto"
+    hidden: int | None = None
+    epochs: int | None = None
+    learning_rate: float | None = None
+    gibbs: int = 1
+    persistent: bool = True
+    grey: bool = False
+    test_fraction: float = 0.1
+    seed: int = 0
+    threads: int | None = None
+    checkpoint_seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.test_fraction < 1:
+            raise ValueError(f"the test fraction must be above 0 and below 1, got {self.test_fraction}")
+        if self.visible not in KINDS:
+            raise ValueError(f"--visible must be one of {', '.join(KINDS)}; got {self.visible!r}")
+
+
+@dataclass
+class Rows:
+    """Rows ready for a machine.
+
+    Attributes:
+        training, test: complete rows.
+        kind: of the visible units.
+        shape: (C, H, W) of images, None of a table.
+        constant: columns left out because they never change, with their values.
+        remarks: what a user should know of how the data were taken.
+        n_rows: of the data.
+        fingerprint: of the data.
+    """
+
+    training: pd.DataFrame
+    test: pd.DataFrame
+    kind: str
+    shape: list[int] | None
+    constant: dict[str, Any]
+    remarks: list[str]
+    n_rows: int
+    fingerprint: str
+
+
+@dataclass
+class FinishedMachine:
+    """A finished run: its settings, figures and model; the rows are read again where they are asked for."""
+
+    folder: Path
+    settings: BoltzmannSettings
+    figures: dict[str, Any]
+    model: RestrictedBoltzmannMachine
+
+    @property
+    def shape(self) -> list[int] | None:
+        """(C, H, W) of images, None of a table."""
+        return self.figures["shape"]
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.figures["columns"])
+
+    def rows(self) -> Rows:
+        """What it was made with.
+
+        Raises:
+            ValueError: if the data are gone, or others.
+        """
+        rows = read_rows(self.settings)
+        if rows.fingerprint != read_json(self.folder / "fit.json").get("fingerprint"):
+            raise ValueError(f"{self.settings.data} has changed since the run in {self.folder} was made")
+        return rows
+
+
+# -- making a run ------------------------------------------------------------------------------------
+
+
+def fit_boltzmann_run(
+    folder: Path,
+    settings: BoltzmannSettings,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    verbose: bool = True,
+    tell: Callable[[str], None] = lambda line: None,
+) -> FinishedMachine:
+    """Train a machine, measure it beside independent columns on rows held out, and save it all.
+
+    Raises:
+        ValueError: for data or settings that can't be used, or a folder that holds another run.
+        DivergenceError: if training can't be kept from diverging.
+    """
+    known = check_new_run(folder, resume, overwrite)
+    if resume:
+        check_same_settings(folder, asdict(read_boltzmann_settings(folder)), asdict(settings), TASK)
+        if is_finished(folder):
+            tell("This run is finished already.")
+            return load_boltzmann_run(folder)
+    rows = read_rows(settings)
+    if resume and read_json(folder / "fit.json").get("fingerprint") != rows.fingerprint:
+        raise ValueError(f"{settings.data} has changed since the run in {folder} was started: start a new run")
+    if known and not resume:
+        remove_run(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"task": TASK, "settings": asdict(settings), "fingerprint": rows.fingerprint}
+    write_json(folder / "fit.json", about)
+    model = _machine(settings, rows, verbose)
+    test = _states(rows.test, settings.seed) if rows.kind == "binary" else rows.test
+    model.fit(
+        rows.training,
+        held_out=test,
+        run_dir=folder / "training",
+        resume=resume,
+        checkpoint_seconds=settings.checkpoint_seconds,
+    )
+    tell("Measuring the machine: log Z, reconstructions.")
+    start = time.monotonic()
+    figures = {
+        "data": Path(settings.data).name,
+        "shape": rows.shape,
+        "columns": list(rows.training.columns),
+        "constant": rows.constant,
+        "visible": rows.kind,
+        "remarks": rows.remarks,
+        "rows": rows.n_rows,
+        "training_rows": len(rows.training),
+        "test_rows": len(rows.test),
+        "hidden": model.n_components,
+        "log_normaliser": model.log_normaliser_,
+        "log_normaliser_error": model.log_normaliser_error_,
+        "scores": _scores(model, rows.training, test),
+        "training_log_prob": thinned(model.score_samples(rows.training)),
+        "seconds": {"training": model.history_.seconds, "measuring": time.monotonic() - start},
+        "events": model.history_.events,
+        "made_with": versions(),
+    }
+    model.save(folder / "model")
+    write_json(folder / "figures.json", figures)
+    shutil.rmtree(folder / "training", ignore_errors=True)
+    return FinishedMachine(folder, settings, figures, model)
+
+
+def _machine(settings: BoltzmannSettings, rows: Rows, verbose: bool) -> RestrictedBoltzmannMachine:
+    n_batches = max(1, len(rows.training) // _BATCH)
+    return RestrictedBoltzmannMachine(
+        settings.hidden or int(np.clip(rows.training.shape[1], 16, 256)),
+        visible=rows.kind,
+        learning_rate=settings.learning_rate,
+        batch_size=_BATCH,
+        n_iter=settings.epochs or max(50, math.ceil(3000 / n_batches)),
+        n_gibbs=settings.gibbs,
+        persistent=settings.persistent,
+        n_threads=settings.threads,
+        verbose=verbose,
+        random_state=settings.seed,
+    )
+
+
+def read_rows(settings: BoltzmannSettings) -> Rows:
+    """Read what a run is made with, and split it.
+
+    Raises:
+        ValueError: for data that a machine can't take, in words.
+    """
+    path = Path(settings.data)
+    images = path.is_dir() or path.suffix.lower() == ".npz"
+    rows = _image_rows(settings, read_images(path)) if images else _table_rows(settings)
+    encoder = StateEncoder(rows.kind).fit(rows.training.to_numpy())
+    encoder.encode(rows.test.to_numpy())
+    return rows
+
+
+def _table_rows(settings: BoltzmannSettings) -> Rows:
+    chosen: list[str] = []
+    found = read_numbers(
+        settings.data,
+        settings.drop,
+        settings.test_fraction,
+        settings.seed,
+        partial(_as_states, visible=settings.visible, chosen=chosen),
+    )
+    names = {"binary": "binary (0 or 1)", "categorical": "categories", "gaussian": "numbers, as Gaussian units"}
+    remarks = [f"Taken as {names[chosen[0]]}: {listed(list(found.training.columns))}.", *found.remarks]
+    test = found.test
+    if chosen[0] == "categorical":
+        known = [test[c].isin(found.training[c].unique()) for c in test.columns]
+        test = test[np.logical_and.reduce(known)]
+        if len(test) < len(found.test):
+            n = len(found.test) - len(test)
+            remarks.append(f"{n} rows held out have categories that no training row has, and are not judged.")
+    return Rows(found.training, test, chosen[0], None, found.constant, remarks, found.n_rows, found.fingerprint)
+
+
+def _image_rows(settings: BoltzmannSettings, images: Images) -> Rows:
+    if settings.visible == "categorical":
+        raise ValueError("pixels are no categories: take --visible auto, binary or gaussian")
+    if settings.drop:
+        raise ValueError("--drop is for columns of tables")
+    flat = images.pixels.reshape(len(images.pixels), -1).astype(np.float64)
+    kind = "binary" if settings.visible == "auto" else settings.visible
+    two = bool(((flat == 0) | (flat == 1)).all())
+    remarks = []
+    if kind == "gaussian":
+        remarks.append("Grey values are taken as numbers, by Gaussian units.")
+    elif settings.grey and not two:
+        remarks.append(
+            "Grey values are taken as probabilities: black and white are drawn from them anew in every epoch, and "
+            "once for the figures."
+        )
+    elif not two:
+        flat = (flat > 0.5).astype(np.float64)
+        remarks.append("Pixels are cut at the middle into black and white (--grey keeps grey values).")
+    table = pd.DataFrame(flat, columns=[f"pixel {i + 1}" for i in range(flat.shape[1])])
+    training, test = split_rows(len(table), settings.test_fraction, settings.seed)
+    digest = pd.util.hash_array(flat.sum(1)).sum()
+    return Rows(
+        table.iloc[training],
+        table.iloc[test],
+        kind,
+        list(images.pixels.shape[1:]),
+        {},
+        remarks,
+        len(table),
+        f"{flat.shape} {digest}",
+    )
+
+
+def _as_states(table: pd.DataFrame, visible: str, chosen: list[str]) -> pd.DataFrame:
+    """Columns as numbers or as categories, and which of these in ``chosen``."""
+    texts = [c for c in table.columns if not is_number(table[c])]
+    numbers = [c for c in table.columns if c not in texts]
+    if visible == "auto":
+        wide = [c for c in numbers if not table[c].dropna().isin((0, 1)).all()]
+        if texts and wide:
+            raise ValueError(
+                f"the table has texts ({listed(texts, 3)}) beside numbers ({listed(wide, 3)}), and a machine has "
+                "visible units of one kind: leave out one or the other (--drop), or take each number as a "
+                "category (--visible categorical)"
+            )
+        visible = "categorical" if texts else "gaussian" if wide else "binary"
+    chosen[:] = [visible]
+    if visible != "categorical":
+        return pd.DataFrame({c: as_numbers(table[c]) for c in table.columns})
+    return pd.DataFrame({c: _as_categories(table[c]) for c in table.columns})
+
+
+def _as_categories(column: pd.Series) -> pd.Series:
+    n = column.nunique()
+    if n > _MOST_CATEGORIES:
+        raise ValueError(
+            f"column {column.name!r} has {n} different values, too many for categories (at most "
+            f"{_MOST_CATEGORIES}): leave it out (--drop)"
+        )
+    kept = column.astype(float) if is_number(column) else column.map(str, na_action="ignore")
+    return kept.astype(object).where(column.notna(), np.nan)
+
+
+def _states(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Rows of 0 and 1, drawn from probabilities where there are any."""
+    return (np.random.RandomState(seed).uniform(size=rows.shape) < rows).astype(np.float64)
+
+
+def _scores(
+    model: RestrictedBoltzmannMachine, training: pd.DataFrame, test: pd.DataFrame
+) -> dict[str, dict[str, Any]]:
+    """Log-likelihood and reconstruction error of the machine and of what it must beat."""
+    states = model.encoder_.encode(test.to_numpy())
+    log_prob, off = model.score_samples(test), model.log_normaliser_error_
+    if model.encoder_.kind == "gaussian":
+        law = norm(training.mean().to_numpy(), training.std(ddof=0).to_numpy())
+        alone = law.logpdf(test.to_numpy()).sum(1)
+        means = model.encoder_.encode(training.to_numpy()).mean(0)
+    else:
+        units, bias = model.energy_.visible, model.base_bias_.double()
+        with torch.no_grad():
+            alone = states @ bias.numpy() - float(units.log_partition(bias))
+            means = units.mean(bias).numpy()
+    back = model.reconstruct(test, encoded=True)
+    found = {
+        MODEL_NAME: _score(log_prob, off, float(np.square(back - states).mean())),
+        INDEPENDENT: _score(alone, 0.0, float(np.square(means - states).mean())),
+    }
+    if model.encoder_.kind == "gaussian" and len(training) > training.shape[1]:
+        gaussian = GaussianBaseline().fit(training.to_numpy()).log_prob(test.to_numpy())
+        found[GaussianBaseline.name] = _score(gaussian, 0.0, None)
+    return found
+
+
+def _score(log_prob: np.ndarray, off: float, reconstruction: float | None) -> dict[str, Any]:
+    entry = scored(log_prob)
+    return without_infinities(
+        {
+            "log_likelihood": -entry["nll"],
+            "error": entry["nll_error"],
+            "log_normaliser_error": off,
+            "reconstruction": reconstruction,
+        }
+    )
+
+
+# -- using a run -------------------------------------------------------------------------------------
+
+
+def read_boltzmann_settings(folder: Path) -> BoltzmannSettings:
+    """The settings of a run.
+
+    Raises:
+        ValueError: if the folder holds no run, one of another kind, or a damaged one.
+    """
+    check_task(folder, TASK)
+    path = folder / "fit.json"
+    try:
+        return BoltzmannSettings(**read_json(path)["settings"])
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged, or of another version ({error})") from error
+
+
+def load_boltzmann_run(folder: Path) -> FinishedMachine:
+    """Read a finished run.
+
+    Raises:
+        ValueError: if the folder holds no run, one of another kind, an unfinished or a damaged one.
+    """
+    settings = read_boltzmann_settings(folder)
+    if not is_finished(folder):
+        raise ValueError(f"the run in {folder} is not finished: `thalweg fit {TASK} --resume --out {folder}`")
+    figures = read_json(folder / "figures.json")
+    lacking = {"columns", "shape", "scores", "training_log_prob", "visible"} - set(figures)
+    if lacking:
+        raise ValueError(f"{folder / 'figures.json'} is damaged: it lacks {listed(sorted(lacking))}")
+    return FinishedMachine(folder, settings, figures, RestrictedBoltzmannMachine.load(folder / "model"))
+
+
+def sample_rows(run: FinishedMachine, n: int, seed: int = 0) -> pd.DataFrame:
+    """n rows drawn from the machine, with the training table's columns."""
+    table = pd.DataFrame(run.model.sample(n, random_state=seed), columns=run.columns).infer_objects()
+    for name, value in run.figures["constant"].items():
+        table[name] = value
+    return table
+
+
+def sample_images(run: FinishedMachine, n: int, seed: int = 0) -> np.ndarray:
+    """n images ``[n, C, H, W]`` drawn from the machine."""
+    assert run.shape is not None
+    return run.model.sample(n, random_state=seed).reshape(n, *run.shape).clip(0, 1)
+
+
+def score_rows(run: FinishedMachine, path: Path) -> pd.DataFrame:
+    """How likely each row or image of a file is; empty for rows with gaps.
+
+    ``log_prob`` is in nats; ``outlier_score`` is the part of the training rows that are likelier.
+    """
+    X = _asked(run, path)
+    known = X.notna().all(axis=1).to_numpy()
+    log_prob, score = np.full(len(X), np.nan), np.full(len(X), np.nan)
+    if known.any():
+        log_prob[known] = run.model.score_samples(X[known])
+        training = np.array(run.figures["training_log_prob"])
+        score[known] = 1 - np.searchsorted(training, log_prob[known], side="right") / len(training)
+    return pd.DataFrame({"log_prob": log_prob, "outlier_score": score})
+
+
+def impute_rows(run: FinishedMachine, table: pd.DataFrame, n: int = 1, seed: int = 0) -> pd.DataFrame:
+    """The table with the gaps in the model's columns filled by draws given the rest of the row.
+
+    With several imputations they are stacked, and a column ``imputation`` counts them from 1.
+    """
+    if run.shape is not None:
+        raise ValueError(f"{run.folder} holds a run on images: gaps are filled in tables")
+    if n > 1 and "imputation" in table.columns:
+        raise ValueError("the table has a column 'imputation' already: rename it, or ask for one imputation")
+    X = _model_columns(run, table)
+    return completed_tables(table, X, run.model.impute(X, n, random_state=seed), run.figures["constant"])
+
+
+def _asked(run: FinishedMachine, path: Path) -> pd.DataFrame:
+    if run.shape is None:
+        return _model_columns(run, read_table(path))
+    pixels = read_images(path).pixels
+    if list(pixels.shape[1:]) != run.shape:
+        raise ValueError(
+            f"the images are {' x '.join(map(str, pixels.shape[1:]))}, and the machine was trained on "
+            f"{' x '.join(map(str, run.shape))}"
+        )
+    flat = pixels.reshape(len(pixels), -1).astype(np.float64)
+    cut = run.figures["visible"] == "binary" and not run.settings.grey
+    return pd.DataFrame((flat > 0.5).astype(np.float64) if cut else flat, columns=run.columns)
+
+
+def _model_columns(run: FinishedMachine, table: pd.DataFrame) -> pd.DataFrame:
+    columns = columns_of(table, run.columns)
+    if run.figures["visible"] == "categorical":
+        return pd.DataFrame({c: _as_categories(columns[c]) for c in run.columns})
+    empty = np.full(len(table), np.nan)
+    return pd.DataFrame({c: empty if columns[c].isna().all() else as_numbers(columns[c]) for c in run.columns})

@@ -1,0 +1,243 @@
+"""The report of a run of a restricted Boltzmann machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from thalweg.estimators.boltzmann_run import INDEPENDENT, FinishedMachine, Rows
+from thalweg.estimators.density_run import MODEL_NAME
+from thalweg.report import charts, density_charts
+from thalweg.report.images import wall
+from thalweg.report.page import Card, Tile, render_page, write_page
+
+_MOST_FILTERS = 100
+_MOST_COLUMNS = 60
+_MOST_MARGINALS = 12
+_ADJECTIVES = {"binary": "binary", "gaussian": "Gaussian", "categorical": "categorical"}
+
+
+def write_boltzmann_report(run: FinishedMachine, path: Path | None = None) -> Path:
+    """Write the report; beside the run by default."""
+    return write_page(boltzmann_report(run), path or run.folder / "report.html")
+
+
+def boltzmann_report(run: FinishedMachine) -> str:
+    """The report of a finished run as one HTML page.
+
+    Raises:
+        ValueError: if the data that the run was made with are gone, or others.
+    """
+    rows = run.rows()
+    cards = [_filters(run), _reconstructions(run, rows), _draws(run, rows), _training(run)]
+    cards += [_energies(run, rows), _scores(run)]
+    figures = run.figures
+    made = figures["made_with"]
+    footer = f"thalweg {made['thalweg']} · torch {made['torch']} · Python {made['python']} · {made['on']}"
+    subtitle = (
+        f"A restricted Boltzmann machine with {_ADJECTIVES[figures['visible']]} visible and binary hidden units"
+    )
+    return render_page(f"A machine of {figures['data']}", subtitle, _tiles(run), cards, footer)
+
+
+def _tiles(run: FinishedMachine) -> list[Tile]:
+    figures = run.figures
+    ours, alone = figures["scores"][MODEL_NAME], figures["scores"][INDEPENDENT]
+    off = figures["log_normaliser_error"]
+    size = " x ".join(map(str, run.shape[1:])) if run.shape else str(len(run.columns))
+    return [
+        Tile("rows", f"{figures['training_rows']:,}", f"and {figures['test_rows']:,} held out"),
+        Tile("pixels" if run.shape else "columns", size, figures["visible"]),
+        Tile("hidden", str(figures["hidden"]), "binary units"),
+        Tile("test log-likelihood", f"{ours['log_likelihood']:.3f}",
+             f"nats; independent columns {alone['log_likelihood']:.3f}"),
+        Tile("log Z", f"{figures['log_normaliser']:.3f}", f"± {off:.2g} nats" if off else "exact"),
+        Tile("training", f"{figures['seconds']['training']:.1f} s", f"{len(run.model.history_.epochs)} epochs"),
+    ]  # fmt: skip
+
+
+def _filters(run: FinishedMachine) -> Card:
+    weights = run.model.components_
+    # The hidden units that do most, first.
+    order = np.argsort(-np.abs(weights).sum(1), kind="stable")
+    weights = weights[order]
+    most = float(np.quantile(np.abs(weights), 0.995)) or 1.0
+    if run.shape is not None:
+        shown = weights[:_MOST_FILTERS]
+        pictures = 0.5 + 0.5 * (shown / most).clip(-1, 1)
+        picture = wall(pictures.reshape(-1, *run.shape), min(20, len(shown)))
+        text = "The weights of each hidden unit, as an image: white raises a pixel, black lowers it."
+        if len(shown) < len(weights):
+            text += f" The {len(shown)} of {len(weights)} units with the largest weights."
+        return Card("Filters", text, [picture])
+    possible = ~run.model.encoder_.impossible()
+    names = [n for n, shown in zip(_state_names(run), possible, strict=True) if shown][:_MOST_COLUMNS]
+    weights = weights[:, possible]
+    figure = go.Figure(
+        go.Heatmap(
+            z=weights[:_MOST_FILTERS, : len(names)].T, y=[charts.plain(n) for n in names], zmin=-most, zmax=most,
+            colorscale="RdBu", hovertemplate="%{y}, hidden unit %{x}: %{z:.2f}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_xaxes(title="hidden unit, by the size of its weights")
+    figure.update_yaxes(autorange="reversed")
+    text = "The weight between every column and every hidden unit: columns with weights of a unit hang together."
+    if len(names) < weights.shape[1]:
+        text += f" The first {len(names)} of {weights.shape[1]}."
+    return Card("Weights", text, [charts.styled(figure, 120 + 18 * len(names))])
+
+
+def _state_names(run: FinishedMachine) -> list[str]:
+    """What each number of a visible state is."""
+    encoder = run.model.encoder_
+    if encoder.kind != "categorical":
+        return run.columns
+    names = []
+    for column, known in zip(run.columns, encoder.categories, strict=True):
+        padded = [f"{v:g}" if isinstance(v, float) else str(v) for v in known] + [""] * encoder.n_states
+        names += [f"{column} = {v}" for v in padded[: encoder.n_states]]
+    return names
+
+
+def _reconstructions(run: FinishedMachine, rows: Rows) -> Card:
+    if run.shape is not None:
+        test = rows.test[:20]
+        back = run.model.reconstruct(test).clip(0, 1)
+        pictures = np.concatenate([test.to_numpy(), back]).reshape(-1, *run.shape)
+        text = "Images held out (above), and what is left of them after one step up and down (below)."
+        return Card("Reconstructions", text, [wall(pictures, len(test))])
+    states = run.model.encoder_.encode(rows.test.to_numpy())
+    training = run.model.encoder_.encode(rows.training.to_numpy())
+    back = run.model.reconstruct(rows.test, encoded=True)
+    width = states.shape[1] // len(run.columns)
+    spread = training.var(0).reshape(-1, width).sum(1)
+
+    def by_column(guess: np.ndarray) -> list[float]:
+        squared = np.square(guess - states).mean(0).reshape(-1, width).sum(1)
+        return np.sqrt(squared / spread)[:_MOST_MARGINALS].tolist()
+
+    errors = {MODEL_NAME: by_column(back), "the mean": by_column(training.mean(0))}
+    text = (
+        "What is left of the columns of rows held out after one step up and down: the error in standard "
+        "deviations of the column, beside that of its mean. A small one is no sign of a good density."
+    )
+    names = run.columns[:_MOST_MARGINALS]
+    if len(names) < len(run.columns):
+        text += f" The first {len(names)} of {len(run.columns)} columns."
+    return Card("Reconstructions", text, [density_charts.errors_by_column(names, errors)])
+
+
+def _draws(run: FinishedMachine, rows: Rows) -> Card:
+    if run.shape is not None:
+        fantasies = run.model.sample(80, random_state=0).clip(0, 1).reshape(-1, *run.shape)
+        training = rows.training.to_numpy()[:40].reshape(-1, *run.shape)
+        text = (
+            "Fantasies: draws from chains that were annealed from independent pixels to the machine. Beneath, "
+            "training images."
+        )
+        return Card("Fantasies", text, [wall(fantasies, 20), wall(training, 20)])
+    draws = pd.DataFrame(run.model.sample(3000, random_state=0), columns=run.columns)
+    text = "Every column by itself: the training rows, and 3,000 draws from the machine."
+    shown = run.columns[:_MOST_MARGINALS]
+    if len(shown) < len(run.columns):
+        text += f" The first {len(shown)} of {len(run.columns)} columns."
+    if rows.kind == "categorical":
+        head = ["column", "value", "share of the rows", "share of the draws"]
+        table = [
+            [name, str(value), f"{share:.1%}", f"{(draws[name] == value).mean():.1%}"]
+            for name in shown
+            for value, share in rows.training[name].value_counts(normalize=True).items()
+        ]
+        return Card("The data and the draws", text, head=head, rows=table, folded=len(table) > 24)
+    if rows.kind == "binary":
+        means = {"training rows": rows.training.mean().to_numpy(), "draws": draws.mean().to_numpy()}
+        cards = [_dots(means, "share of ones"), _dots(_correlated(rows.training, draws), "correlation of pairs")]
+        text = "Shares of ones, column by column, and correlations, pair by pair: on the line they agree."
+        return Card("The data and the draws", text, cards)
+    data = rows.training[shown].to_numpy()
+    picture = density_charts.marginals(data, draws[shown].to_numpy(dtype=float), shown, [0.0] * len(shown))
+    pairs = _dots(_correlated(rows.training, draws), "correlation of pairs")
+    return Card("The data and the draws", text + " Beneath, correlations, pair by pair.", [picture, pairs])
+
+
+def _correlated(data: pd.DataFrame, draws: pd.DataFrame) -> dict[str, np.ndarray]:
+    pairs = np.triu_indices(min(data.shape[1], _MOST_COLUMNS), 1)
+    found = {}
+    for name, table in (("training rows", data), ("draws", draws)):
+        values = table.iloc[:, :_MOST_COLUMNS].to_numpy(dtype=float)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found[name] = np.nan_to_num(np.atleast_2d(np.corrcoef(values.T)))[pairs]
+    return found
+
+
+def _dots(values: dict[str, np.ndarray], what: str) -> go.Figure:
+    """One against the other, with the diagonal."""
+    (x_name, x), (y_name, y) = values.items()
+    every = np.concatenate([x, y, [0.0, 1.0]] if not len(x) else [x, y])
+    ends = [float(every.min()), float(every.max())]
+    figure = go.Figure()
+    figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": charts.INK, "dash": "dot", "width": 1.5})
+    figure.add_scatter(x=x, y=y, mode="markers", marker={"color": charts.MODEL, "size": 6, "opacity": 0.6})
+    figure.update_xaxes(title=f"{what}: {x_name}")
+    figure.update_yaxes(title=y_name)
+    return charts.styled(figure, 320, showlegend=False)
+
+
+def _training(run: FinishedMachine) -> Card:
+    history = run.model.history_
+    judged = [e for e in history.epochs if "validation" in e]
+    likelihood = charts.curves(
+        [e["epoch"] for e in judged],
+        {"log-likelihood of rows held out": [e["validation"] for e in judged]},
+        ("epoch", "nats"),
+        None,
+    )
+    gap = charts.curves(
+        [e["epoch"] for e in history.epochs],
+        {"free energy of the data less that of the chains": [e["free-energy gap"] for e in history.epochs]},
+        ("epoch", "nats"),
+        None,
+    )
+    text = (
+        "The log-likelihood of rows held out (log Z by short annealing where it can't be summed up), and the gap "
+        "of free energies, which should stay near zero: a steady drift is divergence."
+    )
+    return Card("Training", text, [likelihood, gap], notes=history.events)
+
+
+def _energies(run: FinishedMachine, rows: Rows) -> Card:
+    rng = np.random.RandomState(0)
+    training, test = rows.training[:1000], rows.test[:1000]
+    shuffled = pd.DataFrame({c: rng.permutation(test[c].to_numpy()) for c in test.columns})
+    figure = go.Figure()
+    kinds = {"training rows": training, "rows held out": test, "held out, columns shuffled": shuffled}
+    for name, table in kinds.items():
+        figure.add_violin(y=run.model.score_samples(table), name=name, points=False, showlegend=False)
+    figure.update_yaxes(title="log p, nats")
+    text = (
+        "log p of rows it was trained on, of rows held out, and of rows whose columns come from different rows: "
+        "where the first two differ, it has learned by heart."
+    )
+    return Card("What it takes for its own", text, [charts.styled(figure, 340)])
+
+
+def _scores(run: FinishedMachine) -> Card:
+    table = []
+    for name, entry in run.figures["scores"].items():
+        error, off, back = entry["error"], entry["log_normaliser_error"], entry["reconstruction"]
+        value = "not finite" if entry["log_likelihood"] is None else f"{entry['log_likelihood']:.3f}"
+        table.append(
+            [
+                name,
+                value + (f" ± {error:.2g}" if error else ""),
+                f"± {off:.2g}" if off else "exact",
+                "" if back is None else f"{back:.4f}",
+            ]
+        )
+    head = ["model", "log-likelihood", "log Z", "reconstruction error"]
+    notes = [*run.figures["remarks"], "The log-likelihood is the mean over rows held out, ± one standard error."]
+    text = f"On the same {run.figures['test_rows']} rows held out. Higher log-likelihood is better."
+    return Card("Figures", text, head=head, rows=table, notes=notes)

@@ -1,0 +1,214 @@
+"""The command on restricted Boltzmann machines: tables of every kind, images, interruptions, what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.datasets import load_digits
+
+from test_cli_images import thalweg
+
+
+def bits(n: int = 300) -> pd.DataFrame:
+    rng = np.random.RandomState(0)
+    likely = np.where(rng.uniform(size=(n, 1)) < 0.4, 0.9, 0.1)
+    table = pd.DataFrame((rng.uniform(size=(n, 6)) < likely).astype(int), columns=list("abcdef"))
+    return table.assign(always=1)
+
+
+def fruits(n: int = 300) -> pd.DataFrame:
+    rng = np.random.RandomState(0)
+    colour = rng.choice(["red", "green", "blue"], n)
+    kind = np.where(colour == "red", "cherry", np.where(colour == "green", "pear", "plum"))
+    table = pd.DataFrame({"colour": colour, "fruit": kind, "ripe": rng.choice([0, 1], n)})
+    table.loc[::30, "fruit"] = None
+    return table
+
+
+def numbers(n: int = 300) -> pd.DataFrame:
+    rng = np.random.RandomState(0)
+    length = rng.normal(5, 1, n)
+    return pd.DataFrame({"length": length, "width": 100 - 10 * length + rng.normal(0, 2, n)})
+
+
+TABLES = {"binary": bits, "categorical": fruits, "gaussian": numbers}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """A run on a table of each kind, and one on images."""
+    folder = tmp_path_factory.mktemp("machines")
+    for kind, make in TABLES.items():
+        table = make()
+        table.to_csv(folder / f"{kind}.csv", index=False)
+        done = thalweg("fit", "boltzmann", folder / f"{kind}.csv", "--out", folder / kind, "--epochs", 60)
+        (folder / f"{kind}.txt").write_text(done.out)
+    raw = load_digits()
+    np.savez(folder / "digits.npz", X=(15 * raw.images[:300]).astype(np.uint8), y=raw.target[:300])
+    done = thalweg("fit", "boltzmann", folder / "digits.npz", "--out", folder / "images", "--epochs", 15)
+    (folder / "images.txt").write_text(done.out)
+    return {kind: folder / kind for kind in (*TABLES, "images")}
+
+
+def told(run: Path) -> str:
+    return run.with_suffix(".txt").read_text()
+
+
+@pytest.mark.parametrize("kind", [*TABLES, "images"])
+def test_a_run_is_told_beside_independent_columns_and_drawn(runs, kind):
+    run = runs[kind]
+    figures = json.loads((run / "figures.json").read_text())
+    assert figures["visible"] == ("binary" if kind == "images" else kind)
+    ours, alone = figures["scores"]["thalweg"], figures["scores"]["independent columns"]
+    assert ours["log_likelihood"] > alone["log_likelihood"]
+    assert ours["reconstruction"] < alone["reconstruction"]
+    for words in ("independent columns", "exact" if kind != "images" else "±", "thalweg sample"):
+        assert words in told(run)
+    page = (run / "report.html").read_text()
+    for heading in ("Filters" if kind == "images" else "Weights", "Reconstructions", "Training", "Figures"):
+        assert heading in page
+    assert ("Fantasies" if kind == "images" else "The data and the draws") in page
+    info = thalweg("info", run).out
+    assert "restricted Boltzmann machine" in info
+    assert "independent columns" in info
+    assert not (run / "training").exists()
+    thalweg("report", run, "--out", run.parent / "again.html")
+    assert (run.parent / "again.html").exists()
+
+
+def test_what_was_done_to_the_data_is_said(runs):
+    assert "Left out, because constant: 'always'" in told(runs["binary"])
+    assert "10 of 300 rows have gaps (in 'fruit')" in told(runs["categorical"])
+    assert "cut at the middle" in told(runs["images"])
+    assert "Gaussian units" in told(runs["gaussian"])
+
+
+def test_rows_are_drawn_in_their_own_units(runs, tmp_path):
+    for kind, make in TABLES.items():
+        thalweg("sample", runs[kind], "-n", 200, "--out", tmp_path / "new.csv")
+        drawn, table = pd.read_csv(tmp_path / "new.csv"), make()
+        assert set(drawn.columns) == set(table.columns)
+        if kind == "gaussian":
+            assert drawn.corr().iloc[0, 1] < -0.5
+        else:
+            assert set(drawn.iloc[:, 0]) <= set(table.iloc[:, 0])
+    thalweg("sample", runs["images"], "-n", 4, "--out", tmp_path / "new.npz")
+    assert np.load(tmp_path / "new.npz")["X"].shape == (4, 8, 8)
+
+
+def test_rows_and_images_are_scored(runs, tmp_path):
+    for kind, make in TABLES.items():
+        table = make()
+        table.to_csv(tmp_path / "rows.csv", index=False)
+        done = thalweg("score", runs[kind], tmp_path / "rows.csv", "--out", tmp_path / "scores.csv")
+        scores = pd.read_csv(tmp_path / "scores.csv")
+        assert list(scores.columns) == ["log_prob", "outlier_score"]
+        assert scores["log_prob"].isna().tolist() == table.isna().any(axis=1).tolist()
+        assert ("got no score" in done.err) == (kind == "categorical")
+    noise = np.random.RandomState(0).randint(0, 256, (300, 8, 8)).astype(np.uint8)
+    np.savez(tmp_path / "noise.npz", X=noise)
+    figures = []
+    for path in (tmp_path / "noise.npz", runs["images"].parent / "digits.npz"):
+        thalweg("score", runs["images"], path, "--out", tmp_path / "scores.csv")
+        figures.append(pd.read_csv(tmp_path / "scores.csv")["log_prob"].mean())
+    assert figures[0] < figures[1] - 10
+
+
+def test_gaps_are_filled(runs, tmp_path):
+    fruits().to_csv(tmp_path / "gaps.csv", index=False)
+    thalweg("impute", runs["categorical"], tmp_path / "gaps.csv", "--out", tmp_path / "full.csv")
+    filled, gaps = pd.read_csv(tmp_path / "full.csv"), fruits()
+    assert filled.notna().all().all()
+    assert (filled["fruit"] == gaps["fruit"])[gaps["fruit"].notna()].all()
+    right = filled["colour"].map({"red": "cherry", "green": "pear", "blue": "plum"}) == filled["fruit"]
+    assert right.mean() > 0.95
+    table = numbers()
+    table.loc[:50, "width"] = np.nan
+    table.to_csv(tmp_path / "gaps.csv", index=False)
+    arguments = ("impute", runs["gaussian"], tmp_path / "gaps.csv", "--imputations", 3)
+    thalweg(*arguments, "--out", tmp_path / "full.csv")
+    filled = pd.read_csv(tmp_path / "full.csv")
+    assert filled["imputation"].tolist() == [i for i in (1, 2, 3) for _ in range(300)]
+    assert np.corrcoef(filled["length"], filled["width"])[0, 1] < -0.7
+
+
+def test_an_interrupted_or_killed_run_resumes_to_the_same_model(tmp_path):
+    numbers().to_csv(tmp_path / "rows.csv", index=False)
+    settings = ["fit", "boltzmann", tmp_path / "rows.csv", "--epochs", 400, "--hidden", 64, "--no-report",
+                "--quiet", "--threads", 1, "--checkpoint-seconds", 0.01]  # fmt: skip
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    checkpoint = cut / "training" / "checkpoint.pt"
+    command = [sys.executable, "-m", "thalweg.cli", *map(str, settings), "--out", str(cut)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for how, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            deadline = time.monotonic() + 60
+            while not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before) and process.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            process.send_signal(how)
+            _, message = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert process.returncode == code, message.decode()
+        assert not (cut / "model").exists()
+        assert "not finished" in thalweg("info", cut, code=1).err
+        command.append("--resume")
+    assert f"thalweg fit boltzmann --resume --out {cut}" in message.decode()
+    thalweg("fit", "boltzmann", "--resume", "--out", cut, "-q")
+    thalweg(*settings, "--out", whole)
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (cut, whole)]
+    assert weights[0] == weights[1]
+    assert "finished already" in thalweg("fit", "boltzmann", "--resume", "--out", cut, "--no-report").err
+    numbers(299).to_csv(tmp_path / "rows.csv", index=False)
+    assert "has changed" in thalweg("report", cut, code=1).err
+
+
+def test_what_is_refused(runs, tmp_path):
+    fit = ("fit", "boltzmann")
+    mixed = fruits().assign(weight=1.5)
+    mixed["weight"] += np.arange(300)
+    mixed.to_csv(tmp_path / "mixed.csv", index=False)
+    for arguments, words in (
+        ((*fit, tmp_path / "mixed.csv"), "texts ('colour', 'fruit') beside numbers ('weight')"),
+        ((*fit, tmp_path / "mixed.csv", "--visible", "categorical"), "300 different values"),
+        ((*fit, tmp_path / "mixed.csv", "--visible", "huge"), "--visible must be one of"),
+        ((*fit, tmp_path / "mixed.csv", "--visible", "binary"), "'colour' holds texts"),
+        (
+            (*fit, runs["gaussian"].with_suffix(".csv"), "--visible", "binary", "--test-fraction", 0.2),
+            "binary units",
+        ),
+        ((*fit, runs["images"].parent / "digits.npz", "--visible", "categorical"), "pixels are no categories"),
+        ((*fit, tmp_path / "nothing.csv"), "no file"),
+        (fit, "name the data"),
+        ((*fit, "--resume"), "name the run"),
+        (("impute", runs["images"], tmp_path / "mixed.csv"), "gaps are filled in tables"),
+        (("score", runs["binary"], tmp_path / "mixed.csv"), "lacks 'a'"),
+        (("predict", runs["binary"], tmp_path / "mixed.csv"), "boltzmann"),
+        (("sample", runs["images"]), "--out"),
+    ):
+        new = arguments[:2] == fit and len(arguments) > 2 and arguments[2] != "--resume"
+        out = ("--out", tmp_path / "run") if new else ()
+        assert words in thalweg(*arguments, *out, code=1).err, words
+        assert not (tmp_path / "run" / "model").exists()
+    assert (
+        "holds a finished run"
+        in thalweg(*fit, runs["binary"].with_suffix(".csv"), "--out", runs["binary"], code=1).err
+    )
+    assert "another epochs" in thalweg(*fit, "--resume", "--out", runs["binary"], "--epochs", 9, code=1).err
+
+
+def test_help_has_an_example():
+    process = subprocess.run(
+        [sys.executable, "-m", "thalweg.cli", "fit", "boltzmann", "--help"], capture_output=True, check=True
+    )
+    assert "Example" in process.stdout.decode()
