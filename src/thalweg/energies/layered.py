@@ -109,6 +109,11 @@ class LayeredMachine(Energy):
             total = total + unit.feature(x) @ self.biases[number] - unit.base(x)
         return total
 
+    @property
+    def n_enumerated(self) -> float:
+        """Binary units of that kind of layers which has fewer: exact log Z sums over 2^that states."""
+        return min(self._n_enumerated(odd) for odd in (0, 1))
+
     def log_normaliser(self) -> Tensor:
         """log Z, exact: one kind of layers is enumerated and the other summed out.
 
@@ -232,13 +237,13 @@ class DBMEnergy(LayeredMachine):
                     break
         return layers
 
-    def evidence_bound(self, v: Tensor, n_steps: int = 30) -> Tensor:
+    def evidence_bound(self, v: Tensor, n_steps: int = 30, tolerance: float = 1e-4) -> Tensor:
         """A lower bound of log p(v) + log Z, ``[*batch]``: mean energy and entropy under the mean field.
 
         Source: [Salakhutdinov 2009, eq. 13].
         """
         with torch.no_grad():
-            layers = self.mean_field(v, n_steps)
+            layers = self.mean_field(v, n_steps, tolerance)
             entropy: Any = 0.0
             for mean in layers[1:]:
                 entropy = entropy - (torch.xlogy(mean, mean) + torch.xlogy(1 - mean, 1 - mean)).sum(-1)

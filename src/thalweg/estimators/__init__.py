@@ -1,8 +1,18 @@
 """The scikit-learn face."""
 
+from thalweg.estimators.deep import DeepBeliefClassifier, DeepBeliefNetwork, DeepBoltzmannMachine
 from thalweg.estimators.density import EnergyDensity
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
 from thalweg.estimators.images import ImageEBM
 from thalweg.estimators.regressor import EnergyRegressor
 
-__all__ = ["EnergyDensity", "EnergyRegressor", "ImageEBM", "MultivariateDistribution", "PredictiveDistribution"]
+__all__ = [
+    "DeepBeliefClassifier",
+    "DeepBeliefNetwork",
+    "DeepBoltzmannMachine",
+    "EnergyDensity",
+    "EnergyRegressor",
+    "ImageEBM",
+    "MultivariateDistribution",
+    "PredictiveDistribution",
+]

@@ -143,9 +143,9 @@ class BoltzmannTrainer:
             machine.visible.check(data)
         if machine.n_layers > 2 and (self.up, self.down) != (1, 1):
             raise ValueError("inputs are scaled for restricted machines only")
-        return self.run(Learning(self, machine, data, validate, encode), resume)
+        return self.run(_Learning(self, machine, data, validate, encode), resume)
 
-    def run(self, learning: Learning, resume: bool) -> History:
+    def run(self, learning: _Learning, resume: bool) -> History:
         with torch.no_grad():
             if resume and self.run_dir is not None:
                 learning.load(self.run_dir)
@@ -153,7 +153,7 @@ class BoltzmannTrainer:
         return learning.history
 
 
-class Learning:
+class _Learning:
     """One run in progress."""
 
     def __init__(

@@ -12,7 +12,7 @@ from torch import Tensor
 from thalweg.energies.belief import DeepBeliefNetwork
 from thalweg.energies.layered import DBMEnergy, RBMEnergy
 from thalweg.energies.units import Units
-from thalweg.training.boltzmann import BoltzmannTrainer, Learning, LearningPlan
+from thalweg.training.boltzmann import BoltzmannTrainer, LearningPlan, _Learning
 from thalweg.training.loop import History
 from thalweg.training.progress import Progress
 
@@ -167,7 +167,7 @@ def up_down(
     return trainer.run(_UpDown(trainer, network, data), resume)
 
 
-class _UpDown(Learning):
+class _UpDown(_Learning):
     """The machine on top learns as ever; the layers below beside it."""
 
     def __init__(self, trainer: BoltzmannTrainer, network: DeepBeliefNetwork, data: Tensor):
