@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_iris
+from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import Tensor
 
+from thalweg import DeepBeliefClassifier, DeepBoltzmannMachine
+from thalweg import DeepBeliefNetwork as DeepBeliefEstimator
 from thalweg.energies.belief import DeepBeliefNetwork
 from thalweg.energies.layered import DBMEnergy, RBMEnergy, binary_states
 from thalweg.energies.units import Binary, Gaussian
+from thalweg.recipes import boltzmann
+from thalweg.recipes.base import Settings
 from thalweg.training.boltzmann import BoltzmannTrainer, Learning, LearningPlan
 from thalweg.training.loop import DivergenceError
 from thalweg.training.pretraining import grow_belief_network, pretrain, up_down
@@ -313,3 +320,138 @@ def test_divergence_below_the_top_is_noticed():
         network.lower[0].bias.fill_(float("nan"))
     with pytest.raises(DivergenceError, match="not finite"):
         up_down(network, rows, LearningPlan(n_epochs=2, batch_size=50))
+
+
+# -- estimators ---------------------------------------------------------------------------------------------
+
+SMALL = {"hidden": (6, 4), "n_iter_pretraining": 3, "n_iter": 3, "random_state": 0}
+DENSITIES = pytest.mark.parametrize("kind", [DeepBoltzmannMachine, DeepBeliefEstimator])
+
+
+@parametrize_with_checks(
+    [
+        DeepBoltzmannMachine(**SMALL),
+        DeepBeliefEstimator(**SMALL),
+        DeepBeliefClassifier((16,), n_iter_pretraining=3, n_iter=15, fine_rate=2e-2, random_state=0),
+    ]
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+@DENSITIES
+def test_scores_are_bounds_of_a_density_and_draws_follow_the_data(kind):
+    rows, others = stripes(600).numpy(), stripes(300, 1)
+    model = kind((4, 4), n_iter_pretraining=100, n_iter=100, batch_size=20, random_state=0).fit(rows)
+    assert model.log_normaliser_error_ == 0
+    exactly = float(model.energy_.log_marginal(others.double()).mean()) - model.log_normaliser_
+    assert exactly - 0.5 < model.score(others.numpy()) < exactly + 0.05
+    base = np.log(0.5) * 12
+    assert model.score(others.numpy()) > base + 1.5
+    drawn = model.sample(1000, random_state=0)
+    assert set(np.unique(drawn)) == {0.0, 1.0}
+    assert np.abs(np.corrcoef(drawn.T) - np.corrcoef(rows.T)).max() < 0.25
+    # Independent rows of pixels leave a belief network's top layer nothing to tell of the one below.
+    least = 0.9 if kind is DeepBoltzmannMachine else 0.5
+    assert ((model.reconstruct(rows) > 0.5) == rows).mean() > least
+    assert model.transform(rows).shape == (600, 4)
+    assert list(model.get_feature_names_out()) == [f"{kind.__name__.lower()}{i}" for i in range(4)]
+
+
+@DENSITIES
+def test_log_z_of_wide_machines_is_annealed_and_its_error_told(kind):
+    rows = stripes(200).numpy()
+    model = kind((20, 19), visible="gaussian", n_iter_pretraining=2, n_iter=2, random_state=0).fit(rows)
+    assert 0 < model.log_normaliser_error_ < 1
+    assert np.isfinite(model.score_samples(rows)).all()
+
+
+@pytest.mark.parametrize("columns", ["binary", "real"])
+@pytest.mark.parametrize("kind", [DeepBoltzmannMachine, DeepBeliefEstimator, DeepBeliefClassifier])
+def test_saved_models_come_back(kind, columns, tmp_path):
+    X, y = load_iris(return_X_y=True)
+    X = (X.mean(0) < X).astype(float) if columns == "binary" else X
+    names = np.array(["setosa", "versicolor", "virginica"])
+    model = kind(**SMALL).fit(X, names[y])
+    model.save(tmp_path / "model", {"note": 1})
+    again = kind.load(tmp_path / "model")
+    assert again.extra_ == {"note": 1}
+    if kind is DeepBeliefClassifier:
+        np.testing.assert_array_equal(again.predict_proba(X), model.predict_proba(X))
+        np.testing.assert_array_equal(again.predict(X), model.predict(X))
+    else:
+        np.testing.assert_array_equal(again.score_samples(X), model.score_samples(X))
+        np.testing.assert_array_equal(again.sample(3, 10, random_state=1), model.sample(3, 10, random_state=1))
+        np.testing.assert_array_equal(again.transform(X), model.transform(X))
+    with pytest.raises(ValueError, match="holds a"):
+        (DeepBeliefEstimator if kind is DeepBoltzmannMachine else DeepBoltzmannMachine).load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("kind", [DeepBoltzmannMachine, DeepBeliefEstimator, DeepBeliefClassifier])
+def test_resumed_fits_are_those_never_interrupted(kind, tmp_path, monkeypatch):
+    X, y = stripes(100).numpy(), np.arange(100) % 2
+    whole = kind(**SMALL).fit(X, y, run_dir=tmp_path / "whole", checkpoint_seconds=0)
+    monkeypatch.setattr("thalweg.estimators.deep.BarProgress", lambda label: StopAfter(2))
+    with pytest.raises(Interrupted):
+        kind(**SMALL, verbose=True).fit(X, y, run_dir=tmp_path / "cut", checkpoint_seconds=0)
+    again = kind(**SMALL).fit(X, y, run_dir=tmp_path / "cut", resume=True, checkpoint_seconds=0)
+    for name, module in whole._modules().items():
+        for a, b in zip(module.parameters(), again._modules()[name].parameters(), strict=True):
+            assert torch.equal(a, b)
+    # A new run in a used folder starts anew.
+    fresh = kind(**{**SMALL, "random_state": 1}).fit(X, y, run_dir=tmp_path / "cut")
+    assert len(fresh.history_[-1].epochs) == 3
+
+
+def test_pretraining_on_rows_without_labels_helps_a_classifier():
+    rng = np.random.RandomState(0)
+    X = stripes(600).numpy()
+    y = X[:, :3].sum(1) >= 2
+    few = rng.permutation(300)[:20]
+    how = {"hidden": (8, 8), "n_iter": 200, "batch_size": 20, "random_state": 0}
+    model = DeepBeliefClassifier(n_iter_pretraining=200, **how).fit(X[few], y[few], unlabelled=X[:300])
+    assert model.score(X[300:], y[300:]) > 0.9
+    assert model.predict(X[:3]).dtype == bool
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hidden": ()}, "hidden"),
+        ({"hidden": (3, 0)}, "hidden"),
+        ({"n_iter": 0}, "n_iter"),
+        ({"visible": "softmax"}, "visible"),
+        ({"visible": "binary"}, "0 and 1"),
+        ({"hidden": (3,)}, "two hidden"),
+    ],
+)
+def test_bad_settings_are_refused_in_words(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DeepBoltzmannMachine(**{**SMALL, **settings}).fit(load_iris().data)
+    if settings == {"hidden": (3,)}:
+        DeepBeliefEstimator(**{**SMALL, **settings}).fit(load_iris().data)
+
+
+# -- the recipe ---------------------------------------------------------------------------------------------
+
+
+def test_recipe_runs(tmp_path):
+    told = []
+    result = boltzmann.RECIPE.run(Settings(seeds=(0,), quick=True, tell=told.append))
+    assert len(told) == 1
+    assert all(np.isfinite(f.values).all() and f.target is None for f in result.figures)
+    assert max(len(f.name) for f in result.figures) <= 40
+    assert {f.name for f in result.figures} >= {k for k in boltzmann.TARGETS if "RBM 64x16" not in k}
+    assert all(json.loads(picture.to_json())["data"] for picture in result.pictures.values())
+    assert len(result.pictures) == 8
+
+
+def test_recipe_on_larger_images(tmp_path):
+    rng = np.random.RandomState(0)
+    pixels, labels = (255 * (rng.uniform(size=(60, 28, 28)) < 0.3)).astype(np.uint8), np.zeros(60, int)
+    np.savez(tmp_path / "mnist_12k.npz", X_train=pixels, y_train=labels, X_test=pixels[:20], y_test=labels[:20])
+    result = boltzmann.RECIPE.run(Settings(seeds=(0,), quick=True, data=tmp_path))
+    assert all(np.isfinite(f.values).all() for f in result.figures)
+    with pytest.raises(ValueError, match=r"mnist_12k\.npz"):
+        boltzmann.RECIPE.run(Settings(data=tmp_path / "elsewhere"))

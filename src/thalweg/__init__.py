@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from thalweg.estimators.boltzmann import RestrictedBoltzmannMachine
+    from thalweg.estimators.deep import DeepBeliefClassifier, DeepBeliefNetwork, DeepBoltzmannMachine
     from thalweg.estimators.density import EnergyDensity
     from thalweg.estimators.images import ImageEBM
     from thalweg.estimators.regressor import EnergyRegressor
 
-__all__ = ["EnergyDensity", "EnergyRegressor", "ImageEBM", "RestrictedBoltzmannMachine", "__version__"]
+__all__ = [
+    "DeepBeliefClassifier",
+    "DeepBeliefNetwork",
+    "DeepBoltzmannMachine",
+    "EnergyDensity",
+    "EnergyRegressor",
+    "ImageEBM",
+    "RestrictedBoltzmannMachine",
+    "__version__",
+]
 
 __version__ = "0.1.0"
 
 
+_HOMES = {
+    "DeepBeliefClassifier": "deep",
+    "DeepBeliefNetwork": "deep",
+    "DeepBoltzmannMachine": "deep",
+    "EnergyDensity": "density",
+    "EnergyRegressor": "regressor",
+    "ImageEBM": "images",
+    "RestrictedBoltzmannMachine": "boltzmann",
+}
+
+
 def __getattr__(name: str) -> Any:
     # On demand, so that ``thalweg --help`` need not wait for PyTorch.
-    if name == "EnergyDensity":
-        from thalweg.estimators.density import EnergyDensity
-
-        return EnergyDensity
-    if name == "EnergyRegressor":
-        from thalweg.estimators.regressor import EnergyRegressor
-
-        return EnergyRegressor
-    if name == "ImageEBM":
-        from thalweg.estimators.images import ImageEBM
-
-        return ImageEBM
-    if name == "RestrictedBoltzmannMachine":
-        from thalweg.estimators.boltzmann import RestrictedBoltzmannMachine
-
-        return RestrictedBoltzmannMachine
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"thalweg.estimators.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'thalweg' has no attribute {name!r}")

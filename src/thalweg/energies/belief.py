@@ -132,13 +132,21 @@ class DeepBeliefNetwork(Density):
                 means.append(v)
             return [*means, torch.sigmoid(self.top.field([v, None], 1))]
 
-    def draw_up(self, v: Tensor, generator: torch.Generator | None = None) -> tuple[list[Tensor], Tensor]:
-        """v and draws of q of all hidden layers but the last, and log q of these ``[*batch]``."""
+    def draw_up(
+        self, v: Tensor, generator: torch.Generator | None = None, common: bool = False
+    ) -> tuple[list[Tensor], Tensor]:
+        """v and draws of q of all hidden layers but the last, and log q of these ``[*batch]``.
+
+        Args:
+            common: the same noise for all rows, so that what a row gets does not depend on those beside it.
+        """
         states, log_q = [v], v.new_zeros(v.shape[:-1])
         with torch.no_grad():
             for layer in self.lower:
                 field = layer.up(states[-1])
-                drawn = torch.bernoulli(torch.sigmoid(field), generator=generator)
+                shape = field.shape[-1:] if common else field.shape
+                uniform = torch.rand(shape, generator=generator, device=field.device, dtype=field.dtype)
+                drawn = (uniform < torch.sigmoid(field)).to(field.dtype)
                 log_q = log_q + (drawn * field).sum(-1) - nn.functional.softplus(field).sum(-1)
                 states.append(drawn)
         return states, log_q
@@ -195,9 +203,9 @@ class DeepBeliefNetwork(Density):
         ]
         return torch.cat(totals)
 
-    def log_weights(self, v: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def log_weights(self, v: Tensor, generator: torch.Generator | None = None, common: bool = False) -> Tensor:
         """log of p(v, h) Z / q(h|v) for one draw of h from q, ``[*batch]``."""
-        states, log_q = self.draw_up(v, generator)
+        states, log_q = self.draw_up(v, generator, common)
         with torch.no_grad():
             total = -self.top(states[-1]) - log_q
             for layer, below, above in zip(self.lower, states, states[1:], strict=False):
@@ -212,13 +220,13 @@ class DeepBeliefNetwork(Density):
         return sum(self.log_weights(v, generator) for _ in range(n_samples)) / n_samples  # type: ignore[return-value]
 
     def importance_bound(
-        self, v: Tensor, n_samples: int = 100, generator: torch.Generator | None = None
+        self, v: Tensor, n_samples: int = 100, generator: torch.Generator | None = None, common: bool = False
     ) -> Tensor:
         """A tighter one, low in expectation: the log of the mean of the weights, ``[*batch]``.
 
         Source: [Burda 2016, eq. 8].
         """
-        log_weights = torch.stack([self.log_weights(v, generator) for _ in range(n_samples)])
+        log_weights = torch.stack([self.log_weights(v, generator, common) for _ in range(n_samples)])
         return torch.logsumexp(log_weights, 0) - math.log(n_samples)
 
     def classifier(self, n_classes: int) -> nn.Sequential:

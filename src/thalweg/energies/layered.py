@@ -238,13 +238,13 @@ class DBMEnergy(LayeredMachine):
                     break
         return layers
 
-    def evidence_bound(self, v: Tensor, n_steps: int = 30) -> Tensor:
+    def evidence_bound(self, v: Tensor, n_steps: int = 30, tolerance: float = 1e-4) -> Tensor:
         """A lower bound of log p(v) + log Z, ``[*batch]``: mean energy and entropy under the mean field.
 
         Source: [Salakhutdinov 2009, eq. 13].
         """
         with torch.no_grad():
-            layers = self.mean_field(v, n_steps)
+            layers = self.mean_field(v, n_steps, tolerance)
             entropy: Any = 0.0
             for mean in layers[1:]:
                 entropy = entropy - (torch.xlogy(mean, mean) + torch.xlogy(1 - mean, 1 - mean)).sum(-1)

@@ -103,3 +103,35 @@ class _Scaler:
 
 
 BASELINES = (GaussianBaseline, MixtureBaseline, KernelBaseline)
+
+
+class BernoulliMixture:
+    """A mixture of products of Bernoullis, by EM: what a density of binary rows must beat.
+
+    Args:
+        n_components: 1 has the columns independent.
+    """
+
+    def __init__(self, n_components: int = 30):
+        self.n_components = n_components
+
+    def fit(self, X: np.ndarray, seed: int = 0, n_steps: int = 100) -> BernoulliMixture:
+        """Fit rows of 0 and 1 ``[rows, columns]``."""
+        rng = np.random.RandomState(seed)
+        shares = rng.dirichlet(np.ones(self.n_components), len(X))
+        for _ in range(n_steps if self.n_components > 1 else 1):
+            counts = shares.sum(0)
+            # One row more of each kind, so that no column is certain.
+            mean = (shares.T @ X + 1) / (counts + 2)[:, None]
+            self.log_weights = np.log((counts + 1e-9) / len(X))
+            self.log_on, self.log_off = np.log(mean), np.log1p(-mean)
+            joint = self._joint(X)
+            shares = np.exp(joint - np.logaddexp.reduce(joint, 1, keepdims=True))
+        return self
+
+    def _joint(self, X: np.ndarray) -> np.ndarray:
+        return X @ self.log_on.T + (1 - X) @ self.log_off.T + self.log_weights
+
+    def log_prob(self, X: np.ndarray) -> np.ndarray:
+        """log p ``[rows]``, in nats."""
+        return np.logaddexp.reduce(self._joint(X), 1)

@@ -2,6 +2,7 @@
 
 from thalweg.recipes import (
     age,
+    boltzmann,
     boxes_2d,
     boxes_3d,
     composition,
@@ -26,6 +27,7 @@ _MODULES = (
     boxes_3d,
     density_2d,
     igebm,
+    boltzmann,
     composition,
     consistency,
     continual,
