@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from thalweg.energies.base import ConditionalEnergy, Energy, Features
-from thalweg.energies.products import by_columns, product
+from thalweg.energies.products import multiplier, product
 
 
 class Activation(NamedTuple):
@@ -224,10 +224,9 @@ class FixedPerceptron(Energy):
         super().__init__()
         self.activation, self.event_ndim = activation, event_ndim
         self.layers = [(weight.detach().t(), bias.detach()) for weight, bias in layers]
-        self.backwards = [by_columns(matrix.t()) for matrix, _ in reversed(self.layers)]
         self.out_weight, self.out_bias = out_weight.detach(), out_bias.detach()
         self.n_inputs = len(self.layers[0][0])
-        self.outputs = self.out_weight
+        self.n_rows = -1
 
     def forward(self, x: Tensor) -> Tensor:
         return self._value(self._inputs(x)).reshape(x.shape[: x.dim() - self.event_ndim])
@@ -241,28 +240,38 @@ class FixedPerceptron(Energy):
         grad = self._backward(self._inputs(x))
         return grad if x.dim() == 2 else grad.reshape(x.shape)
 
+    def _prepare(self, n_rows: int) -> None:
+        """Products and output weights for so many rows: they stay the same along a chain."""
+        self.n_rows = n_rows
+        self.ups = [multiplier(n_rows, matrix, bias) for matrix, bias in self.layers]
+        self.downs = [multiplier(n_rows, matrix.t()) for matrix, _ in reversed(self.layers)]
+        self.outputs = self.out_weight.repeat_interleave(n_rows // len(self.out_weight), 0)
+
     def _inputs(self, x: Tensor) -> list[Tensor]:
-        rows = x if x.dim() == 2 else x.reshape(-1, self.n_inputs)
-        return _inputs(self.activation, self.layers, rows.detach() if rows.requires_grad else rows)
+        """What goes into each layer's activation, ``[N, H_l]``."""
+        x = x if x.dim() == 2 else x.reshape(-1, self.n_inputs)
+        if x.requires_grad:
+            x = x.detach()
+        if len(x) != self.n_rows:
+            self._prepare(len(x))
+        up, *others = self.ups
+        inputs = [up(x)]
+        for up in others:
+            inputs.append(up(self.activation.value(inputs[-1])))
+        return inputs
 
     def _value(self, inputs: list[Tensor]) -> Tensor:
         values = self.activation.value(inputs[-1])
         if len(self.out_weight) == 1:
             return torch.addmv(self.out_bias, values, self.out_weight[0])
-        n_each = len(values) // len(self.out_weight)
-        return (values * self._outputs(len(values))).sum(-1) + self.out_bias.repeat_interleave(n_each)
+        bias = self.out_bias.repeat_interleave(len(values) // len(self.out_weight))
+        return (values * self.outputs).sum(-1) + bias
 
     def _backward(self, inputs: list[Tensor]) -> Tensor:
-        grad = self._outputs(len(inputs[-1]))
-        for matrix in self.backwards:
-            grad = product(self.activation.backward(grad, inputs.pop()), matrix)
+        grad = self.outputs
+        for down in self.downs:
+            grad = down(self.activation.backward(grad, inputs.pop()))
         return grad
-
-    def _outputs(self, n: int) -> Tensor:
-        """The out_weight of each of n places, made once for a chain."""
-        if len(self.outputs) != n:
-            self.outputs = self.out_weight.repeat_interleave(n // len(self.out_weight), 0)
-        return self.outputs
 
 
 class _Value(torch.autograd.Function):
@@ -272,7 +281,9 @@ class _Value(torch.autograd.Function):
     def forward(ctx: Any, activation: Activation, x: Tensor, *weights: Tensor) -> Tensor:
         *layers, (out, constant) = zip(weights[::2], weights[1::2], strict=True)
         rows = x.reshape(-1, x.shape[-1])
-        inputs = _inputs(activation, [(weight.t(), bias) for weight, bias in layers], rows)
+        inputs: list[Tensor] = []
+        for weight, bias in layers:
+            inputs.append(product(activation.value(inputs[-1]) if inputs else rows, weight.t(), bias))
         values = activation.value(inputs[-1])
         ctx.activation, ctx.inputs = activation, inputs
         ctx.save_for_backward(rows, values, out, *(weight for weight, _ in layers))
@@ -410,11 +421,3 @@ def _activation(name: str) -> Activation:
     if name not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name]
-
-
-def _inputs(activation: Activation, layers: Sequence[tuple[Tensor, Tensor]], x: Tensor) -> list[Tensor]:
-    """What goes into each layer's activation, ``[N, H_l]``, for x ``[N, D]`` and layers of (matrix, bias)."""
-    inputs: list[Tensor] = []
-    for matrix, bias in layers:
-        inputs.append(product(activation.value(inputs[-1]) if inputs else x, matrix, bias))
-    return inputs

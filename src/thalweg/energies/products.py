@@ -7,6 +7,7 @@ takes longer to start.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,27 +17,30 @@ _ONEDNN: Any = None
 if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
     _ONEDNN = torch.ops.mkldnn._linear_pointwise.default
 
-_LEAST = 96 * 128 * 128
+_LEAST = 64 * 128 * 128
 
 
 def product(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ matrix + bias without a graph: x ``[N, n]`` (``[*batch, n]`` without bias), matrix ``[n, m]``."""
+    return multiplier(x.numel() // max(1, len(matrix)), matrix, bias)(x)
+
+
+def multiplier(n_rows: int, matrix: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """The product of this matrix with any x of so many rows: the way is chosen once for many."""
     n, m = matrix.shape
     pays = (
-        x.numel() * m >= _LEAST
+        n_rows * n * m >= _LEAST
         and min(n, m) >= 32
         and _ONEDNN is not None
-        and x.dtype is torch.float32
         and matrix.dtype is torch.float32
-        and x.device.type == "cpu"
+        and matrix.device.type == "cpu"
     )
     if pays:
-        return _ONEDNN(x, matrix.t(), bias, "none", [], "")
+        weight = matrix.t()
+        return lambda x: _ONEDNN(x, weight, bias, "none", [], "")
     if m < 16:
-        matrix = by_columns(matrix)
-    return torch.matmul(x, matrix) if bias is None else torch.addmm(bias, x, matrix)
-
-
-def by_columns(matrix: Tensor) -> Tensor:
-    """The same matrix with contiguous columns: a narrow one is several times faster to multiply by."""
-    return matrix.t().contiguous().t()
+        # A narrow matrix is several times faster to multiply by when its columns are contiguous.
+        matrix = matrix.t().contiguous().t()
+    if bias is None:
+        return lambda x: torch.matmul(x, matrix)
+    return lambda x: torch.addmm(bias, x, matrix)
