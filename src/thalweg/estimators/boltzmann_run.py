@@ -34,6 +34,7 @@ from thalweg.estimators.folder import (
     check_new_run,
     check_same_settings,
     check_task,
+    fingerprint_of,
     is_finished,
     listed,
     read_json,
@@ -284,7 +285,6 @@ def _image_rows(settings: BoltzmannSettings, images: Images) -> Rows:
         remarks.append("Pixels are cut at the middle into black and white (--grey keeps grey values).")
     table = pd.DataFrame(flat, columns=[f"pixel {i + 1}" for i in range(flat.shape[1])])
     training, test = split_rows(len(table), settings.test_fraction, settings.seed)
-    digest = pd.util.hash_array(flat.sum(1)).sum()
     return Rows(
         table.iloc[training],
         table.iloc[test],
@@ -293,7 +293,7 @@ def _image_rows(settings: BoltzmannSettings, images: Images) -> Rows:
         {},
         remarks,
         len(table),
-        f"{flat.shape} {digest}",
+        fingerprint_of(table),
     )
 
 
