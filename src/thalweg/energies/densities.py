@@ -111,7 +111,7 @@ class GaussianMixtureEnergy(Density):
 
     def log_prob(self, x: Tensor) -> Tensor:
         log_normal = self.constants - 0.5 * self._standardised(x).square().sum(-1)
-        return torch.logsumexp(log_normal, -1)
+        return log_normal.squeeze(-1) if len(self.constants) == 1 else torch.logsumexp(log_normal, -1)
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -125,9 +125,12 @@ class GaussianMixtureEnergy(Density):
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         means = self.means
+        noise_shape = (n, means.shape[1])
+        if len(means) == 1:
+            noise, scale = standard_normal(noise_shape, means, generator), self.scales[0]
+            return means + (noise * scale if scale.dim() == 1 else noise @ scale.t())
         which = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
-        noise = standard_normal((n, means.shape[1]), means, generator)
-        scales = self.scales[which]
+        noise, scales = standard_normal(noise_shape, means, generator), self.scales[which]
         moved = noise * scales if scales.dim() == 2 else torch.einsum("nde,ne->nd", scales, noise)
         return means[which] + moved
 

@@ -40,13 +40,14 @@ class Activation(NamedTuple):
 # Named functions, so that an energy can be pickled.
 def _silu(h: Tensor, order: int) -> list[Tensor]:
     s = torch.sigmoid(h)
+    rest = 1 - s
     value = h * s
-    first = torch.addcmul(s, value, 1 - s)
-    spread = s * (1 - s)
-    second = spread * (2 + h - 2 * value)
+    first = torch.addcmul(s, value, rest)
+    # 2 first - value, and so on: each derivative is a product of those before it.
+    second = torch.lerp(value, first, 2.0).mul_(rest)
     if order < 3:
         return [value, first, second]
-    return [value, first, second, second * (1 - 2 * s) + spread * (1 - 2 * first)]
+    return [value, first, second, torch.lerp(first, second, 2.0).mul_(rest).addcmul_(s, second, value=-1)]
 
 
 def _softplus(h: Tensor, order: int) -> list[Tensor]:
