@@ -45,7 +45,7 @@ def run(settings: Settings) -> Result:
         f"beside them a restricted machine of {N_HIDDEN // 2}, which is the first layer of the deep ones.",
         "All train by persistent chains of 5 sweeps an update, from 0.1 falling to 0 over 40 epochs: with one "
         "sweep the deep machine's chains lag behind its weights.",
-        "log Z lies between the annealing there and back, which the figures take the middle of. Of the deep "
+        "log Z is the middle of what the annealing there and back say, both of which may miss modes. Of the deep "
         "machine and the belief network the figures are lower bounds beside that: the mean field's, and that of "
         "100 importance weights.",
     ]
