@@ -48,7 +48,7 @@ TARGETS: dict[str, tuple[float, bool]] = {
     "DBM: exact less bound (nats)": (0.3, True),
     "DBM: exact less bound, least row": (-1e-4, False),
     "DBM: error of annealed log Z": (0.1, True),
-    "DBN: tied layer less RBM, size (nats)": (1e-6, True),
+    "DBN: tied layer less RBM, most (nats)": (1e-6, True),
     "DBN: after greedy less before (nats)": (0.02, False),
     "10 labels a class: gain less its spread": (0.0, False),
     "gaps filled: error over column means'": (1.0, True),
@@ -198,9 +198,10 @@ def _belief_network(data: _Digits, seed: int, quick: bool, found: Found, shown: 
     torch.manual_seed(seed)
     one, _ = grow_belief_network(64, [n_hidden], data.train, _plan(seed, quick))
     one.double()
-    before = _nats(one, data.test.double())
+    rows = _log_prob(one, data.test.double())
+    before = float(rows.mean())
     one.grow(64)
-    found["DBN: tied layer less RBM, size (nats)"] = abs(_nats(one, data.test.double()) - before)
+    found["DBN: tied layer less RBM, most (nats)"] = float((_log_prob(one, data.test.double()) - rows).abs().max())
     torch.manual_seed(seed)
     two, _ = grow_belief_network(64, [n_hidden, 64], data.train, _plan(seed, quick))
     greedy = _nats(two, data.test)
