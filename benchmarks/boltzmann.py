@@ -317,7 +317,7 @@ def main() -> None:
     parser.add_argument("--parts", default="digits,mnist,tables", help="separated by commas")
     parser.add_argument("--data", type=Path, help="folder with mnist_12k.npz, debd_nltcs.npz and debd_plants.npz")
     parser.add_argument("--seeds", default="0,1,2", help="separated by commas")
-    parser.add_argument("--mnist-epochs", type=int, default=20)
+    parser.add_argument("--mnist-epochs", type=int, default=10)
     parser.add_argument("--table-epochs", type=int, default=50)
     parser.add_argument("--out", type=Path, help="write all figures here as JSON")
     arguments = parser.parse_args()

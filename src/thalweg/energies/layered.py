@@ -130,7 +130,7 @@ class LayeredMachine(Energy):
             )
         with torch.no_grad():
             parts = [
-                torch.logsumexp(-self.summed_out(self._placed(states, odd), 1 - odd), 0)
+                torch.logsumexp(-self.summed_out(self.placed(states, odd), 1 - odd), 0)
                 for states in binary_states(int(n), self.biases[0])
             ]
         return torch.logsumexp(torch.stack(parts), 0)
@@ -139,7 +139,7 @@ class LayeredMachine(Energy):
         units = [self.units[number] for number in self.parity(odd)]
         return sum(unit.width if isinstance(unit, Binary) else float("inf") for unit in units)
 
-    def _placed(self, states: Tensor, odd: int) -> list[Tensor | None]:
+    def placed(self, states: Tensor, odd: int) -> list[Tensor | None]:
         """The layers of one parity, cut from ``[*batch, n]``."""
         layers: list[Tensor | None] = [None] * self.n_layers
         numbers = self.parity(odd)

@@ -344,7 +344,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             else:
                 generator = torch.Generator().manual_seed(self._seed)
                 with self._threads():
-                    found = bracket_machine(machine, self.base_bias_, generator=generator)
+                    found = bracket_machine(machine, self.base_bias_, samples=self.chains_[1], generator=generator)
                 error = max(abs(found.width) / 2, found.lower.standard_error, found.upper.standard_error)
                 self._log_z = found.estimate, error
         return self._log_z

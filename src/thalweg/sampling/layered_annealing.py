@@ -45,17 +45,24 @@ def bracket_machine(
     n_chains: int = 100,
     n_steps: int = 1000,
     n_sweeps: int = 100,
+    samples: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Bracket:
-    """Both ways. The way back starts where the way there ended, drawn by the weights and run on for n_sweeps."""
+    """Both ways. The way back starts at states of the machine that are run on for n_sweeps.
+
+    Args:
+        samples: such states, of the odd layers ``[n, units]``: the chains of the training, which know of modes
+            that the way there may miss. None takes the ends of the way there, drawn by the weights.
+    """
     lower = anneal_machine(machine, base_bias, n_chains, n_steps, generator=generator)
-    weights = (lower.log_weights - lower.log_weights.max()).exp()
-    index = torch.multinomial(weights, n_chains, replacement=True, generator=generator)
+    if samples is None:
+        weights = (lower.log_weights - lower.log_weights.max()).exp()
+        samples = lower.position[torch.multinomial(weights, n_chains, replacement=True, generator=generator)]
     with torch.no_grad():
-        layers = machine._placed(lower.position[index], 1)
+        layers = machine.placed(samples, 1)
         for _ in range(n_sweeps):
             layers = machine.resample(machine.resample(layers, 0, generator), 1, generator)
-    odd = torch.cat([layers[number] for number in machine.parity(1)], -1)  # type: ignore[misc]
+    odd = torch.cat([x for x in (layers[number] for number in machine.parity(1)) if x is not None], -1)
     upper = anneal_machine(machine, base_bias, n_chains, n_steps, odd, generator)
     return Bracket(lower, upper)
 
@@ -74,7 +81,7 @@ def _anneal(
         kept = path.start(n_chains, generator)
         order, sign = list(itertools.pairwise(betas)), 1.0
     else:
-        kept = machine._placed(samples, 1)
+        kept = machine.placed(samples, 1)
         order, sign = list(itertools.pairwise(reversed(betas))), -1.0
     n = len(next(x for x in kept if x is not None))
     log_weights = torch.zeros(n, dtype=torch.float64, device=machine.biases[0].device)
