@@ -16,7 +16,7 @@ from thalweg.objectives.contrastive_divergence import ContrastiveDivergence
 from thalweg.sampling.block_gibbs import BlockGibbs
 from thalweg.sampling.chain import run_chain
 from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
-from thalweg.training.boltzmann import BoltzmannTrainer, Learning, LearningPlan
+from thalweg.training.boltzmann import BoltzmannTrainer, Learning, LearningPlan, binary_draws
 from thalweg.training.loop import DivergenceError
 from thalweg.training.progress import SilentProgress
 
@@ -303,10 +303,10 @@ def machine_of(rows: Tensor, n_hidden: int = 16) -> RBMEnergy:
     return machine
 
 
-def trained(rows: Tensor, run_dir=None, resume=False, progress=None, n_hidden=16, **plan):
+def trained(rows: Tensor, run_dir=None, resume=False, progress=None, n_hidden=16, encode=None, **plan):
     machine = machine_of(rows, n_hidden)
     trainer = BoltzmannTrainer(LearningPlan(**plan), run_dir, progress)
-    history = trainer.fit(machine, rows, resume=resume)
+    history = trainer.fit(machine, rows, resume=resume, encode=encode)
     return machine, history, trainer
 
 
@@ -471,7 +471,7 @@ def test_options_do_what_they_say():
     assert means[1] < 0.6 * means[0]
     assert trained(rows, n_particles=10, **common)[2].chains[0].shape == (10, 64)
     grey = (digits()[0][:640] * 0.9 + 0.05).clamp(0, 1)
-    machine, _, _ = trained(grey, binarise=True)
+    machine, _, _ = trained(grey, encode=binary_draws)
     # What is learned are the binary states drawn from the grey values, whose variance is p (1 - p).
     states = (torch.rand(grey.shape, generator=seeded()) < grey).float()
     alone = machine_of(states)

@@ -21,7 +21,7 @@ from thalweg.energies.layered import LayeredMachine, RBMEnergy
 from thalweg.energies.units import Binary, Categorical, Gaussian, Units
 from thalweg.estimators.regressor import suitable_threads, using_threads
 from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
-from thalweg.training.boltzmann import BoltzmannTrainer, LearningPlan
+from thalweg.training.boltzmann import BoltzmannTrainer, Encode, LearningPlan, binary_draws
 from thalweg.training.loop import History
 from thalweg.training.progress import BarProgress
 from thalweg.training.saving import load_model, save_model
@@ -54,7 +54,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
     Beside features it gives what that does not: a normalised log-likelihood, draws, gaps filled in, Gaussian and
     categorical columns.
 
-    Grey values between 0 and 1 are taken as probabilities: binary states are drawn from them anew in every epoch,
+    Grey values between 0 and 1 are taken as probabilities: binary states are drawn from them anew in every update,
     and it is these states whose law is learned. Where such rows are asked about, the probabilities themselves
     enter the free energy; by Jensen's inequality ``score_samples`` is then at most the mean over the states.
 
@@ -173,7 +173,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         )
         validate = None if held_out is None else self._likelihood_of(self._validated(held_out))
         with self._threads():
-            self.history_ = trainer.fit(self.energy_, data, validate, resume)
+            self.history_ = trainer.fit(self.energy_, data, validate, resume, encode=self._encode())
         self.chains_ = trainer.chains
         self._n_calls = 0
         return self
@@ -202,7 +202,8 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         plan = self._plan(1, self._rate(), self._seed + self._n_calls)
         trainer = BoltzmannTrainer(plan)
         with self._threads():
-            record = trainer.fit(self.energy_, data, chains=None if first else self.chains_)
+            chains = None if first else self.chains_
+            record = trainer.fit(self.energy_, data, chains=chains, encode=self._encode())
         self.chains_ = trainer.chains
         self.history_.epochs += [{**e, "epoch": float(self._n_calls)} for e in record.epochs]
         self._log_z = None
@@ -226,11 +227,13 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             centred=self.centred,
             sparsity_target=self.sparsity_target,
             sparsity_cost=self.sparsity_cost,
-            binarise=self.encoder_.grey,
             validate_every=max(1, int(n_epochs) // 100),
             checkpoint_seconds=checkpoint_seconds,
             seed=seed,
         )
+
+    def _encode(self) -> Encode | None:
+        return binary_draws if self.encoder_.grey else None
 
     def _rate(self) -> float:
         if self.learning_rate is not None:

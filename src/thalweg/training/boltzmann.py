@@ -51,7 +51,6 @@ class LearningPlan:
         centred: gradients about the running means of the units.
         sparsity_target: wanted mean of the hidden units (None: whatever comes).
         sparsity_cost: rate with which their biases are moved towards it.
-        binarise: rows are probabilities, from which binary states are drawn anew at every epoch.
         validate_every: epochs from one figure of ``validate`` to the next.
         max_rollbacks: how often a diverged run goes back an epoch, at half the rate, before it gives up.
         checkpoint_seconds: least time between two checkpoints.
@@ -74,7 +73,6 @@ class LearningPlan:
     centred: bool = False
     sparsity_target: float | None = None
     sparsity_cost: float = 0.0
-    binarise: bool = False
     validate_every: int = 1
     max_rollbacks: int = 5
     checkpoint_seconds: float = 5.0
@@ -143,12 +141,13 @@ class BoltzmannTrainer:
         """Train in place.
 
         Args:
-            data: visible states ``[N, width]``, or probabilities if the plan binarises.
+            data: visible states ``[N, width]``.
             validate: maps the machine to a figure for the log; more is better.
             resume: go on from the checkpoint in ``run_dir``, if there is one.
             chains: where persistent chains start, ``[n, width]`` for every layer; None draws each unit by its
                 bias.
-            encode: maps rows of data to visible states, anew at every update: then the data may be anything.
+            encode: maps rows of data to visible states, anew at every update: then the data may be anything, such
+                as probabilities for :func:`binary_draws`.
 
         Returns:
             the history; its epochs hold "reconstruction", the mean squared error of the visible units' means
@@ -160,10 +159,7 @@ class BoltzmannTrainer:
         """
         if not len(data):
             raise ValueError("there are no rows to learn from")
-        if self.plan.binarise:
-            if not ((data >= 0) & (data <= 1)).all():
-                raise ValueError("probabilities to draw binary states from must be in [0, 1]")
-        elif encode is None:
+        if encode is None:
             machine.visible.check(data)
         if machine.n_layers > 2 and (self.up, self.down) != (1, 1):
             raise ValueError("inputs are scaled for restricted machines only")
@@ -243,8 +239,6 @@ class Learning:
             while self.epoch < plan.n_epochs:
                 order = torch.randperm(len(self.data), generator=self.generator, device=self.data.device)
                 data = self.data[order]
-                if plan.binarise:
-                    data = _switched_on(data, self.generator)
                 for k in range(self.n_batches):
                     self.update(
                         data[k * self.batch_size : (k + 1) * self.batch_size], self.epoch + k / self.n_batches
@@ -325,12 +319,12 @@ class Learning:
             chains = self.machine.visible.sample(self.field(self.chains, 0), self.generator)
             both = torch.cat([rows, chains])
             hidden = self.field([both, both], 1).sigmoid_()
-            self.chains = [chains, _switched_on(hidden[len(rows) :], self.generator)]
+            self.chains = [chains, binary_draws(hidden[len(rows) :], self.generator)]
             return [both, hidden]
         positive = self.positive(rows)
         if not self.plan.persistent:
             odd = self.machine.parity(1)
-            self.chains = [_switched_on(x, self.generator) if k in odd else x for k, x in enumerate(positive)]
+            self.chains = [binary_draws(x, self.generator) if k in odd else x for k, x in enumerate(positive)]
         negative = self.sweep(self.plan.n_gibbs)
         return [torch.cat(pair) for pair in zip(positive, negative, strict=True)]
 
@@ -351,7 +345,7 @@ class Learning:
             means = list(layers)
             for k in machine.parity(1):
                 means[k] = self.field(layers, k, chains=True).sigmoid_()
-                layers[k] = _switched_on(means[k], self.generator)
+                layers[k] = binary_draws(means[k], self.generator)
             self.chains = layers
         return means
 
@@ -480,7 +474,7 @@ def _neighbours(weights: list[Tensor]) -> list[list[tuple[int, Tensor]]]:
     return neighbours
 
 
-def _switched_on(mean: Tensor, generator: torch.Generator) -> Tensor:
+def binary_draws(mean: Tensor, generator: torch.Generator) -> Tensor:
     """Binary states with these means."""
     uniform = torch.rand(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
     return torch.lt(uniform, mean, out=uniform)
