@@ -277,8 +277,8 @@ def _image_rows(settings: BoltzmannSettings, images: Images) -> Rows:
         remarks.append("Grey values are taken as numbers, by Gaussian units.")
     elif settings.grey and not two:
         remarks.append(
-            "Grey values are taken as probabilities: black and white are drawn from them anew in every update, and "
-            "once for the figures."
+            "Grey values are taken as probabilities: black and white are drawn from them anew in every update, "
+            "and once for the figures."
         )
     elif not two:
         flat = (flat > 0.5).astype(np.float64)

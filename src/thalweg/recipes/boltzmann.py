@@ -25,6 +25,7 @@ from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
 from thalweg.training.boltzmann import BoltzmannTrainer, LearningPlan
 from thalweg.training.loop import Plan, Trainer
 from thalweg.training.pretraining import grow_belief_network, pretrain, up_down
+from thalweg.training.progress import Messages
 
 SIDE = 8
 N_DRAWS = 5  # of the labelled images, for each seed
@@ -42,6 +43,7 @@ Shown = dict[str, Any] | None
 
 # Figure: (target, whether it is an upper bound).
 TARGETS: dict[str, tuple[float, bool]] = {
+    "divergences, all machines": (0.0, True),
     **{f"{name} less exact gradient (nats)": (-0.1, False) for name in CHAINS},
     "RBM 64x16: error of annealed log Z": (0.1, True),
     "DBM: joint less pretrained (nats)": (0.8, False),
@@ -66,6 +68,10 @@ def run(settings: Settings) -> Result:
         found: dict[str, float] = {}
         for part in (_baselines, _chains, _deep_machine, _belief_network, _few_labels, _fantasies, _by_class):
             part(data, seed, settings.quick, found, pictures if seed == settings.seeds[0] else None)
+        found["divergences, all machines"] = float(len(data.told.texts))
+        for text in data.told.texts:
+            settings.tell(f"seed {seed}: {text}")
+        data.told.texts.clear()
         for key, value in found.items():
             figures.setdefault(key, []).append(value)
         settings.tell(f"seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()))
@@ -89,6 +95,7 @@ def run(settings: Settings) -> Result:
 
 class _Digits:
     def __init__(self) -> None:
+        self.told = Messages()
         train, test = digits()
         assert train.labels is not None
         assert test.labels is not None
@@ -104,9 +111,9 @@ def _plan(seed: int, quick: bool, n_epochs: int = 400, **changes: Any) -> Learni
     return LearningPlan(n_epochs=3 if quick else n_epochs, **how)
 
 
-def _trained(rows: Tensor, hidden: list[int], plan: LearningPlan) -> Any:
+def _trained(rows: Tensor, hidden: list[int], plan: LearningPlan, told: Messages) -> Any:
     machine = new_machine(rows, hidden, plan.seed)
-    BoltzmannTrainer(plan).fit(machine, rows)
+    BoltzmannTrainer(plan, progress=told).fit(machine, rows)
     return machine
 
 
@@ -164,12 +171,12 @@ def _chains(data: _Digits, seed: int, quick: bool, found: Found, shown: Shown) -
     for name, how in CHAINS.items():
         plan = _plan(seed, quick, learning_rate=0.1, **how)
         found[f"{name} less exact gradient (nats)"] = (
-            _nats(_trained(data.train, [n_hidden], plan), data.test) - best
+            _nats(_trained(data.train, [n_hidden], plan, data.told), data.test) - best
         )
-    machine = _trained(data.train, [n_hidden], _plan(seed, quick))
+    machine = _trained(data.train, [n_hidden], _plan(seed, quick), data.told)
     found[f"RBM 64x{n_hidden}: PCD-1 from 0.3 (nats)"] = _nats(machine, data.test)
     n_wide = 8 if quick else 16
-    wide = _trained(data.train, [n_wide], _plan(seed, quick))
+    wide = _trained(data.train, [n_wide], _plan(seed, quick), data.told)
     found[f"RBM 64x{n_wide}: PCD-1 from 0.3 (nats)"] = _nats(wide, data.test)
     found[f"RBM 64x{n_wide}: error of annealed log Z"] = _annealing_error(wide, data, seed, quick)
 
@@ -177,16 +184,16 @@ def _chains(data: _Digits, seed: int, quick: bool, found: Found, shown: Shown) -
 def _deep_machine(data: _Digits, seed: int, quick: bool, found: Found, shown: Shown) -> None:
     hidden = [6, 4] if quick else [14, 10]
     machine = new_machine(data.train, hidden, seed)
-    pretrain(machine, data.train, _plan(seed, quick, 100, learning_rate=0.1, persistent=False))
+    pretrain(machine, data.train, _plan(seed, quick, 100, learning_rate=0.1, persistent=False), progress=data.told)
     before = _nats(machine, data.test)
-    BoltzmannTrainer(_plan(seed, quick)).fit(machine, data.train)
+    BoltzmannTrainer(_plan(seed, quick), progress=data.told).fit(machine, data.train)
     exact = _log_prob(machine, data.test)
     gap = exact - (machine.evidence_bound(data.test) - machine.log_normaliser())
     found["DBM: pretrained (nats)"] = before
     found["DBM: joint (nats)"] = float(exact.mean())
     found["DBM: joint less pretrained (nats)"] = float(exact.mean()) - before
     found["DBM: without pretraining (nats)"] = _nats(
-        _trained(data.train, hidden, _plan(seed, quick, 500)), data.test
+        _trained(data.train, hidden, _plan(seed, quick, 500), data.told), data.test
     )
     found["DBM: exact less bound (nats)"] = float(gap.mean())
     found["DBM: exact less bound, least row"] = float(gap.min())
@@ -196,18 +203,18 @@ def _deep_machine(data: _Digits, seed: int, quick: bool, found: Found, shown: Sh
 def _belief_network(data: _Digits, seed: int, quick: bool, found: Found, shown: Shown) -> None:
     n_hidden = 6 if quick else 12
     torch.manual_seed(seed)
-    one, _ = grow_belief_network(64, [n_hidden], data.train, _plan(seed, quick))
+    one, _ = grow_belief_network(64, [n_hidden], data.train, _plan(seed, quick), progress=data.told)
     one.double()
     rows = _log_prob(one, data.test.double())
     before = float(rows.mean())
     one.grow(64)
     found["DBN: tied layer less RBM, most (nats)"] = float((_log_prob(one, data.test.double()) - rows).abs().max())
     torch.manual_seed(seed)
-    two, _ = grow_belief_network(64, [n_hidden, 64], data.train, _plan(seed, quick))
+    two, _ = grow_belief_network(64, [n_hidden, 64], data.train, _plan(seed, quick), progress=data.told)
     greedy = _nats(two, data.test)
     found["DBN: greedy (nats)"] = greedy
     found["DBN: after greedy less before (nats)"] = greedy - before
-    up_down(two, data.train, _plan(seed, quick, 200, learning_rate=0.05))
+    up_down(two, data.train, _plan(seed, quick, 200, learning_rate=0.05), progress=data.told)
     exact = _nats(two, data.test)
     generator, log_z = torch.Generator().manual_seed(seed), float(two.top.log_normaliser())
     found["DBN: after up-down less greedy (nats)"] = exact - greedy
@@ -219,7 +226,7 @@ def _few_labels(data: _Digits, seed: int, quick: bool, found: Found, shown: Show
     """A classifier that starts from a belief network of all images, and one that starts at random."""
     hidden = [64, 64]
     torch.manual_seed(seed)
-    network, _ = grow_belief_network(64, hidden, data.train, _plan(seed, quick))
+    network, _ = grow_belief_network(64, hidden, data.train, _plan(seed, quick), progress=data.told)
     accuracy: dict[str, list[float]] = {"pretrained": [], "random": []}
     for draw in range(2 if quick else N_DRAWS):
         rng = np.random.RandomState(N_DRAWS * seed + draw)
@@ -247,7 +254,7 @@ def _few_labels(data: _Digits, seed: int, quick: bool, found: Found, shown: Show
 def _fantasies(data: _Digits, seed: int, quick: bool, found: Found, shown: Shown) -> None:
     """Larger machines, for gaps and for the eye."""
     n = 64
-    machine = _trained(data.train, [n], _plan(seed, quick))
+    machine = _trained(data.train, [n], _plan(seed, quick), data.told)
     generator = torch.Generator().manual_seed(seed)
     bias = machine.visible.bias_of(data.train)
     log_z = bracket_machine(machine, bias, 100, 50 if quick else 3000, generator=generator)
@@ -266,10 +273,10 @@ def _fantasies(data: _Digits, seed: int, quick: bool, found: Found, shown: Shown
     if shown is None:
         return
     deep = new_machine(data.train, [n, n // 2], seed)
-    pretrain(deep, data.train, _plan(seed, quick, 100, learning_rate=0.1, persistent=False))
-    BoltzmannTrainer(_plan(seed, quick, 200)).fit(deep, data.train)
-    belief, _ = grow_belief_network(64, [n, n], data.train, _plan(seed, quick, 200))
-    up_down(belief, data.train, _plan(seed, quick, 100, learning_rate=0.05))
+    pretrain(deep, data.train, _plan(seed, quick, 100, learning_rate=0.1, persistent=False), progress=data.told)
+    BoltzmannTrainer(_plan(seed, quick, 200), progress=data.told).fit(deep, data.train)
+    belief, _ = grow_belief_network(64, [n, n], data.train, _plan(seed, quick, 200), progress=data.told)
+    up_down(belief, data.train, _plan(seed, quick, 100, learning_rate=0.05), progress=data.told)
     belief.n_sweeps = 1000
     n_sweeps = 20 if quick else 1000
     with torch.no_grad():
@@ -316,7 +323,9 @@ def _by_class(data: _Digits, seed: int, quick: bool, found: Found, shown: Shown)
     energies, test_energies, exact = [], [], []
     for k in range(10):
         rows = data.train[data.labels == k]
-        machine = _trained(rows, [6 if quick else 12], _plan(seed, quick, 200, batch_size=20, learning_rate=0.1))
+        machine = _trained(
+            rows, [6 if quick else 12], _plan(seed, quick, 200, batch_size=20, learning_rate=0.1), data.told
+        )
         with torch.no_grad():
             energies.append(machine(data.train))
             test_energies.append(machine(data.test))

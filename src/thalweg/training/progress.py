@@ -26,6 +26,16 @@ class SilentProgress:
     def stop(self) -> None: ...
 
 
+class Messages(SilentProgress):
+    """Keeps what is told, and shows nothing."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.texts.append(text)
+
+
 class BarProgress:
     """A bar on the console.
 
