@@ -1,6 +1,8 @@
 """The command on images: fit, sample, score, report, info, resume, and what it refuses."""
 
 import io
+import json
+import shutil
 import sys
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 
 from thalweg import cli
+from thalweg.data.images import write_images
 
 
 class Outcome(NamedTuple):
@@ -63,9 +66,38 @@ def test_images_are_sampled_to_an_array_or_pictures_and_scored(run):
     assert len(scores) == 3
 
 
+def test_a_changed_image_is_noticed(tmp_path):
+    pictures, run = tmp_path / "pictures", tmp_path / "run"
+    write_images(np.random.RandomState(0).uniform(size=(30, 1, 4, 4)), pictures)
+    thalweg("fit", "density", pictures, "--out", run, "--steps", 2, "--threads", 1, "--no-report")
+    shutil.copy(pictures / "00001.png", pictures / "00000.png")
+    assert "27 images" in thalweg("info", run).out
+    assert f"{pictures} has changed" in thalweg("report", run, code=1).err
+    (run / "figures.json").unlink()
+    refused = thalweg("fit", "density", "--resume", "--out", run, code=1).err
+    assert f"{pictures} has changed since the run in {run} was started" in refused
+
+
+def test_a_damaged_or_unfinished_run_is_refused(run, tmp_path):
+    folder, copy = run[0], tmp_path / "copy"
+    shutil.copytree(folder / "run", copy)
+    figures = json.loads((copy / "figures.json").read_text())
+    del figures["shape"]
+    (copy / "figures.json").write_text(json.dumps(figures))
+    assert "figures.json is damaged: it lacks 'shape'" in thalweg("info", copy, code=1).err
+    (copy / "figures.json").unlink()
+    assert f"not finished: `thalweg fit density --resume --out {copy}`" in thalweg("info", copy, code=1).err
+    assert "another steps" in thalweg("fit", "density", "--resume", "--out", copy, "--steps", 13, code=1).err
+    wrong = thalweg("impute", copy, folder / "digits.npz", code=1).err
+    assert "a run of `thalweg fit density` on images: this is for runs of `thalweg fit density`" in wrong
+
+
 def test_what_is_refused(run, tmp_path):
     folder, _ = run
-    assert "holds a run" in thalweg("fit", "density", folder / "digits.npz", "--out", folder / "run", code=1).err
+    assert (
+        "holds a finished run"
+        in thalweg("fit", "density", folder / "digits.npz", "--out", folder / "run", code=1).err
+    )
     assert "no pictures" in thalweg("fit", "density", tmp_path, "--out", tmp_path / "run", code=1).err
     assert "--out" in thalweg("sample", folder / "run", code=1).err
     assert "finished already" in thalweg("fit", "density", "--resume", "--out", folder / "run").err

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from thalweg.training.saving import load_model, save_model
+from thalweg.training.saving import load_model, rebuilding, save_model, tensors_of
 
 TENSORS = {"weight": torch.arange(600.0).reshape(20, 30), "bias": torch.full((2,), -1.0)}
 CONFIG = {"hidden": [8, 8], "objective": "likelihood", "names": ["größe"]}
@@ -162,6 +162,32 @@ def test_a_folder_without_a_model_is_refused_in_words(folder, missing):
     (folder / missing).unlink()
     with pytest.raises(ValueError, match="holds no model"):
         load_model(folder, "Regressor")
+
+
+def test_a_module_takes_the_tensors_of_its_name():
+    tensors = {
+        "energy.0.weight": TENSORS["weight"],
+        "energy_bias": TENSORS["bias"],
+        "energy.energy.a": TENSORS["bias"],
+    }
+    assert tensors_of("energy", tensors).keys() == {"0.weight", "energy.a"}
+
+
+@pytest.mark.parametrize(
+    "rebuild",
+    [
+        lambda: {}["params"],
+        lambda: [][0],
+        lambda: int("wide"),
+        lambda: dict(1),
+        lambda: None.items(),
+        lambda: next(iter(())),
+        lambda: torch.nn.Linear(2, 2).load_state_dict({}),
+    ],
+)
+def test_a_config_that_does_not_fit_its_tensors_is_refused_in_words(folder, rebuild):
+    with pytest.raises(ValueError, match="its config and its tensors do not fit"), rebuilding(folder):
+        rebuild()
 
 
 def test_a_pickle_in_place_of_the_tensors_is_never_run(folder, tmp_path):

@@ -692,9 +692,9 @@ def sample(
 
     task = task_of(run_folder)
     if task == "images":
-        from thalweg.estimators.image_run import load_image_model
+        from thalweg.estimators.image_run import load_image_run
 
-        _write_images(lambda: load_image_model(run_folder).sample(n, n_steps=300, random_state=seed), out_file)
+        _write_images(lambda: load_image_run(run_folder).model.sample(n, n_steps=300, random_state=seed), out_file)
         return
     if task == "boltzmann":
         from thalweg.estimators.boltzmann_run import load_boltzmann_run, sample_images, sample_rows

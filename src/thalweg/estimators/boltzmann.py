@@ -24,7 +24,7 @@ from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
 from thalweg.training.boltzmann import BoltzmannTrainer, Encode, LearningPlan, binary_draws
 from thalweg.training.loop import History
 from thalweg.training.progress import BarProgress
-from thalweg.training.saving import load_model, save_model
+from thalweg.training.saving import load_model, rebuilding, save_model, tensors_of
 
 # Up to here enumeration takes about a second.
 _MOST_ENUMERATED = 20
@@ -514,7 +514,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             ValueError: if the folder is missing, damaged, foreign, or of a newer version.
         """
         config, tensors = load_model(Path(folder), cls.__name__)
-        try:
+        with rebuilding(folder):
             model = cls(**config["params"])
             model.n_features_in_ = config["n_features_in"]
             if config["feature_names_in"]:
@@ -524,15 +524,11 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             model.history_ = History(**config["history"])
             model.extra_ = config["extra"]
             model._build(torch.zeros(1, model.encoder_.width))
-            model.energy_.load_state_dict(
-                {k.removeprefix("energy."): v for k, v in tensors.items() if k.startswith("energy.")}
-            )
+            model.energy_.load_state_dict(tensors_of("energy", tensors))
             model.base_bias_ = tensors["base_bias"]
             model.chains_ = [tensors["chains.0"], tensors["chains.1"]]
             kept = config["log_normaliser"]
             model._log_z = None if kept is None else (kept[0], kept[1])
-        except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{folder} is damaged: its config and its tensors do not fit ({error})") from error
         return model
 
 

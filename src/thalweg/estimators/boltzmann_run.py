@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,18 +30,17 @@ from thalweg.estimators.density_run import (
     thinned,
 )
 from thalweg.estimators.folder import (
-    check_new_run,
-    check_same_settings,
-    check_task,
+    begin_run,
+    check_run,
+    check_unchanged,
     fingerprint_of,
-    is_finished,
+    finish_run,
     listed,
-    read_json,
-    remove_run,
+    read_figures,
+    read_run_settings,
     split_rows,
     versions,
     without_infinities,
-    write_json,
 )
 from thalweg.evaluation.density_baselines import GaussianBaseline
 
@@ -50,6 +48,10 @@ TASK = "boltzmann"
 INDEPENDENT = "independent columns"
 _MOST_CATEGORIES = 50
 _BATCH = 64
+_FIGURES = {
+    "data", "shape", "columns", "constant", "visible", "remarks", "rows", "training_rows", "test_rows", "hidden",
+    "log_normaliser", "log_normaliser_error", "scores", "training_log_prob", "seconds", "events", "made_with",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,7 @@ class FinishedMachine:
             ValueError: if the data are gone, or others.
         """
         rows = read_rows(self.settings)
-        if rows.fingerprint != read_json(self.folder / "fit.json").get("fingerprint"):
-            raise ValueError(f"{self.settings.data} has changed since the run in {self.folder} was made")
+        check_unchanged(self.folder, self.settings.data, rows.fingerprint)
         return rows
 
 
@@ -163,20 +164,11 @@ def fit_boltzmann_run(
         ValueError: for data or settings that can't be used, or a folder that holds another run.
         DivergenceError: if training can't be kept from diverging.
     """
-    known = check_new_run(folder, resume, overwrite)
-    if resume:
-        check_same_settings(folder, asdict(read_boltzmann_settings(folder)), asdict(settings), TASK)
-        if is_finished(folder):
-            tell("This run is finished already.")
-            return load_boltzmann_run(folder)
+    if check_run(folder, TASK, settings, resume=resume, overwrite=overwrite):
+        tell("This run is finished already.")
+        return load_boltzmann_run(folder)
     rows = read_rows(settings)
-    if resume and read_json(folder / "fit.json").get("fingerprint") != rows.fingerprint:
-        raise ValueError(f"{settings.data} has changed since the run in {folder} was started: start a new run")
-    if known and not resume:
-        remove_run(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    about = {"task": TASK, "settings": asdict(settings), "fingerprint": rows.fingerprint}
-    write_json(folder / "fit.json", about)
+    begin_run(folder, TASK, settings, settings.data, rows.fingerprint, resume=resume)
     model = _machine(settings, rows, verbose)
     test = _states(rows.test, settings.seed) if rows.kind == "binary" else rows.test
     model.fit(
@@ -208,8 +200,7 @@ def fit_boltzmann_run(
         "made_with": versions(),
     }
     model.save(folder / "model")
-    write_json(folder / "figures.json", figures)
-    shutil.rmtree(folder / "training", ignore_errors=True)
+    finish_run(folder, figures)
     return FinishedMachine(folder, settings, figures, model)
 
 
@@ -379,12 +370,7 @@ def read_boltzmann_settings(folder: Path) -> BoltzmannSettings:
     Raises:
         ValueError: if the folder holds no run, one of another kind, or a damaged one.
     """
-    check_task(folder, TASK)
-    path = folder / "fit.json"
-    try:
-        return BoltzmannSettings(**read_json(path)["settings"])
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged, or of another version ({error})") from error
+    return read_run_settings(folder, TASK, BoltzmannSettings)
 
 
 def load_boltzmann_run(folder: Path) -> FinishedMachine:
@@ -394,12 +380,7 @@ def load_boltzmann_run(folder: Path) -> FinishedMachine:
         ValueError: if the folder holds no run, one of another kind, an unfinished or a damaged one.
     """
     settings = read_boltzmann_settings(folder)
-    if not is_finished(folder):
-        raise ValueError(f"the run in {folder} is not finished: `thalweg fit {TASK} --resume --out {folder}`")
-    figures = read_json(folder / "figures.json")
-    lacking = {"columns", "shape", "scores", "training_log_prob", "visible"} - set(figures)
-    if lacking:
-        raise ValueError(f"{folder / 'figures.json'} is damaged: it lacks {listed(sorted(lacking))}")
+    figures = read_figures(folder, TASK, _FIGURES)
     return FinishedMachine(folder, settings, figures, RestrictedBoltzmannMachine.load(folder / "model"))
 
 

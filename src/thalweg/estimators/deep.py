@@ -28,7 +28,7 @@ from thalweg.training.boltzmann import BoltzmannTrainer, LearningPlan
 from thalweg.training.loop import History, Plan, Trainer
 from thalweg.training.pretraining import grow_belief_network, pretrain, up_down
 from thalweg.training.progress import BarProgress
-from thalweg.training.saving import load_model, save_model
+from thalweg.training.saving import load_model, rebuilding, save_model, tensors_of
 
 # Up to here enumeration takes about a second.
 _MOST_ENUMERATED = 18
@@ -169,7 +169,7 @@ class _Deep(BaseEstimator):
             ValueError: if the folder is missing, damaged, foreign, or of a newer version.
         """
         config, tensors = load_model(Path(folder), cls.__name__)
-        try:
+        with rebuilding(folder):
             model = cls(**config["params"])
             model.n_features_in_ = config["n_features_in"]
             if config["feature_names_in"]:
@@ -180,10 +180,7 @@ class _Deep(BaseEstimator):
             model.extra_ = config["extra"]
             model._rebuild(config)
             for name, module in model._modules().items():
-                own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-                module.double().load_state_dict(own)
-        except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{folder} is damaged: its config and its tensors do not fit ({error})") from error
+                module.double().load_state_dict(tensors_of(name, tensors))
         return model
 
     history_: list[History]

@@ -8,6 +8,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from thalweg.sampling.chain import run_chain
 from thalweg.sampling.hmc import HMC
 from thalweg.training.loop import DivergenceError, History, Plan, Trainer
 from thalweg.training.progress import BarProgress, Progress
-from thalweg.training.saving import load_model, save_model
+from thalweg.training.saving import load_model, rebuilding, save_model, tensors_of
 
 OBJECTIVES = ("auto", *METHODS)
 
@@ -483,10 +484,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             "log_normaliser_error": self.log_normaliser_error_,
             "validation_nll": None if math.isnan(self.validation_nll_) else self.validation_nll_,
             "n_components": len(self.proposal_.means),
-            "history": [
-                {"epochs": h.epochs, "events": h.events, "seconds": h.seconds, "stopped": h.stopped}
-                for h in self.history_
-            ],
+            "history": [asdict(h) for h in self.history_],
             "extra": extra or {},
         }
         if self.objective == "auto":
@@ -512,7 +510,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             ValueError: if the folder is missing, damaged, foreign, or of a newer version.
         """
         config, tensors = load_model(Path(folder), "EnergyDensity")
-        try:
+        with rebuilding(folder):
             model = cls(**config["params"])
             model.n_features_in_ = d = config["n_features_in"]
             if config["feature_names_in"]:
@@ -526,9 +524,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             model.history_ = [History(**h) for h in config["history"]]
             model.extra_ = config["extra"]
             model.proposal_ = _empty_mixture(config["n_components"], d)
-            model.proposal_.load_state_dict(
-                {k.removeprefix("proposal."): v for k, v in tensors.items() if k.startswith("proposal.")}
-            )
+            model.proposal_.load_state_dict(tensors_of("proposal", tensors))
             inner: Energy
             if model.objective == "auto":
                 model.architecture_ = config["conditionals"]
@@ -536,12 +532,8 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             else:
                 inner = PerceptronEnergy(d, model.hidden) + _empty_mixture(1, d)
             model.energy_ = Rescaled(inner, np.zeros(d), np.ones(d))
-            model.energy_.load_state_dict(
-                {k.removeprefix("energy."): v for k, v in tensors.items() if k.startswith("energy.")}
-            )
+            model.energy_.load_state_dict(tensors_of("energy", tensors))
             model.energy_.eval()
-        except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{folder} is damaged: its config and its tensors do not fit ({error})") from error
         return model
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,16 @@ from thalweg.data.encoding import is_number
 from thalweg.data.tables import read_table, write_table
 from thalweg.estimators.density import EnergyDensity
 from thalweg.estimators.folder import (
-    check_new_run,
-    check_same_settings,
-    check_task,
+    begin_run,
+    check_run,
     fingerprint_of,
-    is_finished,
+    finish_run,
     listed,
-    read_json,
-    remove_run,
+    read_figures,
+    read_run_settings,
     split_rows,
     versions,
     without_infinities,
-    write_json,
 )
 from thalweg.evaluation.density_baselines import BASELINES
 
@@ -121,20 +118,11 @@ def fit_density_run(
         ValueError: for data or settings that can't be used, or a folder that holds another run.
         DivergenceError: if training can't be kept from diverging.
     """
-    known = check_new_run(folder, resume, overwrite)
-    if resume:
-        check_same_settings(folder, asdict(read_density_settings(folder)), asdict(settings), TASK)
-        if is_finished(folder):
-            tell("This run is finished already.")
-            return load_density_run(folder)
+    if check_run(folder, TASK, settings, resume=resume, overwrite=overwrite):
+        tell("This run is finished already.")
+        return load_density_run(folder)
     data = read_numbers(settings.table, settings.drop, settings.test_fraction, settings.seed)
-    if resume and read_json(folder / "fit.json").get("fingerprint") != data.fingerprint:
-        raise ValueError(f"{settings.table} has changed since the run in {folder} was started: start a new run")
-
-    if known and not resume:
-        remove_run(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "fit.json", {"task": TASK, "settings": asdict(settings), "fingerprint": data.fingerprint})
+    begin_run(folder, TASK, settings, settings.table, data.fingerprint, resume=resume)
     model = EnergyDensity(
         settings.objective,
         n_members=settings.members,
@@ -177,8 +165,7 @@ def fit_density_run(
     extra = {k: figures[k] for k in ("table", "columns", "constant", "training_rows", "test_rows", "scores")}
     extra |= {"task": TASK, "seed": settings.seed, "test_fraction": settings.test_fraction}
     model.save(folder / "model", extra)
-    write_json(folder / "figures.json", figures)
-    shutil.rmtree(folder / "training", ignore_errors=True)
+    finish_run(folder, figures)
     return load_density_run(folder)
 
 
@@ -412,12 +399,7 @@ def read_density_settings(folder: Path) -> DensitySettings:
     Raises:
         ValueError: if the folder holds no run, one of another kind, or a damaged one.
     """
-    check_task(folder, TASK)
-    path = folder / "fit.json"
-    try:
-        return DensitySettings(**read_json(path)["settings"])
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged, or of another version ({error})") from error
+    return read_run_settings(folder, TASK, DensitySettings)
 
 
 def load_density_run(folder: Path) -> FinishedDensity:
@@ -427,12 +409,7 @@ def load_density_run(folder: Path) -> FinishedDensity:
         ValueError: if the folder holds no run, one of another kind, an unfinished or a damaged one.
     """
     settings = read_density_settings(folder)
-    if not is_finished(folder):
-        raise ValueError(f"the run in {folder} is not finished: `thalweg fit density --resume --out {folder}`")
-    figures = read_json(folder / "figures.json")
-    lacking = _FIGURES - set(figures)
-    if lacking:
-        raise ValueError(f"{folder / 'figures.json'} is damaged: it lacks {listed(sorted(lacking))}")
+    figures = read_figures(folder, TASK, _FIGURES)
     test = folder / "test_rows.parquet"
     return FinishedDensity(
         folder,

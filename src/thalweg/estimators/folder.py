@@ -7,12 +7,15 @@ import json
 import os
 import platform
 import shutil
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
+
+Settings = TypeVar("Settings")
 
 
 def is_finished(folder: Path) -> bool:
@@ -32,17 +35,43 @@ def task_of(folder: Path) -> str:
     return str(read_json(path).get("task", "regression"))
 
 
-def check_task(folder: Path, task: str) -> None:
-    """Refuse a folder with a run of another kind."""
+def read_run_settings(folder: Path, task: str, kind: type[Settings]) -> Settings:
+    """The settings of a run.
+
+    Raises:
+        ValueError: if the folder holds no run, one of another kind, or a damaged one.
+    """
     found = task_of(folder)
     if found != task:
-        raise ValueError(
-            f"{folder} holds a run of `thalweg fit {found}`: this is for runs of `thalweg fit {task}`"
-        )
+        raise ValueError(f"{folder} holds a run of {_named(found)}: this is for runs of {_named(task)}")
+    path = folder / "fit.json"
+    try:
+        return kind(**read_json(path)["settings"])
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged, or of another version ({error})") from error
 
 
-def check_new_run(folder: Path, resume: bool, overwrite: bool) -> bool:
-    """Whether a run lies in the folder; refused, in words, if that does not fit what is asked."""
+def read_figures(folder: Path, task: str, expected: set[str]) -> dict[str, Any]:
+    """The figures of a run.
+
+    Raises:
+        ValueError: if the run is not finished, or a figure is missing.
+    """
+    if not is_finished(folder):
+        raise ValueError(f"the run in {folder} is not finished: {_resume(folder, task)}")
+    figures = read_json(folder / "figures.json")
+    lacking = expected - set(figures)
+    if lacking:
+        raise ValueError(f"{folder / 'figures.json'} is damaged: it lacks {listed(sorted(lacking))}")
+    return figures
+
+
+def check_run(folder: Path, task: str, settings: Any, *, resume: bool, overwrite: bool) -> bool:
+    """Whether the run asked for is finished already.
+
+    Raises:
+        ValueError: if what lies in the folder does not fit what is asked.
+    """
     known = (folder / "fit.json").exists()
     if resume and not known:
         raise ValueError(f"{folder} holds no run to resume: start one without --resume")
@@ -51,16 +80,51 @@ def check_new_run(folder: Path, resume: bool, overwrite: bool) -> bool:
         raise ValueError(f"{folder} holds {state}: choose another --out, or give --resume or --overwrite")
     if not known and folder.exists() and (not folder.is_dir() or (folder / "model").exists()):
         raise ValueError(f"{folder} exists and is no run: choose another --out")
-    return known
-
-
-def check_same_settings(folder: Path, kept: dict[str, Any], asked: dict[str, Any], task: str) -> None:
-    changed = [k for k, v in asked.items() if kept[k] != v]
+    if not resume:
+        return False
+    kept = asdict(read_run_settings(folder, task, type(settings)))
+    changed = [k for k, v in asdict(settings).items() if kept[k] != v]
     if changed:
         raise ValueError(
             f"the run in {folder} was started with another {', '.join(changed)}: resume it with the same settings "
-            f"(`thalweg fit {task} --resume --out {folder}`), or start a new run"
+            f"({_resume(folder, task)}), or start a new run"
         )
+    return is_finished(folder)
+
+
+def begin_run(folder: Path, task: str, settings: Any, data: str, fingerprint: str, *, resume: bool) -> None:
+    """Make the folder ready to train in; a run that is not resumed is removed.
+
+    Raises:
+        ValueError: if the data have changed since the run to resume was started.
+    """
+    if resume:
+        check_unchanged(folder, data, fingerprint)
+    elif (folder / "fit.json").exists():
+        remove_run(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "fit.json", {"task": task, "settings": asdict(settings), "fingerprint": fingerprint})
+
+
+def check_unchanged(folder: Path, data: str, fingerprint: str) -> None:
+    """Refuse data that are not those of the run."""
+    # The first runs on images kept no fingerprint.
+    if read_json(folder / "fit.json").get("fingerprint", fingerprint) != fingerprint:
+        raise ValueError(f"{data} has changed since the run in {folder} was started: start a new run")
+
+
+def finish_run(folder: Path, figures: dict[str, Any]) -> None:
+    """Write the figures of a run whose model and rows are written, which makes it a finished one."""
+    write_json(folder / "figures.json", figures)
+    shutil.rmtree(folder / "training", ignore_errors=True)
+
+
+def _named(task: str) -> str:
+    return "`thalweg fit density` on images" if task == "images" else f"`thalweg fit {task}`"
+
+
+def _resume(folder: Path, task: str) -> str:
+    return f"`thalweg fit {'density' if task == 'images' else task} --resume --out {folder}`"
 
 
 def remove_run(folder: Path) -> None:

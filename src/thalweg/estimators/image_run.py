@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
+import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,24 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from thalweg.data.images import Images, outliers, read_images
-from thalweg.estimators.folder import is_finished, read_json, remove_run, split_rows, versions, write_json
+from thalweg.estimators.folder import (
+    begin_run,
+    check_run,
+    check_unchanged,
+    finish_run,
+    read_figures,
+    read_run_settings,
+    split_rows,
+    versions,
+)
 from thalweg.estimators.images import ImageEBM
 from thalweg.evaluation.generation import copying_ratio, frechet_distance, pca_features
 
+TASK = "images"
 _MAX_MEASURED = 2000
+_FIGURES = {
+    "images", "shape", "training_images", "test_images", "labels", "scores", "seconds", "events", "made_with",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,14 +63,23 @@ class ImageSettings:
 
 @dataclass
 class FinishedImageRun:
-    """A finished run: its settings, figures, model, and the images it was made with."""
+    """A finished run: its settings, figures and model; the images are read again where they are asked for."""
 
     folder: Path
     settings: ImageSettings
     figures: dict[str, Any]
     model: ImageEBM
-    training: Images
-    test: Images
+
+    @cached_property
+    def images(self) -> tuple[Images, Images]:
+        """Those it was trained on, and those held out.
+
+        Raises:
+            ValueError: if the images are gone, or others.
+        """
+        training, test, fingerprint = _split(self.settings)
+        check_unchanged(self.folder, self.settings.images, fingerprint)
+        return training, test
 
 
 def fit_image_run(
@@ -74,23 +97,11 @@ def fit_image_run(
         ValueError: for images or settings that can't be used, or a folder that holds another run.
         DivergenceError: if training can't be kept from diverging.
     """
-    known = (folder / "fit.json").exists()
-    if resume and not known:
-        raise ValueError(f"{folder} holds no run to resume: start one without --resume")
-    if known and not resume and not overwrite:
-        raise ValueError(f"{folder} holds a run: choose another --out, or give --resume or --overwrite")
-    if not known and folder.exists() and (not folder.is_dir() or (folder / "model").exists()):
-        raise ValueError(f"{folder} exists and is no run: choose another --out")
-    if resume and read_image_settings(folder) != settings:
-        raise ValueError(f"the run in {folder} was started with other settings: resume it with the same ones")
-    if resume and is_finished(folder):
+    if check_run(folder, TASK, settings, resume=resume, overwrite=overwrite):
         tell("This run is finished already.")
         return load_image_run(folder)
-    training, test = _split(settings)
-    if known and not resume:
-        remove_run(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "fit.json", {"task": "images", "settings": asdict(settings)})
+    training, test, fingerprint = _split(settings)
+    begin_run(folder, TASK, settings, settings.images, fingerprint, resume=resume)
     model = ImageEBM(
         max_steps=settings.steps, n_threads=settings.threads, verbose=verbose, random_state=settings.seed
     )
@@ -114,15 +125,19 @@ def fit_image_run(
         "made_with": versions(),
     }
     model.save(folder / "model")
-    write_json(folder / "figures.json", figures)
-    shutil.rmtree(folder / "training", ignore_errors=True)
-    return FinishedImageRun(folder, settings, figures, model, training, test)
+    finish_run(folder, figures)
+    return FinishedImageRun(folder, settings, figures, model)
 
 
-def _split(settings: ImageSettings) -> tuple[Images, Images]:
+def _split(settings: ImageSettings) -> tuple[Images, Images, str]:
+    """Training and test images, and the fingerprint of them all."""
     images = read_images(Path(settings.images))
+    digest = hashlib.sha256(repr(images.pixels.shape).encode())
+    digest.update(images.pixels.data)
+    if images.labels is not None:
+        digest.update(images.labels.data)
     rows, held_out = split_rows(len(images.pixels), settings.test_fraction, settings.seed)
-    return images.rows(rows), images.rows(held_out)
+    return images.rows(rows), images.rows(held_out), digest.hexdigest()
 
 
 def _measured(model: ImageEBM, training: Images, test: Images, seed: int) -> dict[str, float]:
@@ -155,33 +170,12 @@ def read_image_settings(folder: Path) -> ImageSettings:
     Raises:
         ValueError: if the folder holds no such run, or a damaged one.
     """
-    path = folder / "fit.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no run: make one with `thalweg fit density IMAGES`")
-    document = read_json(path)
-    if document.get("task") != "images":
-        raise ValueError(f"{folder} holds no run on images")
-    try:
-        return ImageSettings(**document["settings"])
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged, or of another version ({error})") from error
-
-
-def load_image_model(folder: Path) -> ImageEBM:
-    """The model alone, without the images it was made with.
-
-    Raises:
-        ValueError: if the folder holds no run on images, an unfinished or a damaged one.
-    """
-    read_image_settings(folder)
-    if not is_finished(folder):
-        raise ValueError(f"the run in {folder} is not finished: `thalweg fit density --resume --out {folder}`")
-    return ImageEBM.load(folder / "model")
+    return read_run_settings(folder, TASK, ImageSettings)
 
 
 def score_images(folder: Path, path: Path) -> pd.DataFrame:
     """The score of every image (the higher, the more like the data; not normalised) and its likeliest label."""
-    model = load_image_model(folder)
+    model = load_image_run(folder).model
     energies = model.energies(read_images(path).pixels)
     columns = {"score": -energies.min(1)}
     if model.n_labels_ > 1:
@@ -190,13 +184,11 @@ def score_images(folder: Path, path: Path) -> pd.DataFrame:
 
 
 def load_image_run(folder: Path) -> FinishedImageRun:
-    """Read a finished run; its images are read again from where they lie.
+    """Read a finished run.
 
     Raises:
         ValueError: if the folder holds no run on images, an unfinished or a damaged one.
     """
     settings = read_image_settings(folder)
-    model = load_image_model(folder)
-    figures = read_json(folder / "figures.json")
-    training, test = _split(settings)
-    return FinishedImageRun(folder, settings, figures, model, training, test)
+    figures = read_figures(folder, TASK, _FIGURES)
+    return FinishedImageRun(folder, settings, figures, ImageEBM.load(folder / "model"))

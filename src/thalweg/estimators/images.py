@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from thalweg.sampling.chain import run_chain
 from thalweg.sampling.langevin import ColdLangevin
 from thalweg.training.loop import History, Plan, Trainer
 from thalweg.training.progress import BarProgress
-from thalweg.training.saving import load_model, save_model
+from thalweg.training.saving import load_model, rebuilding, save_model, tensors_of
 
 _PIXELS_OF_A_PERCEPTRON = 1024
 _PIXELS_OF_A_SMALL_IMAGE = 256
@@ -384,12 +385,7 @@ class ImageEBM(BaseEstimator):
             "params": params,
             "image_shape": list(self.image_shape_),
             "n_labels": self.n_labels_,
-            "history": {
-                "epochs": self.history_.epochs,
-                "events": self.history_.events,
-                "seconds": self.history_.seconds,
-                "stopped": self.history_.stopped,
-            },
+            "history": asdict(self.history_),
             "extra": extra or {},
         }
         tensors = {f"energy.{k}": v for k, v in self.energy_.state_dict().items()}
@@ -404,20 +400,16 @@ class ImageEBM(BaseEstimator):
             ValueError: if the folder is missing, damaged, foreign, or of a newer version.
         """
         config, tensors = load_model(Path(folder), "ImageEBM")
-        try:
+        with rebuilding(folder):
             model = cls(**config["params"])
             model.image_shape_ = tuple(config["image_shape"])
             model.n_labels_ = config["n_labels"]
             model.history_ = History(**config["history"])
             model.extra_ = config["extra"]
             model.energy_ = model._build()
-            model.energy_.load_state_dict(
-                {k.removeprefix("energy."): v for k, v in tensors.items() if k.startswith("energy.")}
-            )
+            model.energy_.load_state_dict(tensors_of("energy", tensors))
             model.energy_.eval()
             model.buffer_ = (tensors["buffer.images"], tensors["buffer.labels"])
-        except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{folder} is damaged: its config and its tensors do not fit ({error})") from error
         return model
 
 

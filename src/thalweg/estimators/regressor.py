@@ -8,6 +8,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from thalweg.objectives.noise_contrastive import JointProposalNCE, RankingNCE, T
 from thalweg.objectives.score_matching import DenoisingScoreMatching, ScoreMatching
 from thalweg.training.loop import History, Plan, Trainer
 from thalweg.training.progress import BarProgress, Progress
-from thalweg.training.saving import load_model, save_model
+from thalweg.training.saving import load_model, rebuilding, save_model, tensors_of
 
 OBJECTIVES = ("auto", "likelihood", "tilt-nce", "proposal-nce", "nce", "nce+", "ml-is", "kld-is", "ml-mcmc",
               "sm", "dsm")  # fmt: skip
@@ -526,12 +527,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             "resolution": self.resolution_,
             "architecture": self.architecture_,
             "validation_nll": None if math.isnan(self.validation_nll_) else self.validation_nll_,
-            "history": {
-                "epochs": self.history_.epochs,
-                "events": self.history_.events,
-                "seconds": self.history_.seconds,
-                "stopped": self.history_.stopped,
-            },
+            "history": asdict(self.history_),
             "extra": extra or {},
         }
         tensors = {f"energy.{k}": v for k, v in self.energy_.state_dict().items()}
@@ -547,7 +543,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             ValueError: if the folder is missing, damaged, foreign, or of a newer version.
         """
         config, tensors = load_model(Path(folder), "EnergyRegressor")
-        try:
+        with rebuilding(folder):
             model = cls(**config["params"])
             model.encoder_ = TableEncoder.from_state(config["encoder"])
             model.n_outputs_ = config["n_outputs"]
@@ -564,17 +560,11 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             model.extra_ = config["extra"]
             model.architecture_ = config["architecture"]
             model.energy_, objective = model._build()
-            model.energy_.load_state_dict(
-                {k.removeprefix("energy."): v for k, v in tensors.items() if k.startswith("energy.")}
-            )
+            model.energy_.load_state_dict(tensors_of("energy", tensors))
             model.energy_.eval()
             model.proposal_ = model._proposal_of(objective)
             if any(k.startswith("proposal.") for k in tensors):
-                model.proposal_.load_state_dict(
-                    {k.removeprefix("proposal."): v for k, v in tensors.items() if k.startswith("proposal.")}
-                )
-        except (KeyError, TypeError, RuntimeError, StopIteration, AttributeError) as error:
-            raise ValueError(f"{folder} is damaged: its config and its tensors do not fit ({error})") from error
+                model.proposal_.load_state_dict(tensors_of("proposal", tensors))
         return model
 
 

@@ -12,10 +12,9 @@ The folder of a run::
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +26,16 @@ from thalweg.data.tables import read_table, write_table
 from thalweg.data.target import check_target
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
 from thalweg.estimators.folder import (
-    check_new_run,
-    check_same_settings,
-    check_task,
+    begin_run,
+    check_run,
     fingerprint_of,
-    is_finished,
+    finish_run,
     listed,
-    read_json,
-    remove_run,
+    read_figures,
+    read_run_settings,
     split_rows,
     versions,
     without_infinities,
-    write_json,
 )
 from thalweg.estimators.regressor import EnergyRegressor
 from thalweg.evaluation.baselines import BASELINES
@@ -150,24 +147,16 @@ def fit_run(
         ValueError: for data or settings that can't be used, or a folder that holds another run.
         DivergenceError: if training can't be kept from diverging.
     """
-    known = check_new_run(folder, resume, overwrite)
-    if resume:
-        check_same_settings(folder, asdict(read_settings(folder)), asdict(settings), TASK)
-        if is_finished(folder):
-            tell("This run is finished already.")
-            return load_run(folder)
+    if check_run(folder, TASK, settings, resume=resume, overwrite=overwrite):
+        tell("This run is finished already.")
+        return load_run(folder)
     table = read_table(Path(settings.table))
     table.columns = table.columns.map(str)
     X, y, dates = _split_columns(table, settings)
     fingerprint = fingerprint_of(table.drop(columns=settings.drop))
-    if resume and read_json(folder / "fit.json").get("fingerprint") != fingerprint:
-        raise ValueError(f"{settings.table} has changed since the run in {folder} was started: start a new run")
     training, test = split_rows(len(X), settings.test_fraction, settings.seed)
 
-    if known and not resume:
-        remove_run(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "fit.json", {"task": TASK, "settings": asdict(settings), "fingerprint": fingerprint})
+    begin_run(folder, TASK, settings, settings.table, fingerprint, resume=resume)
     model = EnergyRegressor(
         settings.objective,
         point=settings.point,
@@ -210,8 +199,7 @@ def fit_run(
     extra = {k: figures[k] for k in ("table", "inputs", "dates", "training_rows", "test_rows", "scores")}
     extra |= {"targets": settings.targets, "seed": settings.seed, "test_fraction": settings.test_fraction}
     model.save(folder / "model", extra)
-    write_json(folder / "figures.json", figures)
-    shutil.rmtree(folder / "training", ignore_errors=True)
+    finish_run(folder, figures)
     return load_run(folder)
 
 
@@ -350,12 +338,7 @@ def read_settings(folder: Path) -> RunSettings:
     Raises:
         ValueError: if the folder holds no run, or a damaged one.
     """
-    path = folder / "fit.json"
-    check_task(folder, TASK)
-    try:
-        return RunSettings(**read_json(path)["settings"])
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged, or of another version ({error})") from error
+    return read_run_settings(folder, TASK, RunSettings)
 
 
 def load_run(folder: Path) -> FinishedRun:
@@ -365,16 +348,11 @@ def load_run(folder: Path) -> FinishedRun:
         ValueError: if the folder holds no run, an unfinished or a damaged one.
     """
     settings = read_settings(folder)
-    if not is_finished(folder):
-        raise ValueError(f"the run in {folder} is not finished: `thalweg fit regression --resume --out {folder}`")
-    figures = read_json(folder / "figures.json")
-    lacking = _FIGURES - set(figures)
-    if lacking:
-        raise ValueError(f"{folder / 'figures.json'} is damaged: it lacks {listed(sorted(lacking))}")
+    figures = read_figures(folder, TASK, _FIGURES)
     test = folder / "test_rows.parquet"
     return FinishedRun(
         folder,
-        replace(settings),
+        settings,
         figures,
         EnergyRegressor.load(folder / "model"),
         read_table(folder / "training_rows.parquet"),

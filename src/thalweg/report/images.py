@@ -42,23 +42,24 @@ def _generated(run: FinishedImageRun) -> Card:
     n = run.model.n_labels_
     columns = n if n > 1 else 12
     fresh = run.model.sample(6 * columns, n_steps=300, random_state=run.settings.seed)
-    training = run.training.pixels[: 3 * columns]
+    training = run.images[0].pixels[: 3 * columns]
     text = "New images by fresh chains from uniform noise" + (", one label in each column." if n > 1 else ".")
     return Card("Generated", text + " Beneath, training images.", [wall(fresh, columns), wall(training, columns)])
 
 
 def _neighbours(run: FinishedImageRun) -> Card:
     fresh = run.model.sample(16, n_steps=300, random_state=run.settings.seed + 1)
-    nearest = nearest_neighbours(fresh, run.training.pixels)
+    training = run.images[0].pixels
+    nearest = nearest_neighbours(fresh, training)
     return Card(
         "Is it copying?",
         "Generated images (above), and the training image nearest to each (below).",
-        [wall(np.concatenate([fresh, run.training.pixels[nearest.row]]), 16)],
+        [wall(np.concatenate([fresh, training[nearest.row]]), 16)],
     )
 
 
 def _completed(run: FinishedImageRun) -> Card:
-    test = run.test.rows(slice(0, 16))
+    test = run.images[1].rows(slice(0, 16))
     height = run.figures["shape"][1]
     known = np.zeros((1, *run.figures["shape"][1:]), bool)
     known[:, : height // 2] = True
@@ -74,8 +75,8 @@ def _completed(run: FinishedImageRun) -> Card:
 
 def _energies(run: FinishedImageRun) -> Card:
     rng = np.random.RandomState(0)
-    test = run.test.pixels[:500]
-    kinds = {"training": run.training.pixels[:500], "held out": test, **outliers(test, len(test), rng)}
+    training, test = (images.pixels[:500] for images in run.images)
+    kinds = {"training": training, "held out": test, **outliers(test, len(test), rng)}
     figure = go.Figure()
     for name, images in kinds.items():
         figure.add_violin(y=-run.model.score_samples(images), name=name, points=False, showlegend=False)

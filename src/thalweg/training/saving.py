@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,24 @@ def load_model(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
     if not isinstance(document.get("config"), dict):
         raise ValueError(f"{config_path} is damaged: it holds no config")
     return document["config"], tensors
+
+
+@contextmanager
+def rebuilding(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Within it a model is rebuilt from what was read: what fails there is the folder's fault.
+
+    Raises:
+        ValueError: if the config and the tensors do not fit each other.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, RuntimeError, ValueError, AttributeError, StopIteration) as error:
+        raise ValueError(f"{folder} is damaged: its config and its tensors do not fit ({error})") from error
+
+
+def tensors_of(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of one module among the tensors of a model: those named ``name.…``, without the prefix."""
+    return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
 
 
 def _replace(path: Path, data: bytes) -> None:
