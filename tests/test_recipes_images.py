@@ -103,13 +103,6 @@ def test_joint_of_weight_one_is_the_sum_of_conditional_energies_less_what_they_s
     torch.testing.assert_close(concepts.joint(parts, asked, level, 1.0)(images), energy(images))
 
 
-@pytest.mark.slow
-def test_four_concepts_never_seen_together_are_drawn():
-    found, _ = concepts.compose(1, quick=False)
-    wrong_shape = found["four concepts: squared error of a wrong shape"]
-    assert found["four concepts, never seen: squared error"] < 0.7 * wrong_shape
-
-
 def some_images(n, *shape, seed=0):
     """Random images of ten labels."""
     rng = np.random.RandomState(seed)
