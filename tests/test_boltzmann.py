@@ -279,6 +279,10 @@ def test_annealing_without_weights_is_exact_and_has_no_variance(make):
     for bias in machine.biases[1:]:
         bias.data.zero_()
     exact = float(machine.log_normaliser())
+    with pytest.raises(TypeError, match="no machine in layers"):
+        anneal_machine(PerceptronEnergy(2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least 1"):
+        anneal_machine(machine, n_chains=0)
     there = anneal_machine(machine, None, 10, 20, generator=seeded())
     assert there.estimate == pytest.approx(exact, abs=1e-9)
     assert float(there.log_weights.std()) < 1e-9

@@ -87,6 +87,7 @@ def test_help_and_version(call) -> None:
         assert command in shown.out
         assert "Example" in call(command, "--help").out
     assert "--target" in call("fit", "regression", "--help").out
+    assert "[default: RUN/report.html]" in call("report", "--help").out
     assert call().code == 0
 
 

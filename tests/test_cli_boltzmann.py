@@ -90,11 +90,24 @@ def test_what_was_done_to_the_data_is_said(runs):
     assert "Gaussian units" in told(runs["gaussian"])
 
 
+def test_constant_columns_do_not_decide_the_units(tmp_path):
+    table = pd.DataFrame(np.random.RandomState(0).randint(0, 2, (60, 3)), columns=list("abc"))
+    table.assign(year=2024, place="here").to_csv(tmp_path / "bits.csv", index=False)
+    done = thalweg("fit", "boltzmann", tmp_path / "bits.csv", "--out", tmp_path / "run", "--epochs", 2)
+    assert "Taken as binary (0 or 1): 'a', 'b', 'c'." in done.out
+    thalweg("sample", tmp_path / "run", "-n", 2, "--out", tmp_path / "new.csv")
+    drawn = (tmp_path / "new.csv").read_text().splitlines()
+    assert drawn[0] == "a,b,c,year,place"
+    assert drawn[1].endswith(",2024.0,here")
+
+
 def test_rows_are_drawn_in_their_own_units(runs, tmp_path):
     for kind, make in TABLES.items():
         thalweg("sample", runs[kind], "-n", 200, "--out", tmp_path / "new.csv")
         drawn, table = pd.read_csv(tmp_path / "new.csv"), make()
         assert set(drawn.columns) == set(table.columns)
+        if kind == "binary":
+            assert set(drawn.iloc[:, 0].map(str)) == {"0", "1"}
         if kind == "gaussian":
             assert drawn.corr().iloc[0, 1] < -0.5
         else:
@@ -178,6 +191,7 @@ def test_what_is_refused(runs, tmp_path):
     mixed = fruits().assign(weight=1.5)
     mixed["weight"] += np.arange(300)
     mixed.to_csv(tmp_path / "mixed.csv", index=False)
+    mixed.assign(colour=np.where(np.arange(300) == 1, "puce", mixed["colour"])).to_csv(tmp_path / "strange.csv")
     for arguments, words in (
         ((*fit, tmp_path / "mixed.csv"), "texts ('colour', 'fruit') beside numbers ('weight')"),
         ((*fit, tmp_path / "mixed.csv", "--visible", "categorical"), "300 different values"),
@@ -189,9 +203,14 @@ def test_what_is_refused(runs, tmp_path):
         ),
         ((*fit, runs["images"].parent / "digits.npz", "--visible", "categorical"), "pixels are no categories"),
         ((*fit, tmp_path / "nothing.csv"), "no file"),
+        ((*fit, tmp_path / "mixed.csv", "--learning-rate", 0), "--learning-rate must be positive"),
+        ((*fit, tmp_path / "mixed.csv", "--grey"), "--grey is for images"),
         (fit, "name the data"),
         ((*fit, "--resume"), "name the run"),
         (("impute", runs["images"], tmp_path / "mixed.csv"), "gaps are filled in tables"),
+        (("impute", runs["images"], runs["images"].parent / "digits.npz"), "gaps are filled in tables"),
+        (("score", runs["images"], tmp_path / "mixed.csv"), "is no .npz"),
+        (("score", runs["categorical"], tmp_path / "strange.csv"), "column 'colour' holds 'puce'"),
         (("score", runs["binary"], tmp_path / "mixed.csv"), "lacks 'a'"),
         (("predict", runs["binary"], tmp_path / "mixed.csv"), "boltzmann"),
         (("sample", runs["images"]), "--out"),

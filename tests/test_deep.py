@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_iris
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import Tensor
 
@@ -420,6 +421,7 @@ def test_pretraining_on_rows_without_labels_helps_a_classifier():
     [
         ({"hidden": ()}, "hidden"),
         ({"hidden": (3, 0)}, "hidden"),
+        ({"hidden": 3}, "hidden"),
         ({"n_iter": 0}, "n_iter"),
         ({"visible": "softmax"}, "visible"),
         ({"visible": "binary"}, "0 and 1"),
@@ -431,6 +433,13 @@ def test_bad_settings_are_refused_in_words(settings, message):
         DeepBoltzmannMachine(**{**SMALL, **settings}).fit(load_iris().data)
     if settings == {"hidden": (3,)}:
         DeepBeliefEstimator(**{**SMALL, **settings}).fit(load_iris().data)
+
+
+@pytest.mark.parametrize("kind", [DeepBoltzmannMachine, DeepBeliefEstimator])
+def test_models_that_are_not_fitted_say_so(kind):
+    for method in (kind().transform, kind().reconstruct, kind().score_samples):
+        with pytest.raises(NotFittedError):
+            method(np.zeros((2, 3)))
 
 
 # -- the recipe ---------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from thalweg.energies import (
     NetworkEnergy,
     PerceptronEnergy,
     PointNet,
+    RBMEnergy,
     TiltedEnergy,
     TiltedMixtureEnsemble,
     UniformEnergy,
@@ -661,6 +662,12 @@ def test_derivatives_in_x_carry_a_graph_to_every_parameter_of_theirs(make, input
                 w += step * d
         values.append(float(figures().detach()))
     assert (values[0] - values[1]) / 2e-5 == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_sum_with_a_discrete_energy_lives_on_its_values():
+    bits, numbers = RBMEnergy(2, 3), GaussianEnergy(torch.zeros(2), torch.eye(2))
+    assert (bits + numbers).support == (numbers - bits).support == bits.support
+    assert (numbers + numbers).support == numbers.support
 
 
 def test_the_derivatives_of_a_sum_are_the_sums_of_its_parts():

@@ -335,7 +335,7 @@ def test_an_interrupted_fit_resumes_to_the_same_model(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "X", "words"),
     [
-        ({"visible": "binary"}, 2 * TRAIN, r"row 1, column \d+ holds 2"),
+        ({"visible": "binary"}, 2 * TRAIN, r"column \d+ holds 2"),
         ({"visible": "huge"}, TRAIN, "visible must be one of"),
         ({"n_components": 0}, TRAIN, "n_components must be"),
         ({"n_iter": 0.5}, TRAIN, "n_iter must be"),

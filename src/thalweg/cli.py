@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -30,6 +30,7 @@ app = typer.Typer(
     help="Energy-based models: p(y|x) or p(x) from a table, in one command.",
     epilog="Example: thalweg fit regression wine.csv --target quality --out runs/wine",
     add_completion=False,
+    rich_markup_mode="markdown",  # in Rich's own markup [default: ...] would be a tag, and vanish
     pretty_exceptions_enable=False,
 )
 fit_app = typer.Typer(
@@ -532,7 +533,8 @@ def boltzmann(
 
 def _tell_machine_figures(run: FinishedMachine) -> None:
     figures = run.figures
-    title = f"{figures['data']}: {figures['training_rows']} rows, {figures['test_rows']} held out"
+    what = "images" if run.shape else "rows"
+    title = f"{figures['data']}: {figures['training_rows']} {what}, {figures['test_rows']} held out"
     table = Table("model", title=escape(title), title_justify="left")
     for heading in ("log-likelihood, nats", "log Z", "reconstruction error"):
         table.add_column(heading, justify="right")
@@ -684,7 +686,7 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
 ) -> None:
-    """Draw new rows from the density, or new images; rounded columns are rounded.
+    """Draw new rows, or new images; a density rounds columns that are rounded.
 
     Images are written to an .npz, or as PNG files into a folder.
     """
@@ -778,7 +780,7 @@ def impute(
         from thalweg.estimators.boltzmann_run import impute_rows, load_boltzmann_run
 
         machine = load_boltzmann_run(run_folder)
-        _write(impute_rows(machine, read_table(table), imputations, seed), out_file, "rows")
+        _write(impute_rows(machine, table, imputations, seed), out_file, "rows")
         return
     run = load_density_run(run_folder)
     with warnings.catch_warnings(record=True) as told:
@@ -987,7 +989,7 @@ def reproduce(
     )
     result = chosen.run(settings)
 
-    table = Table("figure", title=escape(chosen.title), title_justify="left")
+    table = Table(Column("figure", overflow="fold"), title=escape(chosen.title), title_justify="left")
     for heading in ("mean", *(f"seed {s}" for s in settings.seeds[: max(map(len, _values(result)), default=0)])):
         table.add_column(heading, justify="right")
     table.add_column("target", justify="right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -82,6 +83,8 @@ def read_split(path: Path) -> tuple[Images, Images]:
 
 
 def _read_arrays(path: Path, part: str) -> Images:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no .npz: images come as a folder of pictures or as an .npz")
     try:
         with np.load(path, allow_pickle=False) as file:
             names = {"x": [f"X_{part}", "X", "images", "x"], "y": [f"y_{part}", "y", "labels"]}

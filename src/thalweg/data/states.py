@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from thalweg.data.target import location_and_scale
+
+# Of columns, where they have any.
+Names = Sequence[str] | None
 
 KINDS = ("auto", "binary", "gaussian", "categorical")
 
@@ -35,8 +39,11 @@ class StateEncoder:
         self.location, self.scale = np.zeros(0), np.ones(0)
         self.categories: list[list[Any]] = []
 
-    def fit(self, X: np.ndarray) -> StateEncoder:
+    def fit(self, X: np.ndarray, names: Names = None) -> StateEncoder:
         """Learn the encoding of rows ``[N, D]`` without gaps.
+
+        Args:
+            names: of the columns, for messages.
 
         Raises:
             ValueError: for values that the units can't take, in words.
@@ -45,7 +52,7 @@ class StateEncoder:
             self.kind = _suitable(X)
         self.location, self.scale = np.zeros(X.shape[1]), np.ones(X.shape[1])
         if self.kind == "binary":
-            self._check_probabilities(X)
+            self._check_probabilities(X, names)
             self.grey = not ((X == 0) | (X == 1)).all()
         elif self.kind == "gaussian":
             location, scale = location_and_scale(X)
@@ -65,8 +72,11 @@ class StateEncoder:
         """Numbers in a state."""
         return len(self.location) * (self.n_states if self.kind == "categorical" else 1)
 
-    def encode(self, X: np.ndarray) -> np.ndarray:
+    def encode(self, X: np.ndarray, names: Names = None) -> np.ndarray:
         """States ``[N, width]`` float64; NaN where a row has gaps.
+
+        Args:
+            names: of the columns, for messages.
 
         Raises:
             ValueError: for values that the units can't take, in words.
@@ -74,7 +84,7 @@ class StateEncoder:
         if self.kind == "gaussian":
             return (X - self.location) / self.scale
         if self.kind == "binary":
-            self._check_probabilities(X)
+            self._check_probabilities(X, names)
             return X.astype(np.float64)
         states = np.zeros((len(X), X.shape[1], self.n_states))
         for k, known in enumerate(self.categories):
@@ -82,7 +92,9 @@ class StateEncoder:
             codes = pd.Categorical(X[:, k], categories=known).codes
             unknown = np.flatnonzero((codes < 0) & ~gaps)
             if len(unknown):
-                raise ValueError(f"column {k + 1} holds {X[unknown[0], k]!r}, a category that no training row had")
+                raise ValueError(
+                    f"{_named(names, k)} holds {X[unknown[0], k]!r}, a category that no training row had"
+                )
             states[np.arange(len(X)), k, codes] = 1.0
             states[gaps, k] = np.nan
         return states.reshape(len(X), -1)
@@ -101,13 +113,13 @@ class StateEncoder:
             return np.zeros(self.width, bool)
         return np.concatenate([np.arange(self.n_states) >= len(known) for known in self.categories])
 
-    def _check_probabilities(self, X: np.ndarray) -> None:
+    def _check_probabilities(self, X: np.ndarray, names: Names) -> None:
         with np.errstate(invalid="ignore"):
             odd = np.argwhere((X < 0) | (X > 1))
         if len(odd):
             row, column = odd[0]
             raise ValueError(
-                f"binary units take 0, 1 or probabilities between, but row {row + 1}, column {column + 1} holds "
+                f"binary units take 0, 1 or probabilities between, but {_named(names, column)} holds "
                 f"{X[row, column]:g}: scale to [0, 1], or take visible='gaussian'"
             )
 
@@ -144,3 +156,7 @@ def _by_kind(value: Any) -> tuple[bool, Any]:
 def _array(values: list[Any]) -> np.ndarray:
     kind = object if any(isinstance(v, str) for v in values) else None
     return np.array(values, dtype=kind)
+
+
+def _named(names: Names, k: int) -> str:
+    return f"column {k + 1}" if names is None else f"column {names[k]!r}"

@@ -23,7 +23,8 @@ class WeightedSum(Energy):
         _same_space(energies)
         self.energies = nn.ModuleList(energies)
         self.weights = [float(w) for w in weights]
-        self.support = energies[0].support
+        # Where one lives on discrete values, so does the product of all.
+        self.support = next((e.support for e in energies if e.support.is_discrete), energies[0].support)
         self.event_ndim = energies[0].event_ndim
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,7 +162,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         """
         encoder = StateEncoder(self.visible)
         X = self._validated(X, reset=True)
-        self.encoder_ = encoder.fit(X)
+        self.encoder_ = encoder.fit(X, self._names())
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         plan = self._plan(self.n_iter, self.final_rate, self._seed, checkpoint_seconds)
         data = self._states(X).float()
@@ -169,7 +170,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         trainer = BoltzmannTrainer(
             plan,
             None if run_dir is None else Path(run_dir),
-            BarProgress("held-out log-likelihood") if self.verbose else None,
+            BarProgress("held-out log p", with_best=False) if self.verbose else None,
         )
         validate = None if held_out is None else self._likelihood_of(self._validated(held_out))
         with self._threads():
@@ -190,7 +191,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         encoder = StateEncoder(self.visible) if first else self.encoder_
         X = self._validated(X, reset=first)
         if first:
-            self.encoder_ = encoder.fit(X)
+            self.encoder_ = encoder.fit(X, self._names())
             self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
             self._n_calls = 0
             self._build(self._states(X).float())
@@ -465,7 +466,10 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         return self._states(self._validated(X))
 
     def _states(self, X: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(self.encoder_.encode(X)))
+        return torch.from_numpy(np.ascontiguousarray(self.encoder_.encode(X, self._names())))
+
+    def _names(self) -> Sequence[str] | None:
+        return getattr(self, "feature_names_in_", None)
 
     def _decoded(self, states: Tensor) -> np.ndarray:
         return self.encoder_.decode(states.double().numpy())

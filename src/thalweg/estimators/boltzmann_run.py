@@ -91,6 +91,8 @@ class BoltzmannSettings:
             raise ValueError(f"the test fraction must be above 0 and below 1, got {self.test_fraction}")
         if self.visible not in KINDS:
             raise ValueError(f"--visible must be one of {', '.join(KINDS)}; got {self.visible!r}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"--learning-rate must be positive, got {self.learning_rate:g}")
 
 
 @dataclass
@@ -229,12 +231,14 @@ def read_rows(settings: BoltzmannSettings) -> Rows:
     path = Path(settings.data)
     images = path.is_dir() or path.suffix.lower() == ".npz"
     rows = _image_rows(settings, read_images(path)) if images else _table_rows(settings)
-    encoder = StateEncoder(rows.kind).fit(rows.training.to_numpy())
-    encoder.encode(rows.test.to_numpy())
+    encoder = StateEncoder(rows.kind).fit(rows.training.to_numpy(), rows.training.columns)
+    encoder.encode(rows.test.to_numpy(), rows.training.columns)
     return rows
 
 
 def _table_rows(settings: BoltzmannSettings) -> Rows:
+    if settings.grey:
+        raise ValueError("--grey is for images")
     chosen: list[str] = []
     found = read_numbers(
         settings.data,
@@ -290,21 +294,29 @@ def _image_rows(settings: BoltzmannSettings, images: Images) -> Rows:
 
 def _as_states(table: pd.DataFrame, visible: str, chosen: list[str]) -> pd.DataFrame:
     """Columns as numbers or as categories, and which of these in ``chosen``."""
-    texts = [c for c in table.columns if not is_number(table[c])]
-    numbers = [c for c in table.columns if c not in texts]
+    constant = [c for c in table.columns if table[c].nunique() == 1]  # they say nothing of the others
+    texts = [c for c in table.columns if not is_number(table[c]) and c not in constant]
     if visible == "auto":
+        numbers = [c for c in table.columns if c not in texts and c not in constant]
         wide = [c for c in numbers if not table[c].dropna().isin((0, 1)).all()]
         if texts and wide:
+            first = table[texts[0]]
+            odd = first[pd.to_numeric(first, errors="coerce").isna() & first.notna()]
+            example = f"{odd.iloc[0]!r} in row {int(odd.index[0]) + 1} is one, " if len(odd) else ""
             raise ValueError(
-                f"the table has texts ({listed(texts, 3)}) beside numbers ({listed(wide, 3)}), and a machine has "
-                "visible units of one kind: leave out one or the other (--drop), or take each number as a "
-                "category (--visible categorical)"
+                f"the table has texts ({listed(texts, 3)}) beside numbers ({listed(wide, 3)}): {example}and a "
+                "machine has visible units of one kind: mend the row, leave out one or the other (--drop), or "
+                "take each number as a category (--visible categorical)"
             )
         visible = "categorical" if texts else "gaussian" if wide else "binary"
     chosen[:] = [visible]
-    if visible != "categorical":
-        return pd.DataFrame({c: as_numbers(table[c]) for c in table.columns})
-    return pd.DataFrame({c: _as_categories(table[c]) for c in table.columns})
+    plain = [c for c in constant if not is_number(table[c])]
+    return pd.DataFrame(
+        {
+            c: _as_categories(table[c]) if visible == "categorical" or c in plain else as_numbers(table[c])
+            for c in table.columns
+        }
+    )
 
 
 def _as_categories(column: pd.Series) -> pd.Series:
@@ -389,7 +401,13 @@ def sample_rows(run: FinishedMachine, n: int, seed: int = 0) -> pd.DataFrame:
     table = pd.DataFrame(run.model.sample(n, random_state=seed), columns=run.columns).infer_objects()
     for name, value in run.figures["constant"].items():
         table[name] = value
-    return table
+    return _with_whole_bits(run, table)
+
+
+def _with_whole_bits(run: FinishedMachine, table: pd.DataFrame) -> pd.DataFrame:
+    """Columns of a binary machine as 0 and 1, not 0.0 and 1.0."""
+    bits = [c for c in run.columns if run.figures["visible"] == "binary" and table[c].isin((0, 1)).all()]
+    return table.astype(dict.fromkeys(bits, int))
 
 
 def sample_images(run: FinishedMachine, n: int, seed: int = 0) -> np.ndarray:
@@ -413,17 +431,19 @@ def score_rows(run: FinishedMachine, path: Path) -> pd.DataFrame:
     return pd.DataFrame({"log_prob": log_prob, "outlier_score": score})
 
 
-def impute_rows(run: FinishedMachine, table: pd.DataFrame, n: int = 1, seed: int = 0) -> pd.DataFrame:
-    """The table with the gaps in the model's columns filled by draws given the rest of the row.
+def impute_rows(run: FinishedMachine, path: Path, n: int = 1, seed: int = 0) -> pd.DataFrame:
+    """The table of a file with the gaps in the model's columns filled by draws given the rest of the row.
 
     With several imputations they are stacked, and a column ``imputation`` counts them from 1.
     """
     if run.shape is not None:
         raise ValueError(f"{run.folder} holds a run on images: gaps are filled in tables")
+    table = read_table(path)
     if n > 1 and "imputation" in table.columns:
         raise ValueError("the table has a column 'imputation' already: rename it, or ask for one imputation")
     X = _model_columns(run, table)
-    return completed_tables(table, X, run.model.impute(X, n, random_state=seed), run.figures["constant"])
+    filled = run.model.impute(X, n, random_state=seed)
+    return _with_whole_bits(run, completed_tables(table, X, filled, run.figures["constant"]))
 
 
 def _asked(run: FinishedMachine, path: Path) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class _Deep(BaseEstimator):
             value = getattr(self, name)
             if not isinstance(value, int | np.integer) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        widths = list(self.hidden)
+        widths = list(self.hidden) if isinstance(self.hidden, Iterable) else []
         if not widths or any(not isinstance(n, int | np.integer) or n < 1 for n in widths):
             raise ValueError(f"hidden must be whole numbers of at least 1, got {self.hidden!r}")
         if self.visible not in ("auto", "binary", "gaussian"):
@@ -342,11 +342,13 @@ class DeepBoltzmannMachine(_DeepDensity):
 
     def transform(self, X: Any) -> np.ndarray:
         """Means of the top layer under the mean field ``[rows, hidden[-1]]``."""
-        return self.energy_.mean_field(self._rows(X), 50, 0.0)[-1].numpy()
+        rows = self._rows(X)
+        return self.energy_.mean_field(rows, 50, 0.0)[-1].numpy()
 
     def reconstruct(self, X: Any) -> np.ndarray:
         """Means of the columns given the mean field's means of the hidden units ``[rows, columns]``."""
-        layers = self.energy_.mean_field(self._rows(X), 50, 0.0)
+        rows = self._rows(X)
+        layers = self.energy_.mean_field(rows, 50, 0.0)
         with torch.no_grad():
             return self._decoded(self.energy_.visible.mean(self.energy_.field(layers, 0)))
 
@@ -429,11 +431,12 @@ class DeepBeliefNetwork(_DeepDensity):
 
     def transform(self, X: Any) -> np.ndarray:
         """Means of the top layer, layer by layer upward ``[rows, hidden[-1]]``."""
-        return self.energy_.means_up(self._rows(X))[-1].numpy()
+        rows = self._rows(X)
+        return self.energy_.means_up(rows)[-1].numpy()
 
     def reconstruct(self, X: Any) -> np.ndarray:
         """Means of the columns after means of every layer up and down again ``[rows, columns]``."""
-        network, rows = self.energy_, self._rows(X)
+        rows, network = self._rows(X), self.energy_
         with torch.no_grad():
             top = network.means_up(rows)[-1]
             back = network.top.visible.mean(network.top.field([None, top], 0))

@@ -49,8 +49,9 @@ def _tiles(run: FinishedMachine) -> list[Tile]:
     off = figures["log_normaliser_error"]
     size = " x ".join(map(str, run.shape[1:])) if run.shape else str(len(run.columns))
     return [
-        Tile("rows", f"{figures['training_rows']:,}", f"and {figures['test_rows']:,} held out"),
-        Tile("pixels" if run.shape else "columns", size, figures["visible"]),
+        Tile("images" if run.shape else "rows", f"{figures['training_rows']:,}",
+             f"and {figures['test_rows']:,} held out"),
+        Tile("pixels" if run.shape else "columns", size, f"{_ADJECTIVES[figures['visible']]} units"),
         Tile("hidden", str(figures["hidden"]), "binary units"),
         Tile("test log-likelihood", f"{ours['log_likelihood']:.3f}",
              f"nats; independent columns {alone['log_likelihood']:.3f}"),
@@ -84,7 +85,7 @@ def _filters(run: FinishedMachine) -> Card:
     )  # fmt: skip
     figure.update_xaxes(title="hidden unit, by the size of its weights")
     figure.update_yaxes(autorange="reversed")
-    text = "The weight between every column and every hidden unit: columns with weights of a unit hang together."
+    text = "The weight between every column and every hidden unit: columns that share a unit hang together."
     if len(names) < weights.shape[1]:
         text += f" The first {len(names)} of {weights.shape[1]}."
     return Card("Weights", text, [charts.styled(figure, 120 + 18 * len(names))])
@@ -192,18 +193,19 @@ def _training(run: FinishedMachine) -> Card:
     likelihood = charts.curves(
         [e["epoch"] for e in judged],
         {"log-likelihood of rows held out": [e["validation"] for e in judged]},
-        ("epoch", "nats"),
+        ("epoch", "held-out log-likelihood, nats"),
         None,
     )
     gap = charts.curves(
         [e["epoch"] for e in history.epochs],
         {"free energy of the data less that of the chains": [e["free-energy gap"] for e in history.epochs]},
-        ("epoch", "nats"),
+        ("epoch", "gap of free energies, nats"),
         None,
     )
     text = (
-        "The log-likelihood of rows held out (log Z by short annealing where it can't be summed up), and the gap "
-        "of free energies, which should stay near zero: a steady drift is divergence."
+        "Above, the log-likelihood of rows held out (log Z by short annealing where it can't be summed up). "
+        "Beneath, the free energy of the data less that of the chains, which should stay near zero: a steady "
+        "drift is divergence."
     )
     return Card("Training", text, [likelihood, gap], notes=history.events)
 
@@ -214,8 +216,12 @@ def _energies(run: FinishedMachine, rows: Rows) -> Card:
     shuffled = pd.DataFrame({c: rng.permutation(test[c].to_numpy()) for c in test.columns})
     figure = go.Figure()
     kinds = {"training rows": training, "rows held out": test, "held out, columns shuffled": shuffled}
-    for name, table in kinds.items():
-        figure.add_violin(y=run.model.score_samples(table), name=name, points=False, showlegend=False)
+    for (name, table), colour in zip(kinds.items(), [charts.MODEL, "#8d99ae", "#e09f3e"], strict=True):
+        # Without the hard span a smooth shape would show log p that no row has.
+        figure.add_violin(
+            y=run.model.score_samples(table), name=name, points=False, showlegend=False, spanmode="hard",
+            line_color=colour,
+        )  # fmt: skip
     figure.update_yaxes(title="log p, nats")
     text = (
         "log p of rows it was trained on, of rows held out, and of rows whose columns come from different rows: "
@@ -232,7 +238,7 @@ def _scores(run: FinishedMachine) -> Card:
         table.append(
             [
                 name,
-                value + (f" ± {error:.2g}" if error else ""),
+                value + (f" ± {error:.3f}" if error else ""),
                 f"± {off:.2g}" if off else "exact",
                 "" if back is None else f"{back:.4f}",
             ]

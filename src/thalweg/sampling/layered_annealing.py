@@ -35,6 +35,12 @@ def anneal_machine(
     Source: [Salakhutdinov 2008, sec. 4.1]; for deep machines [Salakhutdinov 2009, sec. 2.3]; the way back
     [Burda 2015].
     """
+    if not isinstance(machine, LayeredMachine):
+        raise TypeError(
+            f"{type(machine).__name__} is no machine in layers: annealed_importance_sampling takes any energy"
+        )
+    if n_chains < 1 or n_steps < 1:
+        raise ValueError(f"n_chains and n_steps must be at least 1, got {n_chains} and {n_steps}")
     with torch.no_grad():
         return _anneal(machine, base_bias, n_chains, n_steps, samples, generator)
 

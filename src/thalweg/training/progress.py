@@ -44,6 +44,7 @@ class BarProgress:
         offset: what to add to it, and to the loss, to have them in the user's units.
         n_members: of an ensemble, whose loss is the sum of theirs.
         label: what is being done.
+        with_best: show the best figure too, to which training goes back.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class BarProgress:
         n_members: int = 1,
         console: Console | None = None,
         label: str = "fit",
+        with_best: bool = True,
     ):
         self.figure = figure
         self.offset = offset
         self.n_members = n_members
         self.console = console or Console(stderr=True)
         self.label = label
+        self.with_best = with_best
         self.bar: RichProgress | None = None
 
     def start(self, n_epochs: int, done: int) -> None:
@@ -79,10 +82,9 @@ class BarProgress:
         assert self.bar is not None
         figures = f"loss {record['loss'] / self.n_members + self.offset:.3f}"
         if "best" in record:
-            figures += (
-                f"  {self.figure} {record['validation'] + self.offset:.4f}"
-                f" (best {record['best'] + self.offset:.4f})"
-            )
+            figures += f"  {self.figure} {record['validation'] + self.offset:.4f}"
+            if self.with_best:
+                figures += f" (best {record['best'] + self.offset:.4f})"
         self.bar.update(self.task, completed=record["epoch"], figures=figures)
 
     def message(self, text: str) -> None:
