@@ -144,6 +144,8 @@ def test_machines_that_are_none_are_refused():
             DBMEnergy(3, hidden)
     with pytest.raises(ValueError, match="at least 2 categories"):
         Categorical(3, 1)
+    with pytest.raises(ValueError, match="at least one unit, got 0"):
+        RBMEnergy(0, 3)
     with pytest.raises(ValueError, match="at most 25"):
         RBMEnergy(30, 40).log_normaliser()
     with pytest.raises(TypeError, match="SingleSiteGibbs"):

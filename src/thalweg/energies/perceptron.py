@@ -312,7 +312,7 @@ class _Derivatives(torch.autograd.Function):
 
     Differentiable once, with respect to the weights and x. Names: s, c, d are an activation's first, second and
     third derivative; t what goes into it along the directions; alpha the energy's derivative with respect to
-    what comes out of it. A gradient with respect to any of these has "_bar".
+    what comes out of it, beta what goes in. A gradient with respect to any of these has "_bar".
     """
 
     @staticmethod
@@ -336,14 +336,15 @@ class _Derivatives(torch.autograd.Function):
             if t is not None and len(steps) < len(layers):
                 u = jets[1].unsqueeze(1) * t
         alpha = weights[-1].expand(len(a), -1)
-        alphas, curvature = [], None
+        alphas, betas, curvature = [], [], None
         for (weight, _), (_, _, t, jets) in zip(reversed(layers), reversed(steps), strict=True):
             alphas.append(alpha)
             if t is not None:
                 part = ((alpha * jets[2]).unsqueeze(1) * t.square()).sum(-1)
                 curvature = part if curvature is None else curvature + part
-            alpha = product(alpha * jets[1], weight)
-        ctx.steps, ctx.alphas, ctx.shape = steps, alphas[::-1], x.shape
+            betas.append(alpha * jets[1])
+            alpha = product(betas[-1], weight)
+        ctx.steps, ctx.alphas, ctx.betas, ctx.shape = steps, alphas[::-1], betas[::-1], x.shape
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*(weight for weight, _ in layers))
         return alpha.reshape(x.shape), None if curvature is None else curvature.reshape(*batch, -1)
@@ -360,8 +361,8 @@ class _Derivatives(torch.autograd.Function):
             alpha_bar = grad_bar.reshape(n_rows, -1)
         # The way back of the gradient, backwards: from the first layer to the last.
         weight_bars, s_bars, c_bars, t_bars = [], [], [], []
-        for weight, (_, _, t, (_, s, c, *_)), alpha in zip(matrices, steps, alphas, strict=True):
-            weight_bars.append(product((alpha * s).t(), alpha_bar))
+        for weight, (_, _, t, (_, s, c, *_)), alpha, beta in zip(matrices, steps, alphas, ctx.betas, strict=True):
+            weight_bars.append(product(beta.t(), alpha_bar))
             beta_bar = product(alpha_bar, weight.t())
             s_bars.append(beta_bar * alpha)
             alpha_bar = beta_bar * s

@@ -28,6 +28,12 @@ class Units(nn.Module):
     width: int
     support: constraints.Constraint
 
+    def __init__(self, n: int):
+        super().__init__()
+        if n < 1:
+            raise ValueError(f"a layer needs at least one unit, got {n}")
+        self.width = n
+
     def feature(self, state: Tensor) -> Tensor:
         """What couples to the neighbours ``[*batch, width]``."""
         return state
@@ -64,8 +70,7 @@ class Binary(Units):
     """n units that are 0 or 1."""
 
     def __init__(self, n: int):
-        super().__init__()
-        self.width = n
+        super().__init__(n)
         self.support = BINARY
 
     def mean(self, field: Tensor) -> Tensor:
@@ -97,8 +102,8 @@ class Categorical(Units):
     """
 
     def __init__(self, n: int, k: int):
-        super().__init__()
-        self.n, self.k, self.width = n, k, n * k
+        super().__init__(n * k)
+        self.n, self.k = n, k
         self.support = OneHotGroups(k)
 
     def mean(self, field: Tensor) -> Tensor:
@@ -134,8 +139,7 @@ class Gaussian(Units):
     """
 
     def __init__(self, n: int):
-        super().__init__()
-        self.width = n
+        super().__init__(n)
         self.support = constraints.real_vector
         self.log_std = nn.Parameter(torch.zeros(n))
 
