@@ -267,8 +267,8 @@ def as_numbers(column: pd.Series) -> np.ndarray:
     if len(bad):
         example = f"{bad.iloc[0]!r} in row {int(bad.index[0]) + 1}"
         raise ValueError(
-            f"column {column.name!r} holds texts ({example}), and a density is over numbers: leave it out with "
-            f"--drop {column.name!r}, or mend the row"
+            f"column {column.name!r} holds texts ({example}), and a density is over numbers: mend the row, or "
+            f"fit without the column (--drop {column.name!r})"
         )
     values = converted.to_numpy(np.float64, na_value=np.nan)
     if np.isnan(values).all():
