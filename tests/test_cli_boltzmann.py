@@ -83,6 +83,19 @@ def test_a_run_is_told_beside_independent_columns_and_drawn(runs, kind):
     assert (run.parent / "again.html").exists()
 
 
+def test_labelled_images_are_told_apart_by_a_machine_for_each_class(tmp_path):
+    raw = load_digits()
+    np.savez(tmp_path / "digits.npz", X=(15 * raw.images[:900]).astype(np.uint8), y=raw.target[:900] + 3)
+    settings = ("--epochs", 2, "--hidden", 8, "--quiet", "--out", tmp_path / "run")
+    thalweg("fit", "boltzmann", tmp_path / "digits.npz", *settings)
+    found = json.loads((tmp_path / "run" / "figures.json").read_text())["classes"]
+    assert found["names"] == [str(k) for k in range(3, 13)]
+    assert found["right"] > 0.8
+    # Each class has the least energy under its own machine.
+    assert np.array_equal(np.argmin(found["energies"], 1), np.arange(10))
+    assert "under each class" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_what_was_done_to_the_data_is_said(runs):
     assert "Left out, because constant: 'always'" in told(runs["binary"])
     assert "10 of 300 rows have gaps (in 'fruit')" in told(runs["categorical"])

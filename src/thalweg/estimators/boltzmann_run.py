@@ -43,10 +43,13 @@ from thalweg.estimators.folder import (
     without_infinities,
 )
 from thalweg.evaluation.density_baselines import GaussianBaseline
+from thalweg.training.boltzmann import LearningPlan
+from thalweg.training.class_machines import class_energies, class_offsets, machines_of_classes
 
 TASK = "boltzmann"
 INDEPENDENT = "independent columns"
 _MOST_CATEGORIES = 50
+_CLASS_BATCH = 20
 _BATCH = 64
 _FIGURES = {
     "data", "shape", "columns", "constant", "visible", "remarks", "rows", "training_rows", "test_rows", "hidden",
@@ -107,6 +110,7 @@ class Rows:
         remarks: what a user should know of how the data were taken.
         n_rows: of the data.
         fingerprint: of the data.
+        labels: of the training and the test rows, numbers from 0, where images have them.
     """
 
     training: pd.DataFrame
@@ -117,6 +121,7 @@ class Rows:
     remarks: list[str]
     n_rows: int
     fingerprint: str
+    labels: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass
@@ -201,9 +206,37 @@ def fit_boltzmann_run(
         "events": model.history_.events,
         "made_with": versions(),
     }
+    if rows.labels is not None and rows.kind == "binary":
+        tell("One machine for each class, and what it takes the others for.")
+        figures["classes"] = _classes(rows, test, settings)
     model.save(folder / "model")
     finish_run(folder, figures)
     return FinishedMachine(folder, settings, figures, model)
+
+
+def _classes(rows: Rows, test: pd.DataFrame, settings: BoltzmannSettings) -> dict[str, Any] | None:
+    """Mean energies of each class's held-out rows under the machine of each, and the share told right by them."""
+    assert rows.labels is not None
+    names, index = np.unique(np.concatenate(rows.labels), return_inverse=True)
+    labels, test_labels = (torch.from_numpy(part) for part in np.split(index, [len(rows.training)]))
+    smallest = int(np.bincount(labels.numpy(), minlength=len(names)).min())
+    if not 2 <= len(names) <= 20 or smallest < 20 or len(np.unique(test_labels)) < len(names):
+        return None
+    data, held_out = (
+        torch.from_numpy(t.to_numpy(np.float32)) for t in (_states(rows.training, settings.seed), test)
+    )
+    updates = max(1, smallest // _CLASS_BATCH)
+    plan = LearningPlan(max(10, 1600 // updates), _CLASS_BATCH, learning_rate=0.1, seed=settings.seed)
+    with torch.random.fork_rng(devices=[]):
+        machines = machines_of_classes(data, labels, min(64, max(12, data.shape[1] // 8)), plan)
+    offset = class_offsets(class_energies(machines, data), labels)
+    energies = class_energies(machines, held_out) + offset
+    means = torch.stack([energies[test_labels == k].mean(0) for k in range(len(names))])
+    return {
+        "names": [str(name) for name in names],
+        "energies": means.tolist(),
+        "right": float((energies.argmin(1) == test_labels).float().mean()),
+    }
 
 
 def _machine(settings: BoltzmannSettings, rows: Rows, verbose: bool) -> RestrictedBoltzmannMachine:
@@ -289,6 +322,7 @@ def _image_rows(settings: BoltzmannSettings, images: Images) -> Rows:
         remarks,
         len(table),
         fingerprint_of(table),
+        None if images.labels is None else (images.labels[training], images.labels[test]),
     )
 
 

@@ -6,9 +6,7 @@ import time
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import torch
-import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
@@ -20,9 +18,10 @@ from thalweg.evaluation.density_baselines import BernoulliMixture
 from thalweg.objectives.base import Batch
 from thalweg.recipes import boltzmann_images
 from thalweg.recipes.base import Figure, Recipe, Result, Settings
-from thalweg.recipes.boltzmann_images import new_machine, stretched, wall
+from thalweg.recipes.boltzmann_images import energies_matrix, new_machine, stretched, wall
 from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
 from thalweg.training.boltzmann import BoltzmannTrainer, LearningPlan
+from thalweg.training.class_machines import class_energies, class_offsets, machines_of_classes
 from thalweg.training.loop import Plan, Trainer
 from thalweg.training.pretraining import grow_belief_network, pretrain, up_down
 from thalweg.training.progress import Messages
@@ -322,18 +321,11 @@ def fill(machine: RBMEnergy, rows: Tensor, known: Tensor, n_sweeps: int, generat
 
 def _by_class(data: _Digits, seed: int, quick: bool, found: Found, shown: Shown) -> None:
     """A machine for each digit, and the energies of all digits under each."""
-    energies, test_energies, exact = [], [], []
-    for k in range(10):
-        rows = data.train[data.labels == k]
-        machine = _trained(
-            rows, [6 if quick else 12], _plan(seed, quick, 200, batch_size=20, learning_rate=0.1), data.told
-        )
-        with torch.no_grad():
-            energies.append(machine(data.train))
-            test_energies.append(machine(data.test))
-            exact.append(machine.log_normaliser())
-    offset = _offsets(torch.stack(energies, 1), data.labels)
-    table = torch.stack(test_energies, 1)
+    plan = _plan(seed, quick, 200, batch_size=20, learning_rate=0.1)
+    machines = machines_of_classes(data.train, data.labels, 6 if quick else 12, plan, data.told)
+    offset = class_offsets(class_energies(machines, data.train), data.labels)
+    table = class_energies(machines, data.test)
+    exact = [machine.log_normaliser() for machine in machines]
     for name, log_z in (("learned offsets", offset), ("exact log Z", torch.stack(exact))):
         right = (table + log_z).argmin(1) == data.test_labels
         found[f"RBM a digit, {name} (accuracy)"] = float(right.float().mean())
@@ -343,42 +335,8 @@ def _by_class(data: _Digits, seed: int, quick: bool, found: Found, shown: Shown)
         return
     means = torch.stack([(table + offset)[data.test_labels == k].mean(0) for k in range(10)])
     shown["Mean energies of each digit (row) under each digit's machine (column), less the row's lowest"] = (
-        _matrix(means - means.min(1, keepdim=True).values)
+        energies_matrix(means, [str(k) for k in range(10)])
     )
-
-
-def _offsets(energies: Tensor, labels: Tensor) -> Tensor:
-    """One number for each machine, by the likelihood of the labels ``[K]`` given energies ``[N, K]``."""
-    offset = energies.new_zeros(energies.shape[1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([offset], max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(-(energies + offset), labels) + 1e-4 * offset.square().mean()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return offset.detach()
-
-
-# -- pictures -----------------------------------------------------------------------------------------------
-
-
-def _matrix(values: Tensor) -> go.Figure:
-    names = [str(k) for k in range(len(values))]
-    numbers = values.numpy().round(1)
-    figure = go.Figure(
-        go.Heatmap(
-            z=numbers, x=names, y=names, colorscale="Viridis_r", text=numbers, texttemplate="%{text}",
-            colorbar={"title": "nats"},
-        )
-    )  # fmt: skip
-    figure.update_layout(
-        height=520, margin={"l": 50, "r": 10, "t": 10, "b": 45}, xaxis_title="machine of", yaxis_title="digit"
-    )
-    figure.update_yaxes(autorange="reversed")
-    return figure
 
 
 RECIPE = Recipe(

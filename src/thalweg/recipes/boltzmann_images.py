@@ -139,3 +139,20 @@ def wall(rows: Tensor, side: int, n_columns: int) -> go.Figure:
 def stretched(filters: Tensor) -> Tensor:
     """Each filter from 0 to 1, its own zero in the middle."""
     return 0.5 + 0.5 * filters / filters.abs().amax(1, keepdim=True)
+
+
+def energies_matrix(energies: Tensor, classes: list[str]) -> go.Figure:
+    """Energies ``[K, K]`` of each class (row) under each class's machine (column), less the least of the row."""
+    numbers = (energies - energies.min(1, keepdim=True).values).numpy()
+    figure = go.Figure(
+        go.Heatmap(
+            z=numbers, x=classes, y=classes, colorscale="Viridis_r", texttemplate="%{z:.1f}",
+            colorbar={"title": "nats"},
+        )
+    )  # fmt: skip
+    figure.update_layout(
+        height=520, margin={"l": 50, "r": 10, "t": 10, "b": 45}, xaxis_title="machine of", yaxis_title="class"
+    )
+    figure.update_xaxes(type="category")
+    figure.update_yaxes(type="category", autorange="reversed")
+    return figure

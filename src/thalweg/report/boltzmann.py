@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import torch
 
 from thalweg.estimators.boltzmann_run import INDEPENDENT, FinishedMachine, Rows
 from thalweg.estimators.density_run import MODEL_NAME
+from thalweg.recipes.boltzmann_images import energies_matrix
 from thalweg.report import charts, density_charts
 from thalweg.report.images import wall
 from thalweg.report.page import Card, Tile, render_page, write_page
@@ -33,7 +35,7 @@ def boltzmann_report(run: FinishedMachine) -> str:
     """
     rows = run.rows()
     cards = [_filters(run), _reconstructions(run, rows), _draws(run, rows), _training(run)]
-    cards += [_energies(run, rows), _scores(run)]
+    cards += [_energies(run, rows), *_classes(run), _scores(run)]
     figures = run.figures
     made = figures["made_with"]
     footer = f"thalweg {made['thalweg']} · torch {made['torch']} · Python {made['python']} · {made['on']}"
@@ -228,6 +230,20 @@ def _energies(run: FinishedMachine, rows: Rows) -> Card:
         "where the first two differ, it has learned by heart."
     )
     return Card("What it takes for its own", text, [charts.styled(figure, 340)])
+
+
+def _classes(run: FinishedMachine) -> list[Card]:
+    """Nothing, where the data have no labels."""
+    found = run.figures.get("classes")
+    if not found:
+        return []
+    text = (
+        "One small machine for each class, trained on its rows alone: mean energies of each class's held-out rows "
+        "under all of them, with one offset a machine for its unknown log Z, less the least of the row. By the "
+        f"least energy {found['right']:.1%} of the rows are told right."
+    )
+    return [Card("Each class under each class's machine", text,
+                 [energies_matrix(torch.tensor(found["energies"]), found["names"])])]  # fmt: skip
 
 
 def _scores(run: FinishedMachine) -> Card:
