@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from thalweg.energies.base import ConditionalEnergy, Energy, Features
-from thalweg.energies.products import multiplier, product
+from thalweg.energies.products import multiplier, product, sum_of_outer
+
+_ATEN = torch.ops.aten
 
 
 class Activation(NamedTuple):
@@ -68,7 +70,7 @@ def _relu(h: Tensor, order: int) -> list[Tensor]:
 
 
 def _silu_backward(grad: Tensor, h: Tensor) -> Tensor:
-    return torch.ops.aten.silu_backward(grad, h)
+    return _ATEN.silu_backward(grad, h)
 
 
 def _softplus_backward(grad: Tensor, h: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ def _softplus_backward(grad: Tensor, h: Tensor) -> Tensor:
 
 
 def _tanh_backward(grad: Tensor, h: Tensor) -> Tensor:
-    return torch.ops.aten.tanh_backward(grad, torch.tanh(h))
+    return _ATEN.tanh_backward(grad, torch.tanh(h))
 
 
 def _relu_backward(grad: Tensor, h: Tensor) -> Tensor:
@@ -223,7 +225,8 @@ class FixedPerceptron(Energy):
         event_ndim: int = 1,
     ):
         super().__init__()
-        self.activation, self.event_ndim = activation, event_ndim
+        self.activate, _, self.backward, _ = activation
+        self.event_ndim = event_ndim
         self.layers = [(weight.detach().t(), bias.detach()) for weight, bias in layers]
         self.out_weight, self.out_bias = out_weight.detach(), out_bias.detach()
         self.n_inputs = len(self.layers[0][0])
@@ -244,7 +247,7 @@ class FixedPerceptron(Energy):
     def _prepare(self, n_rows: int) -> None:
         """Products and output weights for so many rows: they stay the same along a chain."""
         self.n_rows = n_rows
-        self.ups = [multiplier(n_rows, matrix, bias) for matrix, bias in self.layers]
+        self.up, *self.ups = (multiplier(n_rows, matrix, bias) for matrix, bias in self.layers)
         self.downs = [multiplier(n_rows, matrix.t()) for matrix, _ in reversed(self.layers)]
         self.outputs = self.out_weight.repeat_interleave(n_rows // len(self.out_weight), 0)
 
@@ -255,23 +258,25 @@ class FixedPerceptron(Energy):
             x = x.detach()
         if len(x) != self.n_rows:
             self._prepare(len(x))
-        up, *others = self.ups
-        inputs = [up(x)]
-        for up in others:
-            inputs.append(up(self.activation.value(inputs[-1])))
+        activate = self.activate
+        h = self.up(x)
+        inputs = [h]
+        for up in self.ups:
+            h = up(activate(h))
+            inputs.append(h)
         return inputs
 
     def _value(self, inputs: list[Tensor]) -> Tensor:
-        values = self.activation.value(inputs[-1])
+        values = self.activate(inputs[-1])
         if len(self.out_weight) == 1:
             return torch.addmv(self.out_bias, values, self.out_weight[0])
         bias = self.out_bias.repeat_interleave(len(values) // len(self.out_weight))
         return (values * self.outputs).sum(-1) + bias
 
     def _backward(self, inputs: list[Tensor]) -> Tensor:
-        grad = self.outputs
+        grad, backward = self.outputs, self.backward
         for down in self.downs:
-            grad = down(self.activation.backward(grad, inputs.pop()))
+            grad = down(backward(grad, inputs.pop()))
         return grad
 
 
@@ -282,26 +287,25 @@ class _Value(torch.autograd.Function):
     def forward(ctx: Any, activation: Activation, x: Tensor, *weights: Tensor) -> Tensor:
         *layers, (out, constant) = zip(weights[::2], weights[1::2], strict=True)
         rows = x.reshape(-1, x.shape[-1])
-        inputs: list[Tensor] = []
+        inputs, values = [], [rows]
         for weight, bias in layers:
-            inputs.append(product(activation.value(inputs[-1]) if inputs else rows, weight.t(), bias))
-        values = activation.value(inputs[-1])
-        ctx.activation, ctx.inputs = activation, inputs
-        ctx.save_for_backward(rows, values, out, *(weight for weight, _ in layers))
-        return torch.addmv(constant, values, out[0]).reshape(x.shape[:-1])
+            inputs.append(product(values[-1], weight.t(), bias))
+            values.append(activation.value(inputs[-1]))
+        ctx.activation, ctx.inputs, ctx.values = activation, inputs, values[1:]
+        ctx.save_for_backward(rows, out, *(weight for weight, _ in layers))
+        return torch.addmv(constant, values[-1], out[0]).reshape(x.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         _only_once()
-        rows, values, out, *matrices = ctx.saved_tensors
-        activation, inputs = ctx.activation, ctx.inputs
+        rows, out, *matrices = ctx.saved_tensors
+        inputs, values = ctx.inputs, [rows, *ctx.values]
         grad = grad.reshape(-1)
-        grads: list[Tensor] = [grad.sum().reshape(1), (grad @ values).unsqueeze(0)]
+        grads: list[Tensor] = [grad.sum().reshape(1), (grad @ values[-1]).unsqueeze(0)]
         back = grad.unsqueeze(1) * out
         for k in reversed(range(len(matrices))):
-            back = activation.backward(back, inputs[k])
-            before = activation.value(inputs[k - 1]) if k else rows
-            grads += [back.sum(0), product(back.t(), before)]
+            back = ctx.activation.backward(back, inputs[k])
+            grads += [back.sum(0), sum_of_outer(back, values[k])]
             if k:
                 back = product(back, matrices[k])
         return None, None, *reversed(grads)
@@ -362,7 +366,7 @@ class _Derivatives(torch.autograd.Function):
         # The way back of the gradient, backwards: from the first layer to the last.
         weight_bars, s_bars, c_bars, t_bars = [], [], [], []
         for weight, (_, _, t, (_, s, c, *_)), alpha, beta in zip(matrices, steps, alphas, ctx.betas, strict=True):
-            weight_bars.append(product(beta.t(), alpha_bar))
+            weight_bars.append(sum_of_outer(beta, alpha_bar))
             beta_bar = product(alpha_bar, weight.t())
             s_bars.append(beta_bar * alpha)
             alpha_bar = beta_bar * s
@@ -386,14 +390,14 @@ class _Derivatives(torch.autograd.Function):
                     t_bar = t_bar.addcmul_(s.unsqueeze(1), u_bar)
                 if len(u) < n_rows:
                     t_bar = t_bar.sum(0, keepdim=True)
-                weight_bars[k] += product(t_bar.flatten(0, 1).t(), u.flatten(0, 1))
+                weight_bars[k] += sum_of_outer(t_bar.flatten(0, 1), u.flatten(0, 1))
                 u_bar = product(t_bar, weight) if k else None
-            h_bar = s_bar * c
+            h_bar = s_bar.mul_(c)
             if bend_bar is not None:
                 h_bar.addcmul_(c_bars[k], rest[0])
             if a_bar is not None:
                 h_bar.addcmul_(a_bar, s)
-            weight_bars[k] += product(h_bar.t(), a)
+            weight_bars[k] += sum_of_outer(h_bar, a)
             bias_bars.append(h_bar.sum(0))
             a_bar = product(h_bar, weight) if k or ctx.needs_input_grad[1] else None
         x_bar = None if a_bar is None else a_bar.reshape(ctx.shape)

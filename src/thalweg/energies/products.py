@@ -25,6 +25,14 @@ def product(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
     return multiplier(x.numel() // max(1, len(matrix)), matrix, bias)(x)
 
 
+def sum_of_outer(grads: Tensor, x: Tensor) -> Tensor:
+    """sum_i grads_i x_i' ``[m, n]`` without a graph, a matrix's gradient: grads ``[N, m]``, x ``[N, n]``."""
+    if x.shape[1] < 32:
+        # Up to thirty times faster than the same product the other way round.
+        return torch.mm(x.t(), grads).t()
+    return product(grads.t(), x)
+
+
 def multiplier(n_rows: int, matrix: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
     """The product of this matrix with any x of so many rows: the way is chosen once for many."""
     n, m = matrix.shape

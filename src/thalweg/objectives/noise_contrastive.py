@@ -148,9 +148,8 @@ class NoiseContrastiveEstimation(Objective):
         samples = self.noise.sample((len(batch.y), self.noise_ratio), generator).to(batch.y.dtype)
         candidates = torch.cat([batch.y.unsqueeze(1), samples], 1)
         with torch.no_grad():
-            log_noise = self.noise.log_prob(candidates)
-        log_odds = -batch.given(energy)(candidates) - self.log_normaliser - log_noise
-        return _logistic(log_odds - math.log(self.noise_ratio))
+            log_noise = self.noise.log_prob(candidates) + math.log(self.noise_ratio)
+        return _logistic(batch.given(energy)(candidates) + self.log_normaliser + log_noise)
 
 
 class ConditionalNCE(Objective):
@@ -227,7 +226,7 @@ class FlowContrastiveEstimation(TurnTaking):
         with torch.no_grad():
             candidates = torch.stack([batch.y, self.flow.draw(len(batch.y), generator)], 1)
             log_noise = self.flow.log_prob(candidates)
-        return _logistic(-batch.given(energy)(candidates) - self.log_normaliser - log_noise)
+        return _logistic(batch.given(energy)(candidates) + self.log_normaliser + log_noise)
 
     def adversary_loss(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
         if self.warming_up:
@@ -235,7 +234,7 @@ class FlowContrastiveEstimation(TurnTaking):
         candidates = torch.stack([batch.y, self.flow.draw(len(batch.y), generator)], 1)
         with frozen(energy):
             values = batch.given(energy)(candidates)
-        return -_logistic(-values - self.log_normaliser.detach() - self.flow.log_prob(candidates))
+        return -_logistic(values + self.log_normaliser.detach() + self.flow.log_prob(candidates))
 
 
 def _rank(logits: Tensor) -> Tensor:
@@ -244,5 +243,7 @@ def _rank(logits: Tensor) -> Tensor:
 
 
 def _logistic(log_odds: Tensor) -> Tensor:
-    """-log sigmoid of the first of ``[B, 1 + M]``, which is data, and -log(1 - sigmoid) of the others, summed."""
-    return nn.functional.softplus(-log_odds[:, 0]) + nn.functional.softplus(log_odds[:, 1:]).sum(1)
+    """-log of the chance that the first of ``[B, 1 + M]`` is data and the others noise, from log-odds of noise."""
+    sign = torch.ones_like(log_odds[0])
+    sign[1:] = -1
+    return nn.functional.softplus(sign * log_odds).sum(1)
