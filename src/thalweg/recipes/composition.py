@@ -26,7 +26,7 @@ from thalweg.recipes.base import Figure, Recipe, Result, Settings
 from thalweg.sampling.buffer import ReplayBuffer
 from thalweg.sampling.chain import run_chain
 from thalweg.sampling.langevin import ColdLangevin
-from thalweg.training.loop import Plan, Trainer
+from thalweg.training.loop import History, Plan, Trainer
 
 SIZE = 16
 KERNEL = ColdLangevin(0.3, 0.02, 1.0, 0.0, 1.0)
@@ -140,7 +140,7 @@ def _trained(part: GaussianMixtureEnergy, seed: int, quick: bool) -> Energy:
 def _places(seed: int, quick: bool) -> tuple[dict[str, float], dict[str, go.Figure]]:
     """An energy of sprites given their place: it draws them where it is told, and finds them."""
     rng = np.random.RandomState(seed)
-    energy = _trained_on_places(draw_sprites(400 if quick else 8000, rng, SIZE), seed, quick)
+    energy, history = _trained_on_places(draw_sprites(400 if quick else 8000, rng, SIZE), seed, quick)
     test = draw_sprites(64, rng, SIZE)
     generator = torch.Generator().manual_seed(seed)
     start = torch.rand((len(test.shape), SIZE**2), generator=generator)
@@ -154,6 +154,7 @@ def _places(seed: int, quick: bool) -> tuple[dict[str, float], dict[str, go.Figu
     found = {"drawn where told, error of the centre (pixels)": float(
         SIZE * np.linalg.norm(centre - test.place, axis=1).mean()
     )}  # fmt: skip
+    found["divergences, energy of sprites given their place"] = float(history.rollbacks)
     map_figures, map_picture = _maps(energy, rng)
     walls = {
         "Told a place: sprites that were there (above), and what was drawn (below)": _wall(
@@ -168,7 +169,7 @@ def _concept(place: np.ndarray) -> Tensor:
     return torch.as_tensor((place - 0.5) / 0.2, dtype=torch.float32)
 
 
-def _trained_on_places(sprites: Sprites, seed: int, quick: bool) -> ConditionalEnergy:
+def _trained_on_places(sprites: Sprites, seed: int, quick: bool) -> tuple[ConditionalEnergy, History]:
     """E(place, image), the image as a vector of pixels; shape, size and rotation are anything."""
     x, y = _concept(sprites.place), torch.from_numpy(sprites.images).flatten(1)
     torch.manual_seed(seed)
@@ -181,8 +182,8 @@ def _trained_on_places(sprites: Sprites, seed: int, quick: bool) -> ConditionalE
     n_steps = 10 if quick else 1000
     plan = Plan(max_epochs=-(-n_steps // (len(y) // 64)), max_steps=n_steps, batch_size=64, learning_rate=1e-3,
                 seed=seed)  # fmt: skip
-    Trainer(plan).fit(energy, objective, Batch(x, y))
-    return energy.eval()
+    history = Trainer(plan).fit(energy, objective, Batch(x, y))
+    return energy.eval(), history
 
 
 def _maps(

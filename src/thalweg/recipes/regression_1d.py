@@ -21,7 +21,7 @@ from thalweg.objectives.importance_sampling import ImportanceSampling, KLDiverge
 from thalweg.objectives.noise_contrastive import JointProposalNCE, RankingNCE
 from thalweg.objectives.score_matching import DenoisingScoreMatching, ScoreMatching
 from thalweg.recipes.base import Figure, Recipe, Result, Settings
-from thalweg.training.loop import Plan, Trainer
+from thalweg.training.loop import History, Plan, Trainer
 
 N_ROWS, BATCH_SIZE = 2000, 32
 N_SAMPLES, N_SAMPLES_PAPER = 256, 1024
@@ -52,12 +52,16 @@ def run(settings: Settings) -> Result:
     if settings.paper_scale:
         n_samples = N_SAMPLES_PAPER
     figures, pictures = [], {}
+    notes = ["KL(truth || model) on a grid of 2048 x 2048 points, averaged over x; all seeds, none left out."]
+    divergences = dict.fromkeys(settings.seeds, 0)
     for number, problem in enumerate((BRANCHES, FUNNEL), start=1):
         densities: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {}
         for label, build, targets in METHODS:
             values, proposals = [], []
             for seed in settings.seeds:
-                energy, objective = _train(problem, build, seed, epochs, n_samples)
+                energy, objective, history = _train(problem, build, seed, epochs, n_samples)
+                divergences[seed] += history.rollbacks
+                notes += [f"data {number}, {label}, seed {seed}: {event}" for event in history.events]
                 densities[label] = _log_density(energy)
                 values.append(mean_kl(problem, densities[label], n_grid))
                 if isinstance(objective, JointProposalNCE):
@@ -77,12 +81,8 @@ def run(settings: Settings) -> Result:
         settings.tell(f"{figures[-1].name}: {' '.join(f'{v:.4f}' for v in values)}")
         pictures[f"Data {number}: {problem.name}"] = _picture(problem, densities)
     figures += _orderings(figures)
-    return Result(
-        figures,
-        pictures,
-        ["KL(truth || model) on a grid of 2048 x 2048 points, averaged over x; all seeds, none left out."],
-        time.monotonic() - started,
-    )
+    figures.append(Figure("divergences, all methods", list(divergences.values())))
+    return Result(figures, pictures, notes, time.monotonic() - started)
 
 
 def _data(problem: ToyProblem, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +91,7 @@ def _data(problem: ToyProblem, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _train(
     problem: ToyProblem, build: Build, seed: int, epochs: int, n_samples: int
-) -> tuple[ConditionalEnergy, Objective]:
+) -> tuple[ConditionalEnergy, Objective, History]:
     """One network of the source, by one method, at the source's settings."""
     x, y = (torch.as_tensor(v, dtype=torch.float32)[:, None] for v in _data(problem, seed))
     torch.manual_seed(seed)
@@ -99,8 +99,8 @@ def _train(
     learned = isinstance(objective, JointProposalNCE)
     energy = _unbounded_network() if learned else source_network(1)
     plan = Plan(max_epochs=epochs, batch_size=BATCH_SIZE, learning_rate=1e-3, schedule="constant", seed=seed)
-    Trainer(plan).fit(energy, objective, Batch(x, y))
-    return energy, objective
+    history = Trainer(plan).fit(energy, objective, Batch(x, y))
+    return energy, objective, history
 
 
 def _unbounded_network() -> NetworkEnergy:
