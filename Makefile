@@ -1,4 +1,4 @@
-.PHONY: demo test lint bench bench-regression bench-density bench-sampling bench-boltzmann bench-speed clean
+.PHONY: demo test lint bench bench-regression bench-density bench-sampling bench-boltzmann bench-tables bench-speed clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-bench: bench-regression bench-density bench-sampling bench-boltzmann bench-speed
+bench: bench-regression bench-density bench-tables bench-sampling bench-boltzmann bench-speed
 
 DATA ?=
 bench-regression: $(INSTALLED)
@@ -33,6 +33,10 @@ bench-regression: $(INSTALLED)
 bench-density: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python benchmarks/density.py
+
+bench-tables: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python benchmarks/tables.py $(if $(DATA),--data $(DATA))
 
 bench-sampling: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"

@@ -4,9 +4,9 @@
     make bench-tables DATA=FOLDER        # concrete, energy, wine, kin8nm and california too
 
 Every model sees the same rows: splits of each table, four fifths to train on and one to test. Columns that are
-rounded are spread over their rounding cells first, for every model alike, or there would be no density to speak of.
-Number and kind of a mixture's covariances and a kernel's bandwidth are chosen by cross-validation; the flow stops on a
-fifth of the training rows. Log-likelihoods are in nats for each row, of standardised columns.
+rounded are spread over their rounding cells first, for every model alike, or there would be no density to speak
+of. Number and kind of a mixture's covariances and a kernel's bandwidth are chosen by cross-validation; the flow
+stops on a fifth of the training rows. Log-likelihoods are in nats for each row, of standardised columns.
 """
 
 from __future__ import annotations

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import norm
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -13,7 +16,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from thalweg import EnergyDensity
 from thalweg.data.planar import TWO_MOONS
 from thalweg.energies import GaussianMixtureEnergy, PerceptronEnergy
-from thalweg.estimators.density import _Whitened
+from thalweg.estimators.density import _share, _Whitened
+from thalweg.evaluation.density_baselines import MixtureBaseline
 from thalweg.evaluation.generation import mmd_test
 from thalweg.inference.completion import posterior
 from thalweg.sampling.chain import run_chain
@@ -49,7 +53,8 @@ def on_moons():
     }
 
 
-# Networks work in single precision, where a sum depends on its order in the seventh digit.
+# Networks work in single precision, where a sum depends on its order in the seventh digit; whether that shows
+# depends on the processor.
 LIMITS = {
     "check_methods_sample_order_invariance": "equal to six digits, not to seven",
     "check_methods_subset_invariance": "equal to six digits, not to seven",
@@ -62,6 +67,7 @@ LIMITS = {
         EnergyDensity("nce", hidden=(8,), max_epochs=2, random_state=0),
     ],
     expected_failed_checks=lambda estimator: LIMITS if estimator.objective == "auto" else {},
+    xfail_strict=False,
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_scikit_learn_checks(estimator, check):
@@ -69,6 +75,25 @@ def test_scikit_learn_checks(estimator, check):
 
 
 # -- the density is right -------------------------------------------------------------------------------
+
+
+def test_the_share_of_a_density_is_the_one_that_rows_like_best():
+    """Rows from 0.3 N(0, 1) + 0.7 N(4, 1): EM finds 0.7 within four standard errors, sqrt(w (1 - w) / n)."""
+    rng = np.random.RandomState(0)
+    x = rng.randn(4000) + 4 * (rng.uniform(size=4000) < 0.7)
+    assert _share(norm.logpdf(x), norm.logpdf(x, 4)) == pytest.approx(0.7, abs=4 * math.sqrt(0.21 / 4000))
+    assert _share(norm.logpdf(x), np.full(4000, -np.inf)) < 1e-5
+
+
+def test_a_table_of_gaussian_clusters_is_as_likely_as_under_a_mixture_fitted_to_it():
+    """Where a Gaussian mixture is right the held-out rows give it a share, and little is lost against it."""
+    rng = np.random.RandomState(1)
+    centres = np.array([[0.0, 0, 0], [4, 4, 0], [0, 4, 4]])
+    X, new = (centres[rng.randint(3, size=n)] + rng.randn(n, 3) @ np.diag([0.3, 0.5, 0.2]) for n in (300, 1000))
+    model = EnergyDensity(n_members=2, hidden=(32,), max_epochs=30, random_state=0).fit(X)
+    lost = MixtureBaseline().fit(X).log_prob(new) - model.score_samples(new)
+    assert lost.mean() < 0.05
+    assert (model.energy_.inner.shares > 0.3).all()
 
 
 @BOTH

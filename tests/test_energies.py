@@ -31,7 +31,7 @@ from thalweg.energies import (
     mlp,
     source_network,
 )
-from thalweg.energies.densities import fit_gaussian_mixture
+from thalweg.energies.densities import choose_gaussian_mixture, fit_gaussian_mixture
 from thalweg.energies.perceptron import LabelledPerceptron
 from thalweg.energies.products import product
 
@@ -835,6 +835,36 @@ def test_a_gaussian_of_moments_covers_data_that_do_not_span_all_directions(data,
     # Of a Gaussian the variance of n draws has the standard error v sqrt(2 / n).
     variance = data.double().var(0) if len(data) > 1 else torch.zeros(2).double()
     assert ((draws.double().var(0) - variance).abs() < 4 * variance * math.sqrt(2 / 2000) + 1e-9).all()
+
+
+@pytest.mark.parametrize("make", [gaussian_mixture, correlated_mixture])
+def test_the_conditionals_of_a_mixture_multiply_to_its_density_and_draw_from_it(make):
+    energy = make().double()
+    n = energy.means.shape[1]
+    x = energy.sample(4000, seeded())
+    parts = [energy.conditional_log_prob(x, d) for d in range(n)]
+    torch.testing.assert_close(sum(parts), energy.log_prob(x))
+    # Each integrates to one over its own coordinate.
+    grid = torch.linspace(-30, 30, 20_001, dtype=torch.float64)
+    line = x[:1].repeat(len(grid), 1)
+    line[:, n - 1] = grid
+    mass = torch.trapezoid(energy.conditional_log_prob(line, n - 1).exp(), grid)
+    assert float(mass) == pytest.approx(1, abs=1e-9)
+    # Drawn one after the other, coordinates follow the joint law: the mean of log p is that of its own draws.
+    drawn = torch.zeros_like(x)
+    for d in range(n):
+        drawn[:, d] = energy.conditional_draw(drawn, d, seeded(d))
+    own, other = energy.log_prob(x), energy.log_prob(drawn)
+    error = math.sqrt((float(own.var()) + float(other.var())) / len(x))
+    assert abs(float(own.mean() - other.mean())) < 4 * error
+    spread = x.std(0) * math.sqrt(2 / len(x))
+    assert ((x.mean(0) - drawn.mean(0)).abs() < 4 * spread).all()
+
+
+def test_the_number_of_components_is_told_by_held_out_rows():
+    truth = GaussianMixtureEnergy(torch.tensor([[-4.0, 0.0], [0.0, 4.0], [4.0, 0.0]]), torch.ones(3, 2))
+    data = truth.sample(900, seeded())
+    assert choose_gaussian_mixture(data)["n_components"] == 3
 
 
 def test_a_mixture_is_found_again_by_expectation_maximisation():

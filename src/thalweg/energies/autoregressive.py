@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thalweg.energies.densities import Density
+from thalweg.energies.densities import Density, GaussianMixtureEnergy
 from thalweg.energies.mixture import TiltedMixtureEnsemble
 
 
@@ -19,12 +19,15 @@ class AutoregressiveEnergy(Density):
         conditionals: one ensemble of tilted mixtures for each coordinate, over standardised values.
         encodings: what the d-th ensemble sees of the coordinates before it.
         location, scale: of each coordinate ``[D]``.
+        mixture: a Gaussian mixture of the whole, whose conditionals are known; None for none.
+        shares: how much of each conditional is the mixture's, in [0, 1] ``[D]``; the rest is the ensemble's.
 
-    Source: the chain rule, as in [Uria 2013].
+    Source: the chain rule, as in [Uria 2013]; densities of two kinds mixed by held-out rows, [Smyth 1999].
     """
 
     location: Tensor
     scale: Tensor
+    shares: Tensor
 
     def __init__(
         self,
@@ -32,12 +35,17 @@ class AutoregressiveEnergy(Density):
         encodings: Sequence[NumericEncoding],
         location: Tensor,
         scale: Tensor,
+        mixture: GaussianMixtureEnergy | None = None,
+        shares: Tensor | None = None,
     ):
         super().__init__()
         self.conditionals: Any = nn.ModuleList(conditionals)
         self.encodings: Any = nn.ModuleList(encodings)
         self.register_buffer("location", torch.as_tensor(location, dtype=torch.float32))
         self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32))
+        self.mixture = mixture
+        shares = torch.zeros(len(conditionals)) if shares is None else shares
+        self.register_buffer("shares", torch.as_tensor(shares, dtype=torch.float32))
 
     @property
     def n_dims(self) -> int:
@@ -54,7 +62,12 @@ class AutoregressiveEnergy(Density):
         """log p_d(x_d | x_1..x_{d-1}) ``[N]`` for x ``[N, >d]``."""
         given = self.conditionals[d].given(self.encodings[d](x[:, :d]))
         z = (x[:, d] - self.location[d]) / self.scale[d]
-        return -given(z.unsqueeze(-1)) - self.scale[d].log()
+        log_prob = -given(z.unsqueeze(-1)) - self.scale[d].log()
+        if self.mixture is None:
+            return log_prob
+        share, double = self.shares[d], x.to(self.mixture.means.dtype)
+        other = self.mixture.conditional_log_prob(double, d).to(log_prob.dtype)
+        return torch.logaddexp(log_prob + torch.log1p(-share), other + share.log())
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         x = self.location.new_zeros((n, self.n_dims))
@@ -68,7 +81,12 @@ class AutoregressiveEnergy(Density):
         for piece in x.split(8192):
             features = self.conditionals[d].features(self.encodings[d](piece[:, :d]))
             parts.append(self.conditionals[d].sample(features, generator))
-        return self.location[d] + self.scale[d] * torch.cat(parts)
+        drawn = self.location[d] + self.scale[d] * torch.cat(parts)
+        if self.mixture is None:
+            return drawn
+        others = self.mixture.conditional_draw(x.to(self.mixture.means.dtype), d, generator).to(x.dtype)
+        chosen = torch.rand(len(x), generator=generator, device=x.device) < self.shares[d]
+        return torch.where(chosen, others, drawn)
 
 
 class NumericEncoding(nn.Module):

@@ -16,7 +16,10 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
+from scipy.special import expit
 from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import KFold
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
@@ -26,7 +29,12 @@ from thalweg.data.target import find_resolution, location_and_scale
 from thalweg.energies.autoregressive import AutoregressiveEnergy, NumericEncoding
 from thalweg.energies.base import Energy, check_energy
 from thalweg.energies.conditioning import ClampedEnergy
-from thalweg.energies.densities import Density, GaussianMixtureEnergy, fit_gaussian_mixture
+from thalweg.energies.densities import (
+    Density,
+    GaussianMixtureEnergy,
+    choose_gaussian_mixture,
+    fit_gaussian_mixture,
+)
 from thalweg.energies.mixture import TiltedMixtureEnsemble
 from thalweg.energies.perceptron import PerceptronEnergy
 from thalweg.estimators.regressor import EnergyRegressor, suitable_threads, using_threads
@@ -49,7 +57,8 @@ class EnergyDensity(DensityMixin, BaseEstimator):
     """An energy-based model of p(x), x a row of numbers.
 
     By default the joint density is a chain of conditionals, p(x_1) p(x_2|x_1) ..., each an ensemble of tilted
-    mixtures that is normalised exactly and trained by maximum likelihood: log Z is 0, draws are independent.
+    mixtures that is normalised exactly and trained by maximum likelihood, mixed with a Gaussian mixture's
+    conditional in the shares that held-out rows like best: log Z is 0, draws are independent.
     With any other objective E(x) is a perceptron on top of a Gaussian with the data's moments, trained by that
     objective, and log Z is estimated: by importance sampling where that is sure, else by annealed importance
     sampling from both sides.
@@ -175,7 +184,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         how = {"resume": resume, "checkpoint_seconds": checkpoint_seconds}
         if self.objective == "auto":
             self.proposal_ = _proposal(z, seed)
-            inner: Energy = self._fit_chain(Z, scale, seed, folder, **how)
+            inner: Energy = self._fit_chain(Z, z, scale, seed, folder, **how)
         else:
             inner = self._fit_network(z, scale, seed, folder, **how)
         self.energy_ = Rescaled(inner.cpu().eval(), location, scale)
@@ -222,11 +231,16 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         return model
 
     def _fit_chain(
-        self, Z: np.ndarray, scale: np.ndarray, seed: int, folder: Path | None, **how: Any
+        self, Z: np.ndarray, z: Tensor, scale: np.ndarray, seed: int, folder: Path | None, **how: Any
     ) -> AutoregressiveEnergy:
-        """One conditional after the other, each from the columns before it."""
+        """One conditional after the other, each from the columns before it; then a mixture's share in each.
+
+        Args:
+            Z: standardised rows.
+            z: the same, spread over their rounding cells.
+        """
         self.conditionals_, self.history_ = [], []
-        self.training_log_prob_ = np.full(len(Z), -np.log(scale).sum())
+        held_out = np.empty(Z.shape)
         for d in range(Z.shape[1]):
             model = self._conditional(
                 float(self.resolution_[d] / scale[d]), seed + d, f"column {d + 1} of {Z.shape[1]}"
@@ -234,16 +248,22 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             model.shift = float(np.log(scale[d]))
             given = Z[:, :d] if d else np.zeros((len(Z), 1))
             model.fit(given, Z[:, d], run_dir=None if folder is None else folder / f"column-{d}", **how)
-            self.training_log_prob_ += model.held_out_log_prob(given, Z[:, d])
+            held_out[:, d] = model.held_out_log_prob(given, Z[:, d])
             self.conditionals_.append(model)
             self.history_.append(model.history_)
+        mixture, others = _mixture_of(z, torch.as_tensor(Z), seed)
+        shares = np.array([_share(own, other) for own, other in zip(held_out.T, others.T, strict=True)])
+        log_prob = np.logaddexp(np.log1p(-shares) + held_out, np.log(shares) + others).sum(1)
+        self.training_log_prob_ = log_prob - np.log(scale).sum()
         self.log_normaliser_, self.log_normaliser_error_ = 0.0, 0.0
-        self.validation_nll_ = float(sum(m.validation_nll_ for m in self.conditionals_) + np.log(scale).sum())
+        self.validation_nll_ = -float(self.training_log_prob_.mean())
         return AutoregressiveEnergy(
             [m.energy_ for m in self.conditionals_],  # type: ignore[misc]
             [NumericEncoding(m.encoder_.columns) for m in self.conditionals_],  # type: ignore[union-attr]
             torch.tensor([float(m.location_[0]) for m in self.conditionals_]),
             torch.tensor([float(m.scale_[0]) for m in self.conditionals_]),
+            mixture,
+            torch.as_tensor(shares),
         )
 
     def _fit_network(self, z: Tensor, scale: np.ndarray, seed: int, folder: Path | None, **how: Any) -> Energy:
@@ -489,6 +509,9 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         }
         if self.objective == "auto":
             config["conditionals"] = self._architecture()
+            assert isinstance(self.energy_.inner, AutoregressiveEnergy)
+            assert self.energy_.inner.mixture is not None
+            config["mixture"] = list(self.energy_.inner.mixture.scales.shape)
         tensors = {f"energy.{k}": v for k, v in self.energy_.state_dict().items()}
         tensors |= {f"proposal.{k}": v for k, v in self.proposal_.state_dict().items()}
         save_model(Path(folder), "EnergyDensity", config, tensors)
@@ -528,7 +551,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             inner: Energy
             if model.objective == "auto":
                 model.architecture_ = config["conditionals"]
-                inner = _chain_of(model.architecture_, model)
+                inner = _chain_of(model.architecture_, config["mixture"], model)
             else:
                 inner = PerceptronEnergy(d, model.hidden) + _empty_mixture(1, d)
             model.energy_ = Rescaled(inner, np.zeros(d), np.ones(d))
@@ -683,6 +706,40 @@ def _proposal(data: Tensor, seed: int) -> GaussianMixtureEnergy:
     )
 
 
+def _mixture_of(z: Tensor, places: Tensor, seed: int) -> tuple[GaussianMixtureEnergy, np.ndarray]:
+    """A Gaussian mixture of rows z ``[n, D]``, and what mixtures say of each row that have not learned from it.
+
+    Returns the mixture and log p(x_d | x_1..x_{d-1}) ``[n, D]`` at the places, or minus infinity if there are too
+    few rows to tell.
+    """
+    z, places = z.double(), places.double()
+    held_out = torch.full_like(z, -torch.inf)
+    if len(z) < 20:
+        return GaussianMixtureEnergy.from_moments(z), held_out.numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        settings = choose_gaussian_mixture(z, seed)
+        mixture = fit_gaussian_mixture(z, seed=seed, n_init=3, **settings)
+        for kept, left in KFold(5, shuffle=True, random_state=seed).split(z):
+            part = fit_gaussian_mixture(z[kept], seed=seed, **settings)
+            for d in range(z.shape[1]):
+                held_out[left, d] = part.conditional_log_prob(places[left], d)
+    return mixture, held_out.numpy()
+
+
+def _share(own: np.ndarray, other: np.ndarray, n_steps: int = 100) -> float:
+    """The share of the other density in a mixture of the two that held-out rows like best, by EM.
+
+    Args:
+        own, other: log densities of rows ``[n]``.
+    """
+    share = 0.5
+    for _ in range(n_steps):
+        share = float(expit(np.log(share) + other - np.log1p(-share) - own).mean())
+        share = min(max(share, 1e-6), 1 - 1e-6)
+    return share
+
+
 def _resampled(
     energy: Energy, proposal: Density, candidates: Tensor, n: int, generator: torch.Generator
 ) -> Tensor:
@@ -700,7 +757,9 @@ def _resampled(
     return candidates[torch.multinomial(weights, n, replacement=True, generator=generator)]
 
 
-def _chain_of(conditionals: Sequence[dict[str, Any]], model: EnergyDensity) -> AutoregressiveEnergy:
+def _chain_of(
+    conditionals: Sequence[dict[str, Any]], mixture: Sequence[int], model: EnergyDensity
+) -> AutoregressiveEnergy:
     """The chain's shape, to be filled with tensors."""
     defaults = EnergyRegressor()
     members = []
@@ -713,9 +772,11 @@ def _chain_of(conditionals: Sequence[dict[str, Any]], model: EnergyDensity) -> A
             )
         )  # fmt: skip
     encodings = [NumericEncoding(entry["encoder"]["columns"]) for entry in conditionals]
-    return AutoregressiveEnergy(members, encodings, torch.zeros(len(members)), torch.ones(len(members)))
+    part = _empty_mixture(mixture[0], mixture[1], full=len(mixture) == 3).double()
+    return AutoregressiveEnergy(members, encodings, torch.zeros(len(members)), torch.ones(len(members)), part)
 
 
-def _empty_mixture(n_components: int, d: int) -> GaussianMixtureEnergy:
+def _empty_mixture(n_components: int, d: int, full: bool = True) -> GaussianMixtureEnergy:
     """To be filled with tensors."""
-    return GaussianMixtureEnergy(torch.zeros(n_components, d), torch.eye(d).repeat(n_components, 1, 1))
+    scales = torch.eye(d).repeat(n_components, 1, 1) if full else torch.ones(n_components, d)
+    return GaussianMixtureEnergy(torch.zeros(n_components, d), scales)

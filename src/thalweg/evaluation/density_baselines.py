@@ -6,10 +6,13 @@ import warnings
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.neighbors import KernelDensity
+
+from thalweg.energies.densities import choose_gaussian_mixture, fit_gaussian_mixture
 
 
 class GaussianBaseline:
@@ -36,33 +39,19 @@ class MixtureBaseline(GaussianBaseline):
     """A mixture of Gaussians; how many, with what covariances, is chosen by three-fold held-out likelihood."""
 
     name = "Gaussian mixture"
-    max_rows = 5000
 
     def _fit(self, scaler: _Scaler, X: np.ndarray, seed: int) -> None:
         self.scaler = scaler
-        Z = scaler(X)
-        some = Z[np.random.RandomState(seed).permutation(len(Z))[: self.max_rows]]
-        folds = KFold(3, shuffle=True, random_state=seed)
-        best = -np.inf
-        chosen: dict[str, Any] = {"n_components": 1, "covariance_type": "full", "reg_covar": 1e-3}
+        Z = torch.from_numpy(scaler(X))
+        settings = choose_gaussian_mixture(Z, seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            for kind, floor in (("full", 1e-3), ("full", 1e-5), ("diag", 1e-3)):
-                worse = 0
-                for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32):
-                    if n > len(some) // 6 or worse == 2:
-                        break  # more components overfit
-                    settings: dict[str, Any] = {"n_components": n, "covariance_type": kind, "reg_covar": floor}
-                    fits = [
-                        GaussianMixture(**settings, random_state=seed).fit(some[a]).score(some[b])
-                        for a, b in folds.split(some)
-                    ]
-                    worse = 0 if np.mean(fits) > best else worse + 1
-                    if np.mean(fits) > best:
-                        best, chosen = float(np.mean(fits)), settings
-            self.model = GaussianMixture(**chosen, random_state=seed, n_init=3).fit(Z)
-        n, kind = chosen["n_components"], chosen["covariance_type"]
+            self.model = fit_gaussian_mixture(Z, seed=seed, n_init=3, **settings)
+        n, kind = settings["n_components"], settings["covariance_type"]
         self.detail = f"{n} component{'s' if n > 1 else ''}, {kind} covariances"
+
+    def log_prob(self, X: np.ndarray) -> np.ndarray:
+        return self.model.log_prob(torch.from_numpy(self.scaler(X))).numpy() - self.scaler.log_volume
 
 
 class KernelBaseline(GaussianBaseline):
