@@ -66,6 +66,18 @@ def test_images_are_sampled_to_an_array_or_pictures_and_scored(run):
     assert len(scores) == 3
 
 
+def test_snapshots_are_averaged_told_and_part_of_what_is_resumed(run, tmp_path):
+    folder, copy = run[0], tmp_path / "run"
+    options = ["--steps", 12, "--threads", 1, "--snapshots", 3]
+    done = thalweg("fit", "density", folder / "digits.npz", "--out", copy, *options)
+    assert "mean of those of 3 snapshots" in done.out
+    assert "mean of those of 3 snapshots" in thalweg("info", copy).out
+    assert "mean of 3 snapshots" in (copy / "report.html").read_text()
+    assert "another snapshots" in thalweg("fit", "density", "--resume", "--out", copy, "--snapshots", 2, code=1).err
+    thalweg("score", copy, folder / "digits.npz", "--out", tmp_path / "scores.csv")
+    assert len(pd.read_csv(tmp_path / "scores.csv")) == 300
+
+
 def test_a_changed_image_is_noticed(tmp_path):
     pictures, run = tmp_path / "pictures", tmp_path / "run"
     write_images(np.random.RandomState(0).uniform(size=(30, 1, 4, 4)), pictures)

@@ -1,5 +1,7 @@
 """Image energies, images in, and the estimator that generates, completes and denoises."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,10 @@ from thalweg.data.shapes import SHAPES, draw_sprites, render_sprites
 from thalweg.energies.conditioning import ClampedEnergy
 from thalweg.energies.images import (
     ImageEnergy,
+    LabelledEnsemble,
     LabelledImageEnergy,
     LowestOverLabels,
+    MarginalOverLabels,
     MultiscaleEnergy,
     residual_network,
 )
@@ -30,6 +34,7 @@ LABELLED = {
     "perceptron": lambda: LabelledPerceptron((1, 8, 8), 3, (16, 12), "silu"),
     "perceptron with relu": lambda: LabelledPerceptron((1, 8, 8), 3, (16,)),
     "residual": lambda: LabelledImageEnergy(residual_network(1, 3, width=4, n_blocks=2)),
+    "ensemble": lambda: LabelledEnsemble([LabelledPerceptron((1, 8, 8), 3, (16,), "silu") for _ in range(3)]),
 }
 
 
@@ -43,6 +48,9 @@ def test_the_energy_of_a_label_is_that_labels_output_with_chains_or_without(make
     torch.testing.assert_close(energy.given(labels)(images), wanted)
     torch.testing.assert_close(energy.given(labels)(images[:, 0]), wanted[:, 0])
     torch.testing.assert_close(LowestOverLabels(energy)(images), every.amin(-1))
+    torch.testing.assert_close(MarginalOverLabels(energy, 1e-4)(images), every.amin(-1), atol=1e-3, rtol=0)
+    summed = torch.exp(-every / 0.5).sum(-1)
+    torch.testing.assert_close(torch.exp(-MarginalOverLabels(energy, 0.5)(images) / 0.5), summed)
 
 
 @pytest.mark.parametrize("make", LABELLED.values(), ids=LABELLED)
@@ -58,6 +66,17 @@ def test_the_gradient_by_hand_is_autograds_and_leaves_none_on_the_weights(make):
     assert not value.requires_grad
     assert not grad.requires_grad
     assert all(w.grad is None for w in energy.parameters())
+
+
+def test_the_energy_of_an_ensemble_is_the_mean_of_its_members_also_along_a_chain():
+    members = [LabelledPerceptron((1, 8, 8), 3, (16,)) for _ in range(3)]
+    ensemble, images = LabelledEnsemble(members), torch.rand(5, 1, 8, 8, generator=seeded())
+    labels = torch.tensor([0, 2, 1, 1, 0])
+    mean = sum(member.energies(images) for member in members) / 3
+    torch.testing.assert_close(ensemble.energies(images), mean)
+    given = ensemble.given(labels)
+    torch.testing.assert_close(given.fixed().gradient(images), given.value_and_grad(images)[1])
+    assert len(list(ensemble.parameters())) == 3 * len(list(members[0].parameters()))
 
 
 def test_spectral_normalisation_bounds_every_weight_and_rests_while_sampling():
@@ -255,12 +274,47 @@ def test_a_saved_model_is_the_same_and_a_foreign_one_refused(small, tmp_path):
         ImageEBM.load(tmp_path)
 
 
-def test_an_interrupted_run_resumes_to_the_same_energy(small, tmp_path):
+def test_an_ensemble_averages_snapshots_of_which_the_last_is_the_energy_without_it(small, tmp_path):
+    last, images, labels = small
+    settings = last.get_params() | {"n_snapshots": 4}
+    model = ImageEBM(**settings).fit(images, labels, resolution=1 / 16)
+    members = model.energy_.members
+    assert len(members) == 4
+    assert all(not torch.equal(a.out.weight, b.out.weight) for a, b in itertools.pairwise(members))
+    for own, other in zip(members[-1].parameters(), last.energy_.parameters(), strict=True):
+        assert torch.equal(own, other)
+    x = torch.from_numpy(images[:5])
+    with torch.no_grad():
+        mean = torch.stack([member.energies(x) for member in members]).mean(0)
+    np.testing.assert_allclose(model.energies(images[:5]), mean.numpy(), rtol=1e-5, atol=1e-6)
+    model.save(tmp_path)
+    loaded = ImageEBM.load(tmp_path)
+    for a, b in zip(used(model, images, labels), used(loaded, images, labels), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(model.sample(4, random_state=0), last.sample(4, random_state=0))
+
+
+def used(model: ImageEBM, images: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+    """What a model says to each question."""
+    known = np.arange(8)[:, None] < 4
+    return [
+        model.energies(images[:5]),
+        model.score_samples(images[:5]),
+        model.sample(5, n_steps=5, random_state=0),
+        model.sample(5, labels[:5], 5, images[5:10], random_state=0),
+        model.complete(images[:3], known, None, 2, 5, random_state=0),
+        model.denoise(images[:3], labels[:3], 2, 3, random_state=0),
+    ]
+
+
+@pytest.mark.parametrize("n_snapshots", [1, 3])
+def test_an_interrupted_run_resumes_to_the_same_energy(small, tmp_path, n_snapshots):
     _, images, labels = small
     settings = {
         "hidden": (16,),
         "n_steps": 3,
         "max_steps": 24,
+        "n_snapshots": n_snapshots,
         "buffer_size": 60,
         "batch_size": 50,
         "random_state": 1,
@@ -272,7 +326,7 @@ def test_an_interrupted_run_resumes_to_the_same_energy(small, tmp_path):
         def step(self, *args):
             nonlocal count
             count += 1
-            if count == 40:
+            if count == 55:
                 raise KeyboardInterrupt
             return super().step(*args)
 
@@ -313,6 +367,10 @@ def test_bad_use_is_refused(small):
         ImageEBM(network="huge").fit(images)
     with pytest.raises(ValueError, match="too small"):
         ImageEBM(network="residual", n_blocks=5).fit(images)
+    with pytest.raises(ValueError, match="n_snapshots must be at least 1"):
+        ImageEBM(n_snapshots=0).fit(images)
+    with pytest.raises(ValueError, match="2 snapshots do not go into the second half of 3 steps"):
+        ImageEBM(n_snapshots=2, max_steps=3, batch_size=len(images)).fit(images)
 
 
 def test_a_residual_network_trains_on_colour_images_without_labels():

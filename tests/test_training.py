@@ -79,13 +79,20 @@ def assert_same(a: list[torch.Tensor], b: list[torch.Tensor]) -> None:
         assert torch.equal(own, other)
 
 
-RESUME_PLAN = Plan(max_epochs=12, batch_size=16, ema_decay=0.9, clip_norm=1.0, checkpoint_seconds=0.0)
+RESUME_PLAN = Plan(
+    max_epochs=12, batch_size=16, ema_decay=0.9, n_snapshots=5, clip_norm=1.0, checkpoint_seconds=0.0
+)
 
 
 def train_toy(run_dir: Path | None, resume: bool = False, plan: Plan = RESUME_PLAN) -> list[torch.Tensor]:
     energy, objective = dropout_energy()
-    Trainer(plan, run_dir=run_dir).fit(energy, objective, toy_data(), held_out_loss, resume=resume)
-    return all_tensors(energy, objective)
+    trainer = Trainer(plan, run_dir=run_dir)
+    trainer.fit(energy, objective, toy_data(), held_out_loss, resume=resume)
+    return all_tensors(energy, objective) + snapshots_of(trainer)
+
+
+def snapshots_of(trainer: Trainer) -> list[torch.Tensor]:
+    return [t for state in trainer.snapshots for t in state.values()]
 
 
 # -- resume -----------------------------------------------------------------------------------------------
@@ -169,10 +176,9 @@ def test_an_interrupted_run_resumes_to_the_same_weights_with_the_same_objects(tm
         plan = Plan(**{**vars(plan), "checkpoint_seconds": 1e9})
     with pytest.raises(KeyboardInterrupt):
         Trainer(plan, run_dir=tmp_path).fit(energy, objective, toy_data(), interrupted_validation)
-    history = Trainer(plan, run_dir=tmp_path).fit(
-        energy, objective, toy_data(), interrupted_validation, resume=True
-    )
-    assert_same(all_tensors(energy, objective), expected)
+    trainer = Trainer(plan, run_dir=tmp_path)
+    history = trainer.fit(energy, objective, toy_data(), interrupted_validation, resume=True)
+    assert_same(all_tensors(energy, objective) + snapshots_of(trainer), expected)
     assert [e["epoch"] for e in history.epochs] == [float(i) for i in range(1, 13)]
 
 
@@ -199,9 +205,11 @@ def test_a_run_that_was_rolled_back_resumes_to_the_same_weights(tmp_path):
                 return loss * torch.nan
             return loss
 
-    plan = Plan(max_epochs=5, batch_size=16, checkpoint_seconds=0.0)
+    # The second of the 15 snapshots is after the sixteenth step: it is taken, thrown away and taken again.
+    plan = Plan(max_epochs=5, batch_size=16, n_snapshots=15, checkpoint_seconds=0.0)
     alone, objective = mixture(), Accident(interrupt=False)
-    history = Trainer(plan).fit(alone, objective, toy_data())
+    left_alone = Trainer(plan)
+    history = left_alone.fit(alone, objective, toy_data())
     assert len(history.events) == 1
 
     resumed, objective = mixture(), Accident(interrupt=True)
@@ -211,6 +219,8 @@ def test_a_run_that_was_rolled_back_resumes_to_the_same_weights(tmp_path):
     again = trainer.fit(resumed, objective, toy_data(), resume=True)
     assert again.events == history.events
     assert_same(all_tensors(resumed), all_tensors(alone))
+    assert len(trainer.snapshots) == 15
+    assert_same(snapshots_of(trainer), snapshots_of(left_alone))
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path):
@@ -419,6 +429,43 @@ def test_validation_sees_the_average_and_leaves_the_weights_as_they_were():
     assert float(held_out_nll(energy)) == min(figures)
     Trainer(plan).fit(plain, MaximumLikelihood(), toy_data())
     assert_same(all_tensors(energy), all_tensors(plain))
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.8])
+def test_snapshots_are_the_weights_or_their_average_evenly_over_the_second_half(ema_decay):
+    """Four of 18 steps, 2.25 apart: after steps 11, 14, 16 and 18; a run of as many steps ends with the same."""
+    plan = {"batch_size": 16, "ema_decay": ema_decay, "schedule": "constant"}
+    energy, trainer = mixture(), Trainer(Plan(max_epochs=3, n_snapshots=4, **plan))
+    trainer.fit(energy, MaximumLikelihood(), toy_data(96))
+    assert len(trainer.snapshots) == 4
+    assert_same(list(trainer.snapshots[-1].values()), list(energy.state_dict().values()))
+    shorter, seen = mixture(), []
+    objective = MaximumLikelihood()
+    path, per_row = [], objective.per_row
+
+    def recording(energy, batch, generator):
+        path.append([w.detach().clone() for w in energy.parameters()])
+        return per_row(energy, batch, generator)
+
+    objective.per_row = recording
+    Trainer(Plan(max_epochs=3, **plan)).fit(shorter, objective, toy_data(96))
+    if ema_decay:
+        average = path[0]
+        for weights in path[1:]:
+            average = [torch.lerp(a, w, 1 - ema_decay) for a, w in zip(average, weights, strict=True)]
+            seen.append(average)
+    else:
+        seen = path[1:]
+    for state, step in zip(trainer.snapshots, (11, 14, 16), strict=False):
+        for kept, expected in zip(state.values(), seen[step - 1], strict=True):
+            torch.testing.assert_close(kept, expected, rtol=0, atol=1e-6)
+
+
+def test_more_snapshots_than_half_of_the_steps_are_refused_in_words():
+    with pytest.raises(ValueError, match="4 snapshots do not go into the second half of 6 steps"):
+        Trainer(Plan(max_epochs=1, batch_size=16, n_snapshots=4)).fit(
+            mixture(), MaximumLikelihood(), toy_data(96)
+        )
 
 
 # -- the rest of the contract -----------------------------------------------------------------------------

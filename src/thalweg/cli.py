@@ -301,6 +301,9 @@ def density(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data, at most.")] = 200,
     members: Annotated[int, typer.Option(min=1, help="Networks in each ensemble.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Updates, for images.")] = 3000,
+    snapshots: Annotated[
+        int, typer.Option(min=1, help="Weights along the training whose energies are averaged, for images.")
+    ] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the split and the training.")] = 0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of PyTorch. [default: by the size of the work]")
@@ -314,8 +317,8 @@ def density(
     """Fit p(row) over all columns and score it on rows held out, beside three baselines.
 
     Columns must hold numbers; rows with gaps are left out (`thalweg impute` fills them afterwards). Images get an
-    energy that generates and tells outsiders (--steps, --test-fraction, --seed, --threads apply); subfolders are
-    labels. Ctrl-C leaves a run that `thalweg fit density --resume --out RUN` continues.
+    energy that generates and tells outsiders (--steps, --snapshots, --test-fraction, --seed, --threads apply);
+    subfolders are labels. Ctrl-C leaves a run that `thalweg fit density --resume --out RUN` continues.
     """
     from thalweg.estimators.density_run import DensitySettings, read_density_settings
     from thalweg.estimators.folder import task_of
@@ -330,11 +333,11 @@ def density(
 
         if table is None:
             assert out_folder is not None
-            given = _given(context, {n: n for n in ("test_fraction", "steps", "seed", "threads")})
+            given = _given(context, {n: n for n in ("test_fraction", "steps", "snapshots", "seed", "threads")})
             asked = replace(read_image_settings(out_folder), **given)
         else:
             asked = ImageSettings(
-                str(table.resolve()), True, test_fraction, steps, seed, threads, checkpoint_seconds
+                str(table.resolve()), True, test_fraction, steps, seed, threads, checkpoint_seconds, snapshots
             )
         folder = out_folder or Path("runs") / f"{Path(asked.images).name.split('.')[0]}-images"
         _fit_images_and_tell(folder, asked, resume, overwrite, report, quiet)
@@ -420,6 +423,8 @@ def _tell_images(run: FinishedImageRun) -> None:
     for name, value in figures["scores"].items():
         table.add_row(escape(name), f"{value:.4g}")
     out.print(table)
+    if run.settings.snapshots > 1:
+        out.print(f"The energy is the mean of those of {run.settings.snapshots} snapshots of the weights.")
     for event in figures["events"]:
         out.print(escape(event), soft_wrap=True)
 

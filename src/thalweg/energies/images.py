@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from torch.nn.utils.parametrizations import spectral_norm
 
 from thalweg.energies.base import ConditionalEnergy, Energy, Features
+from thalweg.energies.composition import WeightedSum
 
 UNIT_IMAGES = constraints.independent(constraints.unit_interval, 3)
 
@@ -60,6 +61,41 @@ class LabelledImageEnergy(ConditionalEnergy):
         return energies.gather(-1, label.expand(*energies.shape[:-1], 1)).squeeze(-1)
 
 
+class LabelledEnsemble(ConditionalEnergy):
+    """E(label, image) = mean over members of E_i(label, image): a product of experts, each to the power 1/n.
+
+    Args:
+        members: labelled energies with ``energies``, of the same labels; of snapshots of one network's weights
+            along its training, say. Everything costs as many times as much as there are members.
+
+    Source: [Du 2019, sec. 3.2].
+    """
+
+    event_ndim = 3
+    support = UNIT_IMAGES
+
+    def __init__(self, members: Sequence[Any]):
+        super().__init__()
+        self.members: Any = nn.ModuleList(members)
+
+    def energies(self, images: Tensor) -> Tensor:
+        """E of every label ``[*batch, n_labels]`` for images ``[*batch, C, H, W]``."""
+        return torch.stack([member.energies(images) for member in self.members]).mean(0)
+
+    def head(self, features: Features, y: Tensor) -> Tensor:
+        return self._mean(features)(y)
+
+    def value_and_grad(self, features: Features, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self._mean(features).value_and_grad(y)
+
+    def fixed(self, features: Features) -> Energy:
+        return self._mean(features).fixed()
+
+    def _mean(self, labels: Any) -> WeightedSum:
+        n = len(self.members)
+        return WeightedSum([member.given(labels) for member in self.members], [1 / n] * n)
+
+
 class LowestOverLabels(Energy):
     """E(image) = min over labels of E(label, image): how far an image is from anything known.
 
@@ -76,6 +112,27 @@ class LowestOverLabels(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.labelled.energies(x).amin(-1)
+
+
+class MarginalOverLabels(Energy):
+    """E(image) = -T log sum over labels of exp(-E(label, image) / T), so that exp(-E / T) is their sum.
+
+    Args:
+        labelled: a conditional energy with ``energies``.
+        temperature: T, positive. As it falls to 0 the lowest energy over labels is left.
+    """
+
+    event_ndim = 3
+    support = UNIT_IMAGES
+
+    def __init__(self, labelled: Any, temperature: float = 1.0):
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"a temperature must be positive, got {temperature}")
+        self.labelled, self.temperature = labelled, temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -self.temperature * torch.logsumexp(self.labelled.energies(x) / -self.temperature, -1)
 
 
 class MultiscaleEnergy(Energy):

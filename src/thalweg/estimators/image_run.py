@@ -43,6 +43,7 @@ class ImageSettings:
         labels: whether to use the labels, where there are any.
         test_fraction: part of the images held out, in [0, 1).
         steps: updates.
+        snapshots: of the weights, whose energies are averaged.
         seed: of the split and the training.
         threads: of PyTorch.
         checkpoint_seconds: least time between two checkpoints.
@@ -55,6 +56,7 @@ class ImageSettings:
     seed: int = 0
     threads: int | None = None
     checkpoint_seconds: float = 5.0
+    snapshots: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.test_fraction < 1:
@@ -103,7 +105,11 @@ def fit_image_run(
     training, test, fingerprint = _split(settings)
     begin_run(folder, TASK, settings, settings.images, fingerprint, resume=resume)
     model = ImageEBM(
-        max_steps=settings.steps, n_threads=settings.threads, verbose=verbose, random_state=settings.seed
+        max_steps=settings.steps,
+        n_snapshots=settings.snapshots,
+        n_threads=settings.threads,
+        verbose=verbose,
+        random_state=settings.seed,
     )
     model.fit(
         training.pixels,

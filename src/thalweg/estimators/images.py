@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from thalweg.data.images import as_images
 from thalweg.energies.base import ConditionalEnergy
 from thalweg.energies.conditioning import ClampedEnergy
 from thalweg.energies.densities import UniformEnergy
-from thalweg.energies.images import LabelledImageEnergy, residual_network
+from thalweg.energies.images import LabelledEnsemble, LabelledImageEnergy, residual_network
 from thalweg.energies.perceptron import LabelledPerceptron
 from thalweg.estimators.regressor import suitable_threads, using_threads
 from thalweg.objectives.base import Batch
@@ -58,13 +59,17 @@ class ImageEBM(BaseEstimator):
         buffer_size, restart: of the replay buffer.
         batch_size, learning_rate, max_steps: of the training; the rate falls to 5 % along a cosine.
         ema_decay: train on, but keep a moving average of the weights (None: not).
+        n_snapshots: of the weights, evenly over the second half of the training up to its end; the energy is the
+            mean of theirs. With 1 it is that of the last weights alone. Training costs as much, but the model
+            is as many times as large, and all that is done with it takes as many times as long.
         device: for Lightning Fabric.
         n_threads: of PyTorch; None chooses by the size of the work.
         verbose: show progress.
         random_state: seed, or a ``RandomState``.
 
     Attributes:
-        energy_: the conditional energy, given labels ``[B]``, over images ``[B, *chains, C, H, W]``.
+        energy_: the conditional energy, given labels ``[B]``, over images ``[B, *chains, C, H, W]``; of several
+            snapshots a :class:`~thalweg.energies.images.LabelledEnsemble`.
         n_labels_: 1 without labels.
         image_shape_: (C, H, W).
         buffer_: the chains at the end of training ``[buffer_size, C, H, W]``, and their labels.
@@ -92,6 +97,7 @@ class ImageEBM(BaseEstimator):
         learning_rate: float = 1e-3,
         max_steps: int = 3000,
         ema_decay: float | None = None,
+        n_snapshots: int = 1,
         device: str = "cpu",
         n_threads: int | None = None,
         verbose: bool = False,
@@ -112,6 +118,7 @@ class ImageEBM(BaseEstimator):
         self.learning_rate = learning_rate
         self.max_steps = max_steps
         self.ema_decay = ema_decay
+        self.n_snapshots = n_snapshots
         self.device = device
         self.n_threads = n_threads
         self.verbose = verbose
@@ -143,6 +150,8 @@ class ImageEBM(BaseEstimator):
         """
         if self.network not in ("auto", "perceptron", "residual"):
             raise ValueError(f"network must be auto, perceptron or residual, got {self.network!r}")
+        if self.n_snapshots < 1:
+            raise ValueError(f"n_snapshots must be at least 1, got {self.n_snapshots}")
         found = as_images(images, labels)
         self.image_shape_ = tuple(int(v) for v in found.pixels.shape[1:])
         self.n_labels_ = _count_labels(labels)
@@ -166,6 +175,7 @@ class ImageEBM(BaseEstimator):
             batch_size=batch_size,
             learning_rate=self.learning_rate,
             ema_decay=self.ema_decay,
+            n_snapshots=self.n_snapshots if self.n_snapshots > 1 else 0,
             checkpoint_seconds=checkpoint_seconds,
             seed=seed,
         )
@@ -181,6 +191,11 @@ class ImageEBM(BaseEstimator):
         assert buffer.xs is not None
         self.buffer_ = (buffer.positions[buffer.alive].cpu(), buffer.xs[buffer.alive].long().cpu())
         self._tell_lost_chains(y[:2000], x[:2000].long())
+        if self.n_snapshots > 1:
+            members = [copy.deepcopy(self.energy_) for _ in trainer.snapshots]
+            for member, state in zip(members, trainer.snapshots, strict=True):
+                member.load_state_dict(state)
+            self.energy_ = LabelledEnsemble(members).eval()
         return self
 
     def _tell_lost_chains(self, images: Tensor, labels: Tensor) -> None:
@@ -406,7 +421,8 @@ class ImageEBM(BaseEstimator):
             model.n_labels_ = config["n_labels"]
             model.history_ = History(**config["history"])
             model.extra_ = config["extra"]
-            model.energy_ = model._build()
+            members = [model._build() for _ in range(model.n_snapshots)]
+            model.energy_ = members[0] if len(members) == 1 else LabelledEnsemble(members)
             model.energy_.load_state_dict(tensors_of("energy", tensors))
             model.energy_.eval()
             model.buffer_ = (tensors["buffer.images"], tensors["buffer.labels"])

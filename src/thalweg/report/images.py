@@ -30,7 +30,8 @@ def image_report(run: FinishedImageRun) -> str:
         Tile("labels", str(figures["labels"]) if figures["labels"] > 1 else "none"),
         Tile("Frechet distance", f"{scores['Frechet distance, fresh chains']:.3g}",
              f"held out: {scores['Frechet distance, images held out']:.3g}"),
-        Tile("training", f"{figures['seconds']:.0f} s"),
+        Tile("training", f"{figures['seconds']:.0f} s",
+             f"mean of {run.settings.snapshots} snapshots" if run.settings.snapshots > 1 else ""),
     ]  # fmt: skip
     cards = [_generated(run), _neighbours(run), _completed(run), _energies(run), _training(run), _scores(run)]
     made = figures["made_with"]

@@ -44,6 +44,8 @@ class Plan:
         min_delta: what counts as better.
         clip_norm: the gradient's norm is clipped here (None: not).
         ema_decay: validate and keep an exponential moving average of the weights (None: not).
+        n_snapshots: how often the energy's weights are kept along the way: evenly over the second half of the
+            planned steps, the last time at their end (0: never).
         max_rollbacks: how often a diverged run goes back to its last good state, at half the rate,
             before it gives up.
         checkpoint_seconds: least time between two checkpoints.
@@ -63,6 +65,7 @@ class Plan:
     min_delta: float = 1e-4
     clip_norm: float | None = None
     ema_decay: float | None = None
+    n_snapshots: int = 0
     max_rollbacks: int = 5
     checkpoint_seconds: float = 5.0
     seed: int = 0
@@ -117,6 +120,9 @@ class Trainer:
         fabric: device, precision and processes; one CPU process in full precision by default.
         run_dir: where checkpoints go; None keeps none.
         progress: shows how far the run is.
+
+    Attributes:
+        snapshots: after a fit, the energy's states (``state_dict``) that ``plan.n_snapshots`` asks for, oldest first.
     """
 
     def __init__(
@@ -130,6 +136,7 @@ class Trainer:
         self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
         self.run_dir = run_dir
         self.progress = progress or SilentProgress()
+        self.snapshots: list[dict[str, Tensor]] = []
 
     def fit(
         self,
@@ -157,8 +164,8 @@ class Trainer:
         Raises:
             DivergenceError: after ``max_rollbacks`` returns to the last good state, which the energy and the
                 objective then hold.
-            ValueError: if there are fewer rows than processes, or the checkpoint in ``run_dir`` is damaged or
-                belongs to another run.
+            ValueError: if there are fewer rows than processes, or more snapshots than half of the steps, or the
+                checkpoint in ``run_dir`` is damaged or belongs to another run.
         """
         run = _Run(self, energy, objective, data, validate)
         device = self.fabric.device
@@ -168,6 +175,7 @@ class Trainer:
             if resume and self.run_dir is not None:
                 run.load(self.run_dir)
             run.loop()
+        self.snapshots = run.snapshots
         return run.history
 
 
@@ -199,6 +207,14 @@ class _Run:
             self.steps_per_epoch = min(self.steps_per_epoch, plan.max_steps)
             self.n_epochs = min(self.n_epochs, plan.max_steps // self.steps_per_epoch)
         self.n_steps = self.n_epochs * self.steps_per_epoch
+        if plan.n_snapshots > self.n_steps // 2:
+            raise ValueError(
+                f"{plan.n_snapshots} snapshots do not go into the second half of {self.n_steps} steps: take fewer, "
+                "or more steps"
+            )
+        apart = self.n_steps / 2 / max(1, plan.n_snapshots)
+        self.snapshot_steps = {self.n_steps - round(k * apart) for k in range(plan.n_snapshots)}
+        self.snapshots: list[dict[str, Tensor]] = []
 
         self.module = _Step(energy, objective, distributed=fabric.world_size > 1)
         self.weights = list(self.module.parameters())
@@ -344,6 +360,8 @@ class _Run:
             self.largest_loss = abs(value)
         self.losses.append(value)
         self.position += 1
+        if step + 1 in self.snapshot_steps:
+            self.snapshots = [*self.snapshots, self.snapshot()]
         return True
 
     def gradient_norm(self) -> float:
@@ -401,6 +419,15 @@ class _Run:
                     best.copy_(buffer)
         if self.plan.patience is not None and bool((self.epochs_without_gain > self.plan.patience).all()):
             self.history.stopped = f"no better figure for {self.plan.patience} epochs"
+
+    def snapshot(self) -> dict[str, Tensor]:
+        with torch.no_grad():
+            if self.average:
+                self.swap_average()
+            state = {name: t.detach().clone() for name, t in self.energy.state_dict().items()}
+            if self.average:
+                self.swap_average()
+        return state
 
     def keep_all(self) -> None:
         with torch.no_grad():
@@ -473,6 +500,7 @@ class _Run:
             "best": [keep(w) for w in self.best],
             "best_buffers": [keep(b) for b in self.best_buffers],
             "average": [keep(w) for w in self.average],
+            "snapshots": self.snapshots,
             "best_figure": None if self.best_figure is None else keep(self.best_figure),
             "epochs_without_gain": None if self.epochs_without_gain is None else keep(self.epochs_without_gain),
             "epoch": self.epoch,
@@ -495,6 +523,7 @@ class _Run:
         for name in ("epoch", "position", "order", "largest_loss", "rate_scale", "rollbacks"):
             setattr(self, name, state[name])
         self.losses = list(state["losses"])
+        self.snapshots = state["snapshots"]
         for name in ("best_figure", "epochs_without_gain"):
             setattr(self, name, None if state[name] is None else state[name].clone())
         self.order_generator.set_state(state["order_generator"])
