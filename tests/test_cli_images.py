@@ -73,7 +73,9 @@ def test_snapshots_are_averaged_told_and_part_of_what_is_resumed(run, tmp_path):
     assert "mean of those of 3 snapshots" in done.out
     assert "mean of those of 3 snapshots" in thalweg("info", copy).out
     assert "mean of 3 snapshots" in (copy / "report.html").read_text()
-    assert "another snapshots" in thalweg("fit", "density", "--resume", "--out", copy, "--snapshots", 2, code=1).err
+    assert (
+        "another snapshots" in thalweg("fit", "density", "--resume", "--out", copy, "--snapshots", 2, code=1).err
+    )
     thalweg("score", copy, folder / "digits.npz", "--out", tmp_path / "scores.csv")
     assert len(pd.read_csv(tmp_path / "scores.csv")) == 300
 

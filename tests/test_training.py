@@ -463,9 +463,7 @@ def test_snapshots_are_the_weights_or_their_average_evenly_over_the_second_half(
 
 def test_more_snapshots_than_half_of_the_steps_are_refused_in_words():
     with pytest.raises(ValueError, match="4 snapshots do not go into the second half of 6 steps"):
-        Trainer(Plan(max_epochs=1, batch_size=16, n_snapshots=4)).fit(
-            mixture(), MaximumLikelihood(), toy_data(96)
-        )
+        Trainer(Plan(max_epochs=1, batch_size=16, n_snapshots=4)).fit(mixture(), MaximumLikelihood(), toy_data(96))
 
 
 # -- the rest of the contract -----------------------------------------------------------------------------

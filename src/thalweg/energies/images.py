@@ -68,7 +68,7 @@ class LabelledEnsemble(ConditionalEnergy):
         members: labelled energies with ``energies``, of the same labels; of snapshots of one network's weights
             along its training, say. Everything costs as many times as much as there are members.
 
-    Source: [Du 2019, sec. 3.2].
+    Source: [Du 2019], "historical ensemble".
     """
 
     event_ndim = 3

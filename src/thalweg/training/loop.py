@@ -122,7 +122,7 @@ class Trainer:
         progress: shows how far the run is.
 
     Attributes:
-        snapshots: after a fit, the energy's states (``state_dict``) that ``plan.n_snapshots`` asks for, oldest first.
+        snapshots: after a fit, the states of the energy that ``plan.n_snapshots`` asks for, oldest first.
     """
 
     def __init__(
@@ -209,8 +209,8 @@ class _Run:
         self.n_steps = self.n_epochs * self.steps_per_epoch
         if plan.n_snapshots > self.n_steps // 2:
             raise ValueError(
-                f"{plan.n_snapshots} snapshots do not go into the second half of {self.n_steps} steps: take fewer, "
-                "or more steps"
+                f"{plan.n_snapshots} snapshots do not go into the second half of {self.n_steps} steps: take "
+                "fewer, or more steps"
             )
         apart = self.n_steps / 2 / max(1, plan.n_snapshots)
         self.snapshot_steps = {self.n_steps - round(k * apart) for k in range(plan.n_snapshots)}
