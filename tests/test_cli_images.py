@@ -68,7 +68,7 @@ def test_images_are_sampled_to_an_array_or_pictures_and_scored(run):
 
 def test_snapshots_are_averaged_told_and_part_of_what_is_resumed(run, tmp_path):
     folder, copy = run[0], tmp_path / "run"
-    options = ["--steps", 12, "--threads", 1, "--snapshots", 3]
+    options = ["--steps", 24, "--threads", 1, "--snapshots", 3]
     done = thalweg("fit", "density", folder / "digits.npz", "--out", copy, *options)
     assert "mean of those of 3 snapshots" in done.out
     assert "mean of those of 3 snapshots" in thalweg("info", copy).out

@@ -186,7 +186,7 @@ def test_a_run_that_was_rolled_back_resumes_to_the_same_weights(tmp_path):
     """The roll-back goes to the start of the epoch also where the run was resumed in the middle of it."""
 
     class Accident(RankingNCE):
-        """NaN on one batch of the first pass in the third epoch, told by the optimiser's own count of steps."""
+        """NaN on one batch of the first pass in the last epoch, told by the optimiser's own count of steps."""
 
         def __init__(self, interrupt: bool):
             super().__init__(n_samples=4)
@@ -197,16 +197,16 @@ def test_a_run_that_was_rolled_back_resumes_to_the_same_weights(tmp_path):
         def per_row(self, energy, batch, generator):
             loss = super().per_row(energy, batch, generator)
             self.calls += 1
-            if self.calls == 16 and self.interrupt:
+            if self.calls == 58 and self.interrupt:
                 self.interrupt = False
                 raise KeyboardInterrupt
-            if self.calls == 17 and not self.accidents:
+            if self.calls == 59 and not self.accidents:
                 self.accidents = 1
                 return loss * torch.nan
             return loss
 
-    # The second of the 15 snapshots is after the sixteenth step: it is taken, thrown away and taken again.
-    plan = Plan(max_epochs=5, batch_size=16, n_snapshots=15, checkpoint_seconds=0.0)
+    # Of the 7 snapshots that after step 54 stays; those after steps 55 to 58 are thrown away and taken again.
+    plan = Plan(max_epochs=10, batch_size=16, n_snapshots=7, checkpoint_seconds=0.0)
     alone, objective = mixture(), Accident(interrupt=False)
     left_alone = Trainer(plan)
     history = left_alone.fit(alone, objective, toy_data())
@@ -219,7 +219,7 @@ def test_a_run_that_was_rolled_back_resumes_to_the_same_weights(tmp_path):
     again = trainer.fit(resumed, objective, toy_data(), resume=True)
     assert again.events == history.events
     assert_same(all_tensors(resumed), all_tensors(alone))
-    assert len(trainer.snapshots) == 15
+    assert len(trainer.snapshots) == 7
     assert_same(snapshots_of(trainer), snapshots_of(left_alone))
 
 
@@ -432,11 +432,11 @@ def test_validation_sees_the_average_and_leaves_the_weights_as_they_were():
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.8])
-def test_snapshots_are_the_weights_or_their_average_evenly_over_the_second_half(ema_decay):
-    """Four of 18 steps, 2.25 apart: after steps 11, 14, 16 and 18; a run of as many steps ends with the same."""
+def test_snapshots_are_the_weights_or_their_average_evenly_over_the_last_eighth(ema_decay):
+    """Four of 40 steps, 1.25 apart: after steps 36, 38 (37.5), 39 (38.75) and 40."""
     plan = {"batch_size": 16, "ema_decay": ema_decay, "schedule": "constant"}
-    energy, trainer = mixture(), Trainer(Plan(max_epochs=3, n_snapshots=4, **plan))
-    trainer.fit(energy, MaximumLikelihood(), toy_data(96))
+    energy, trainer = mixture(), Trainer(Plan(max_epochs=8, n_snapshots=4, **plan))
+    trainer.fit(energy, MaximumLikelihood(), toy_data(80))
     assert len(trainer.snapshots) == 4
     assert_same(list(trainer.snapshots[-1].values()), list(energy.state_dict().values()))
     shorter, seen = mixture(), []
@@ -448,7 +448,7 @@ def test_snapshots_are_the_weights_or_their_average_evenly_over_the_second_half(
         return per_row(energy, batch, generator)
 
     objective.per_row = recording
-    Trainer(Plan(max_epochs=3, **plan)).fit(shorter, objective, toy_data(96))
+    Trainer(Plan(max_epochs=8, **plan)).fit(shorter, objective, toy_data(80))
     if ema_decay:
         average = path[0]
         for weights in path[1:]:
@@ -456,14 +456,14 @@ def test_snapshots_are_the_weights_or_their_average_evenly_over_the_second_half(
             seen.append(average)
     else:
         seen = path[1:]
-    for state, step in zip(trainer.snapshots, (11, 14, 16), strict=False):
+    for state, step in zip(trainer.snapshots, (36, 38, 39), strict=False):
         for kept, expected in zip(state.values(), seen[step - 1], strict=True):
             torch.testing.assert_close(kept, expected, rtol=0, atol=1e-6)
 
 
 def test_more_snapshots_than_half_of_the_steps_are_refused_in_words():
-    with pytest.raises(ValueError, match="4 snapshots do not go into the second half of 6 steps"):
-        Trainer(Plan(max_epochs=1, batch_size=16, n_snapshots=4)).fit(mixture(), MaximumLikelihood(), toy_data(96))
+    with pytest.raises(ValueError, match="4 snapshots do not go into the last eighth of 30 steps"):
+        Trainer(Plan(max_epochs=5, batch_size=16, n_snapshots=4)).fit(mixture(), MaximumLikelihood(), toy_data(96))
 
 
 # -- the rest of the contract -----------------------------------------------------------------------------

@@ -43,7 +43,8 @@ class ImageEBM(BaseEstimator):
     """An energy E(label, image), trained by contrastive divergence with short cold chains from a replay buffer.
 
     Without labels there is one label for all. The chains run at a temperature far below 1, so exp(-E) is not
-    normalised and no likelihood is given: the energy ranks, and its chains generate, complete and denoise.
+    a density of the images: the energy ranks, and its chains generate, complete and denoise. Its likelihood at a
+    temperature that suits is measured by :func:`~thalweg.evaluation.likelihood.annealed_likelihood`.
 
     Args:
         network: "perceptron", "residual" (convolutions, spectral norm), or "auto": a perceptron up to
@@ -59,7 +60,7 @@ class ImageEBM(BaseEstimator):
         buffer_size, restart: of the replay buffer.
         batch_size, learning_rate, max_steps: of the training; the rate falls to 5 % along a cosine.
         ema_decay: train on, but keep a moving average of the weights (None: not).
-        n_snapshots: of the weights, evenly over the second half of the training up to its end; the energy is the
+        n_snapshots: of the weights, evenly over the last eighth of the training up to its end; the energy is the
             mean of theirs. With 1 it is that of the last weights alone. Training costs as much, but the model
             is as many times as large, and all that is done with it takes as many times as long.
         device: for Lightning Fabric.

@@ -15,6 +15,9 @@ from thalweg.energies.unbounded import LogisticEnergy, LogitEnergy
 from thalweg.evaluation.generation import bits_per_dimension
 from thalweg.sampling.annealing import Bracket, bracket_log_normaliser
 
+# Numbers in [0, 1) that are 0 have no logit.
+_EDGE = 1e-7
+
 
 class AnnealedLikelihood(NamedTuple):
     """How likely images are under p(x) = exp(-E(x) / T) / Z over [0, 1]^D.
@@ -23,12 +26,15 @@ class AnnealedLikelihood(NamedTuple):
         log_prob: log p of each dequantised image ``[n]``, in nats, with log Z in the middle of its bracket.
         log_normaliser: the bracket of log Z, in nats. All log_prob are off by as much as it is; where its width
             is nats rather than tenths of one, so are they.
+        base_log_prob: log p of the same ``[n]`` under the density that annealing started from: what the energy
+            must beat.
         n_dimensions: D.
         n_levels: grey levels.
     """
 
     log_prob: np.ndarray
     log_normaliser: Bracket
+    base_log_prob: np.ndarray
     n_dimensions: int
     n_levels: int
 
@@ -46,6 +52,11 @@ class AnnealedLikelihood(NamedTuple):
     def bits(self) -> float:
         """Mean bits per dimension (see :func:`~thalweg.evaluation.generation.bits_per_dimension`)."""
         return float(bits_per_dimension(self.mean, self.n_dimensions, self.n_levels))
+
+    @property
+    def base_bits(self) -> float:
+        """Mean bits per dimension of the density that annealing started from."""
+        return float(bits_per_dimension(self.base_log_prob.mean(), self.n_dimensions, self.n_levels))
 
     @property
     def bits_width(self) -> float:
@@ -94,17 +105,25 @@ def annealed_likelihood(
     """
     device = next(iter([*energy.parameters(), *energy.buffers()]), torch.zeros(())).device
     x = _dequantised(images, n_levels, energy.event_ndim, generator, device)
-    cooled = energy / temperature
-    with torch.no_grad():
-        energies = torch.cat([cooled(part) for part in x.split(1000)]).double()
-    event_shape = x.shape[1:]
-    base: Density = LogisticEnergy(event_shape.numel()).to(device)
+    base: Density = LogisticEnergy(x[0].numel()).to(device)
     if start is not None:
-        logits = _dequantised(start, n_levels, energy.event_ndim, generator, device).flatten(1).logit(1e-6)
+        logits = _dequantised(start, n_levels, energy.event_ndim, generator, device).flatten(1).logit(_EDGE)
         base = GaussianMixtureEnergy.from_moments(logits)
-    found = bracket_log_normaliser(LogitEnergy(cooled, event_shape), base, None, n_chains, n_steps, generator)
-    log_prob = -energies.cpu().numpy() - found.estimate
-    return AnnealedLikelihood(log_prob, found, event_shape.numel(), n_levels)
+    law = LogitEnergy(energy / temperature, x.shape[1:])
+    z = x.flatten(1).logit(_EDGE)
+    with torch.no_grad():
+        # The change of coordinates adds the same to both.
+        slope = LogisticEnergy(z.shape[1]).to(device).log_prob(z)
+        log_prob = -torch.cat([law(part) for part in z.split(1000)]) - slope
+        base_log_prob = base.log_prob(z) - slope
+    found = bracket_log_normaliser(law, base, None, n_chains, n_steps, generator)
+    return AnnealedLikelihood(
+        log_prob.double().cpu().numpy() - found.estimate,
+        found,
+        base_log_prob.double().cpu().numpy(),
+        z.shape[1],
+        n_levels,
+    )
 
 
 def _dequantised(

@@ -44,7 +44,7 @@ class Plan:
         min_delta: what counts as better.
         clip_norm: the gradient's norm is clipped here (None: not).
         ema_decay: validate and keep an exponential moving average of the weights (None: not).
-        n_snapshots: how often the energy's weights are kept along the way: evenly over the second half of the
+        n_snapshots: how often the energy's weights are kept along the way: evenly over the last eighth of the
             planned steps, the last time at their end (0: never).
         max_rollbacks: how often a diverged run goes back to its last good state, at half the rate,
             before it gives up.
@@ -164,7 +164,7 @@ class Trainer:
         Raises:
             DivergenceError: after ``max_rollbacks`` returns to the last good state, which the energy and the
                 objective then hold.
-            ValueError: if there are fewer rows than processes, or more snapshots than half of the steps, or the
+            ValueError: if there are fewer rows than processes, more snapshots than an eighth of the steps, or the
                 checkpoint in ``run_dir`` is damaged or belongs to another run.
         """
         run = _Run(self, energy, objective, data, validate)
@@ -207,12 +207,12 @@ class _Run:
             self.steps_per_epoch = min(self.steps_per_epoch, plan.max_steps)
             self.n_epochs = min(self.n_epochs, plan.max_steps // self.steps_per_epoch)
         self.n_steps = self.n_epochs * self.steps_per_epoch
-        if plan.n_snapshots > self.n_steps // 2:
+        if plan.n_snapshots > self.n_steps / 8:
             raise ValueError(
-                f"{plan.n_snapshots} snapshots do not go into the second half of {self.n_steps} steps: take "
+                f"{plan.n_snapshots} snapshots do not go into the last eighth of {self.n_steps} steps: take "
                 "fewer, or more steps"
             )
-        apart = self.n_steps / 2 / max(1, plan.n_snapshots)
+        apart = self.n_steps / 8 / max(1, plan.n_snapshots)
         self.snapshot_steps = {self.n_steps - round(k * apart) for k in range(plan.n_snapshots)}
         self.snapshots: list[dict[str, Tensor]] = []
 
