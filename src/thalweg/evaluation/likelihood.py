@@ -82,8 +82,9 @@ def annealed_likelihood(
     the training, and measure with others.
 
     Chains run by HMC over the logits of x, where the box has no faces. The way back starts where the way there
-    ended, for want of exact draws, so its bound is one only if the way there came everywhere. A wide bracket says
-    that it did not; a narrow one does not prove it: run from the uniform density and from ``start``, and compare.
+    ended, for want of exact draws, so its bound is one only if the way there came everywhere. A wide bracket
+    says that it did not, and so does an effective sample size of a few chains; a narrow one does not prove it: run
+    from the uniform density and from ``start``, and of two that differ believe the larger log Z.
 
     Args:
         energy: E over x ``[*batch, *event]`` in [0, 1], event_ndim dimensions; of labelled images
