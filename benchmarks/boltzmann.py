@@ -5,7 +5,8 @@
 Part "digits": scikit-learn's digits, binarised, 64 x 16 units, 100 epochs in batches of 64: exact log-likelihood
 of the test rows and CPU seconds. Part "mnist" (needs --data with mnist_12k.npz): 784 x 500 units in batches of
 100: CPU seconds an epoch, and log-likelihood by annealed importance sampling. Part "tables" (needs --data with
-debd_nltcs.npz and debd_plants.npz): the machine that is best on the validation rows, on the test rows.
+debd_nltcs.npz and debd_plants.npz): the machine that is best on the validation rows, on the test rows. Part
+"groups": rows in groups far apart, and how large the groups are under machines trained by chains of every kind.
 
 Everything is trained by chains that persist where the library has them, else from the data. Learning rates are
 the best of a few for each rival, by held-out rows of the training part on seed 10, which is not reported. Runs
@@ -36,6 +37,7 @@ from sklearn.neural_network import BernoulliRBM
 from torch import Tensor
 
 from thalweg.energies import RBMEnergy
+from thalweg.energies.discrete import binary_states
 from thalweg.sampling.layered_annealing import bracket_machine
 from thalweg.training.boltzmann import BoltzmannTrainer, LearningPlan
 
@@ -312,9 +314,76 @@ def table_likelihood(energy: RBMEnergy, train: Tensor, rows: Tensor) -> tuple[fl
     return value - bracket.estimate, bracket.width
 
 
+SHARES = (0.4, 0.3, 0.15, 0.1, 0.05)
+FLIPPED = 0.05
+CHAINS: dict[str, dict[str, Any]] = {
+    "persistent": {},
+    "persistent, 20 sweeps": {"n_gibbs": 20},
+    "persistent, fast weights 0.3": {"fast_rate": 0.3},
+    "from the data": {"persistent": False},
+    "from the data, 10 sweeps": {"persistent": False, "n_gibbs": 10},
+    "3 temperatures": {"n_temperatures": 3},
+    "5 temperatures": {"n_temperatures": 5},
+    "10 temperatures": {"n_temperatures": 10},
+    "20 temperatures": {"n_temperatures": 20},
+}
+
+
+def groups(seeds: list[int]) -> dict[str, list[dict[str, float]]]:
+    """Five random patterns of 32 bits, one bit in twenty flipped; 1000 rows, 12 hidden units, 100 epochs."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in CHAINS}
+    for seed in seeds:
+        rng = np.random.RandomState(seed)
+        patterns = rng.randint(0, 2, (len(SHARES), 32))
+        belongs = rng.choice(len(SHARES), 6000, p=SHARES)
+        rows = torch.tensor(patterns[belongs] ^ (rng.uniform(size=(6000, 32)) < FLIPPED)).float()
+        train, test = rows[:1000], rows[1000:]
+        shares = np.bincount(belongs[:1000], minlength=len(SHARES)) / 1000
+        centres = torch.tensor(patterns).float()
+        flips = torch.cdist(test, centres, p=1)
+        log_p = flips * np.log(FLIPPED) + (32 - flips) * np.log(1 - FLIPPED) + torch.tensor(SHARES).log()
+        truth = float(torch.logsumexp(log_p, 1).mean())
+        for name, settings in CHAINS.items():
+            torch.manual_seed(seed)
+            energy = RBMEnergy(32, 12)
+            energy.biases[0].data.copy_(energy.visible.bias_of(train))
+            start = time.process_time()
+            BoltzmannTrainer(LearningPlan(seed=seed, **settings)).fit(energy, train)
+            seconds = time.process_time() - start
+            with torch.no_grad():
+                gap = float(-energy(test).mean() - energy.log_normaliser()) - truth
+            nearest = torch.cdist(exact_draws(energy, 20_000), centres, p=1).argmin(1)
+            drawn = np.bincount(nearest.numpy(), minlength=len(SHARES)) / len(nearest)
+            off = 0.5 * float(np.abs(drawn - shares).sum())
+            found[name].append({"off": off, "below the truth": gap, "seconds": seconds})
+    shown = Table("chains", title=f"Groups far apart, seeds {', '.join(map(str, seeds))}", title_justify="left")
+    for heading in ("share of rows in the wrong group", "log-likelihood less the truth's", "CPU s"):
+        shown.add_column(heading, justify="right")
+    for name, runs in found.items():
+        off, gap = ([run[key] for run in runs] for key in ("off", "below the truth"))
+        shown.add_row(
+            name,
+            f"{np.mean(off):.3f} ({min(off):.3f} to {max(off):.3f})",
+            f"{np.mean(gap):.3f} ({min(gap):.3f} to {max(gap):.3f})",
+            f"{np.mean([run['seconds'] for run in runs]):.2f}",
+        )
+    Console(width=120).print(shown)
+    return found
+
+
+def exact_draws(energy: RBMEnergy, n: int) -> Tensor:
+    """Visible states by way of all states of the hidden units."""
+    hidden = torch.cat(list(binary_states(energy.units[1].width, energy.biases[1])))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        law = torch.softmax(-energy.summed_out([None, hidden], 0), 0)
+        chosen = hidden[torch.multinomial(law, n, True, generator=generator)]
+        return energy.visible.sample(energy.field([None, chosen], 0), generator)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--parts", default="digits,mnist,tables", help="separated by commas")
+    parser.add_argument("--parts", default="digits,mnist,tables,groups", help="separated by commas")
     parser.add_argument("--data", type=Path, help="folder with mnist_12k.npz, debd_nltcs.npz and debd_plants.npz")
     parser.add_argument("--seeds", default="0,1,2", help="separated by commas")
     parser.add_argument("--mnist-epochs", type=int, default=10)
@@ -326,11 +395,13 @@ def main() -> None:
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     figures: dict[str, Any] = {}
     for part in arguments.parts.split(","):
-        if part != "digits" and arguments.data is None:
+        if part in ("mnist", "tables") and arguments.data is None:
             print(f"{part}: left out, it needs --data")
             continue
         if part == "tables":
             figures[part] = tables(arguments.data, seeds, arguments.table_epochs)
+        elif part == "groups":
+            figures[part] = groups(seeds)
         else:
             problem = digits() if part == "digits" else mnist(arguments.data, arguments.mnist_epochs)
             rates = best_rates(problem)

@@ -1,5 +1,6 @@
 """Machines in layers against brute force: formulas, block Gibbs, annealing, and the loop that trains them."""
 
+import copy
 import itertools
 import math
 
@@ -16,6 +17,7 @@ from thalweg.objectives.contrastive_divergence import ContrastiveDivergence
 from thalweg.sampling.block_gibbs import BlockGibbs
 from thalweg.sampling.chain import run_chain
 from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
+from thalweg.sampling.layered_tempering import TemperedChains
 from thalweg.training.boltzmann import BoltzmannTrainer, Learning, LearningPlan, binary_draws
 from thalweg.training.loop import DivergenceError
 from thalweg.training.progress import SilentProgress
@@ -292,6 +294,96 @@ def test_annealing_without_weights_is_exact_and_has_no_variance(make):
     assert back.estimate == pytest.approx(exact, abs=1e-9)
 
 
+# -- tempered chains --------------------------------------------------------------------------------------
+
+
+def level_machines(chains: TemperedChains) -> list[LayeredMachine]:
+    """The machine of every level, by its definition."""
+    machine = chains.tempered.machine
+    found = []
+    for beta in chains.beta.flatten().tolist():
+        level = copy.deepcopy(machine)
+        for p in (*level.weights, *level.biases):
+            p.data.mul_(beta)
+        level.biases[0].data.add_((1 - beta) * chains.tempered.base_bias)
+        found.append(level)
+    return found
+
+
+@pytest.mark.parametrize("make", [*RBMS.values(), *DBMS.values()], ids=[*RBMS, *(f"deep {k}" for k in DBMS)])
+def test_tempered_chains_leave_the_law_of_every_level_as_it_is(make):
+    """All levels start at exact draws, and each still has its own law after swaps and sweeps."""
+    machine = make()
+    base = 0.5 * torch.randn(machine.visible.width, generator=seeded(8), dtype=torch.float64)
+    chains = TemperedChains(machine, 3, base)
+    levels = level_machines(chains)
+    base_log_z = float(chains.tempered.base_log_normaliser().detach())
+    assert base_log_z == pytest.approx(float(levels[-1].log_normaliser()))
+    n = 20_000
+    odd_units = [machine.units[k] for k in machine.parity(1)]
+    odd = torch.cartesian_prod(*(torch.arange(2**unit.width) for unit in odd_units)).reshape(-1, len(odd_units))
+    odd = torch.cat([all_states(u)[odd[:, k]] for k, u in enumerate(odd_units)], -1)
+    laws = [torch.softmax(-level.summed_out(level.placed(odd, 1), 0).detach(), 0) for level in levels]
+    generator = seeded(2)
+    start = [level.placed(odd[torch.multinomial(law, n, True, generator=generator)], 1)
+             for level, law in zip(levels, laws, strict=True)]  # fmt: skip
+    start = [level.resample(x, 0, generator) for level, x in zip(levels, start, strict=True)]
+    states = [torch.stack(parts) for parts in zip(*start, strict=True)]
+    for _ in range(5):
+        states, means = chains.sweep(states, generator)
+    together = torch.cat([states[k] for k in machine.parity(1)], -1)
+    places = [(x.unsqueeze(1) == odd).all(-1).double().argmax(1) for x in together]
+    for found, law in zip(places, laws, strict=True):
+        share = torch.bincount(found, minlength=len(odd)) / n
+        assert ((share - law).abs() < 5 * (law * (1 - law) / n).sqrt()).all()
+    # Levels do not hang together: swaps leave the product of their laws as it is.
+    pairs = torch.bincount(places[0] * len(odd) + places[1], minlength=len(odd) ** 2) / n
+    wanted = torch.outer(laws[0], laws[1]).flatten()
+    assert ((pairs - wanted).abs() < 6 * (wanted / n).sqrt() + 6 / n).all()
+    assert (chains.swapped > 0.05).all()
+    for k in machine.parity(0):
+        assert torch.equal(means[k], states[k][0])
+    for k in machine.parity(1):
+        torch.testing.assert_close(means[k], torch.sigmoid(machine.field([x[0] for x in states], k)).detach())
+
+
+def test_swaps_carry_chains_out_of_a_mode():
+    """All ones or all zeros, each half of the law; chains of the machine alone stay where they are."""
+    machine = RBMEnergy(10, 1)
+    machine.weights[0].data.fill_(8.0)
+    machine.biases[0].data.fill_(-4.0)
+    machine.biases[1].data.fill_(-40.0)
+    chains = TemperedChains(machine, 10, torch.zeros(10))
+    states, left = [torch.ones(10, 1000, 10), torch.ones(10, 1000, 1)], torch.ones(1000, 10)
+    generator = seeded()
+    for _ in range(100):
+        states, _ = chains.sweep(states, generator)
+        left = machine.sweep(left, generator)
+    assert float(left[:, 0].mean()) > 0.9
+    assert float(states[0][0, :, 0].mean()) == pytest.approx(0.5, abs=5 * 0.5 / 1000**0.5)
+
+
+def test_tempered_training_keeps_the_weights_of_groups_far_apart():
+    """Three patterns of 24 bits: how large each is under the machine, by all states of its hidden units."""
+    rng = np.random.RandomState(0)
+    patterns, shares = rng.randint(0, 2, (3, 24)), [0.6, 0.3, 0.1]
+    belongs = np.repeat(np.arange(3), [300, 150, 50])
+    rows = torch.tensor(patterns[belongs] ^ (rng.uniform(size=(500, 24)) < 0.03)).float()
+    off = []
+    for n in (1, 6):
+        machine, history, trainer = trained(rows, n_hidden=8, n_epochs=100, n_temperatures=n)
+        hidden = all_states(machine.units[1]).float()
+        law = torch.softmax(-machine.summed_out([None, hidden], 0), 0)
+        means = machine.visible.mean(machine.field([None, hidden], 0))
+        nearest = torch.cdist(means, torch.tensor(patterns).float()).argmin(1)
+        found = torch.stack([law[nearest == k].sum() for k in range(3)])
+        off.append(0.5 * float((found - torch.tensor(shares)).abs().sum().detach()))
+    assert off[0] > 0.15
+    assert off[1] < 0.1
+    assert trainer.chains[0].shape == (6, 64, 24)
+    assert 0 < history.epochs[-1]["swaps"] < 1
+
+
 # -- training -------------------------------------------------------------------------------------------
 
 
@@ -523,6 +615,7 @@ class Interrupting(SilentProgress):
         {},
         {"persistent": False, "momentum": 0.5},
         {"centred": True, "fast_rate": 0.1, "sparsity_target": 0.2, "sparsity_cost": 0.1, "n_particles": 10},
+        {"n_temperatures": 3, "n_particles": 10},
     ],
 )
 def test_an_interrupted_run_resumes_to_the_same_machine(tmp_path, plan):
@@ -582,6 +675,9 @@ def test_rows_that_are_no_states_are_refused(rows, words):
         {"final_rate": -1.0},
         {"momentum": 1.0},
         {"n_particles": 0},
+        {"n_temperatures": 0},
+        {"n_temperatures": 3, "persistent": False},
+        {"n_temperatures": 3, "fast_rate": 0.1},
         {"sparsity_target": 2.0},
     ],
 )

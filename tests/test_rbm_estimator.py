@@ -181,6 +181,24 @@ def test_it_repeats_itself_and_can_be_cloned(small):
     assert not np.array_equal(other.components_, small.components_)
 
 
+def test_tempered_chains_go_on_from_call_to_call_and_from_file(tmp_path):
+    table = pd.DataFrame({"a": np.repeat(["x", "y", "z"], 40), "b": np.repeat([1, 2, 3], 40)}).astype(object)
+    model = RestrictedBoltzmannMachine(24, n_temperatures=4, n_iter=5, random_state=0).fit(table)
+    assert [x.shape for x in model.chains_] == [(4, 64, 6), (4, 64, 24)]
+    assert 0 < model.history_.epochs[-1]["swaps"] < 1
+    model.save(tmp_path / "model")
+    loaded = RestrictedBoltzmannMachine.load(tmp_path / "model")
+    for a, b in zip(loaded.chains_, model.chains_, strict=True):
+        assert torch.equal(a, b)
+    np.testing.assert_allclose(
+        loaded.partial_fit(table).components_, model.partial_fit(table).components_, atol=1e-5
+    )
+    wide = RestrictedBoltzmannMachine(24, n_temperatures=4, n_iter=2, random_state=0).fit(TRAIN)
+    assert 0 < wide.log_normaliser_error_ < 1
+    with pytest.raises(ValueError, match="n_temperatures must be"):
+        RestrictedBoltzmannMachine(4, n_temperatures=0).fit(TRAIN)
+
+
 # -- draws and gaps ---------------------------------------------------------------------------------------
 
 

@@ -474,10 +474,11 @@ def boltzmann(
     gibbs: Annotated[int, typer.Option(min=1, help="Sweeps of the chains before each update.")] = 1,
     persistent: Annotated[
         bool,
-        typer.Option(
-            "--persistent/--from-data", help="Chains go on, or start at the rows (for groups far apart)."
-        ),
+        typer.Option("--persistent/--from-data", help="Chains go on from update to update, or start at the rows."),
     ] = True,
+    temperatures: Annotated[
+        int, typer.Option(min=1, help="Of the chains: 5 to 10 where rows fall into groups far apart.")
+    ] = 1,
     grey: Annotated[
         bool, typer.Option("--grey", help="Keep grey values of images as probabilities of white.")
     ] = False,
@@ -503,8 +504,8 @@ def boltzmann(
 
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other: give one of them")
-    names = ("drop", "visible", "hidden", "epochs", "learning_rate", "gibbs", "persistent", "grey",
-             "test_fraction", "seed", "threads", "checkpoint_seconds")  # fmt: skip
+    names = ("drop", "visible", "hidden", "epochs", "learning_rate", "gibbs", "persistent", "temperatures",
+             "grey", "test_fraction", "seed", "threads", "checkpoint_seconds")  # fmt: skip
     given = _given(context, {n: n for n in names})
     if data is not None:
         settings = BoltzmannSettings(str(data.resolve()), **given)

@@ -66,8 +66,8 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             or "auto": categorical for texts, binary for numbers in [0, 1], else Gaussian.
         learning_rate: of the first epoch; None is 0.3 (Gaussian units: 0.1, less with over 64 hidden units).
         final_rate: of the last one, on a straight line between.
-        batch_size, momentum, weight_decay, n_gibbs, persistent, centred, fast_rate, sparsity_target,
-            sparsity_cost: see :class:`~thalweg.training.boltzmann.LearningPlan`.
+        batch_size, momentum, weight_decay, n_gibbs, persistent, n_temperatures, centred, fast_rate,
+            sparsity_target, sparsity_cost: see :class:`~thalweg.training.boltzmann.LearningPlan`.
         n_iter: passes over the data; a table of few rows has few updates in each, and takes more of them.
         n_threads: of PyTorch; None chooses by the size of the work.
         verbose: show progress.
@@ -78,7 +78,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         encoder_: how rows become visible states.
         base_bias_: of independent visible units with the data's means ``[width]``: where annealing starts.
         chains_: the chains at the end of training, ``[n, width]`` of the visible layer and ``[n, n_components]``
-            of the hidden one.
+            of the hidden one; with several temperatures ``[n_temperatures, n, ...]``, the machine's own first.
         history_: :class:`~thalweg.training.loop.History`.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
@@ -89,7 +89,8 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         >>> model.transform(X).shape, model.sample(5, random_state=0).shape
         ((1797, 16), (5, 64))
 
-    Source: [Smolensky 1986]; [Hinton 2002]; [Tieleman 2008]; Gaussian units [Cho 2011].
+    Source: [Smolensky 1986]; [Hinton 2002]; [Tieleman 2008]; tempered chains [Desjardins 2010]; Gaussian units
+    [Cho 2011].
     """
 
     _log_z: tuple[float, float] | None
@@ -107,6 +108,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         weight_decay: float = 0.0,
         n_gibbs: int = 1,
         persistent: bool = True,
+        n_temperatures: int = 1,
         centred: bool = False,
         fast_rate: float = 0.0,
         sparsity_target: float | None = None,
@@ -125,6 +127,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         self.weight_decay = weight_decay
         self.n_gibbs = n_gibbs
         self.persistent = persistent
+        self.n_temperatures = n_temperatures
         self.centred = centred
         self.fast_rate = fast_rate
         self.sparsity_target = sparsity_target
@@ -174,7 +177,9 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         )
         validate = None if held_out is None else self._likelihood_of(self._validated(held_out))
         with self._threads():
-            self.history_ = trainer.fit(self.energy_, data, validate, resume, encode=self._encode())
+            self.history_ = trainer.fit(
+                self.energy_, data, validate, resume, encode=self._encode(), base_bias=self.base_bias_
+            )
         self.chains_ = trainer.chains
         self._n_calls = 0
         return self
@@ -204,14 +209,14 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         trainer = BoltzmannTrainer(plan)
         with self._threads():
             chains = None if first else self.chains_
-            record = trainer.fit(self.energy_, data, chains=chains, encode=self._encode())
+            record = trainer.fit(self.energy_, data, None, False, chains, self._encode(), self.base_bias_)
         self.chains_ = trainer.chains
         self.history_.epochs += [{**e, "epoch": float(self._n_calls)} for e in record.epochs]
         self._log_z = None
         return self
 
     def _plan(self, n_epochs: int, final_rate: float, seed: int, checkpoint_seconds: float = 5.0) -> LearningPlan:
-        for name in ("n_components", "n_iter", "batch_size", "n_gibbs"):
+        for name in ("n_components", "n_iter", "batch_size", "n_gibbs", "n_temperatures"):
             value = getattr(self, name)
             if not isinstance(value, int | np.integer) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
@@ -224,6 +229,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             weight_decay=self.weight_decay,
             n_gibbs=int(self.n_gibbs),
             persistent=self.persistent,
+            n_temperatures=int(self.n_temperatures),
             fast_rate=self.fast_rate,
             centred=self.centred,
             sparsity_target=self.sparsity_target,
@@ -347,8 +353,9 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
                 self._log_z = float(self._exact().log_normaliser()), 0.0
             else:
                 generator = torch.Generator().manual_seed(self._seed)
+                hidden = self.chains_[1] if self.n_temperatures == 1 else self.chains_[1][0]
                 with self._threads():
-                    found = bracket_machine(machine, self.base_bias_, samples=self.chains_[1], generator=generator)
+                    found = bracket_machine(machine, self.base_bias_, samples=hidden, generator=generator)
                 error = max(abs(found.width) / 2, found.lower.standard_error, found.upper.standard_error)
                 self._log_z = found.estimate, error
         return self._log_z

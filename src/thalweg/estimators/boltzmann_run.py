@@ -67,7 +67,7 @@ class BoltzmannSettings:
         visible: kind of the visible units: "auto", "binary", "gaussian", "categorical".
         hidden: hidden units; None is as many as there are visible numbers, from 16 to 256.
         epochs: passes over the data; None is as many as give 3000 updates, but at least 50.
-        learning_rate, gibbs, persistent: see :class:`RestrictedBoltzmannMachine`.
+        learning_rate, gibbs, persistent, temperatures: see :class:`RestrictedBoltzmannMachine`.
         grey: take grey values of images as probabilities, instead of cutting at the middle.
         test_fraction: part of the rows held out and never trained on, in (0, 1).
         seed: of the split and the training.
@@ -83,6 +83,7 @@ class BoltzmannSettings:
     learning_rate: float | None = None
     gibbs: int = 1
     persistent: bool = True
+    temperatures: int = 1
     grey: bool = False
     test_fraction: float = 0.1
     seed: int = 0
@@ -94,6 +95,8 @@ class BoltzmannSettings:
             raise ValueError(f"the test fraction must be above 0 and below 1, got {self.test_fraction}")
         if self.visible not in KINDS:
             raise ValueError(f"--visible must be one of {', '.join(KINDS)}; got {self.visible!r}")
+        if self.temperatures > 1 and not self.persistent:
+            raise ValueError("--temperatures is for chains that go on: leave out --from-data")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"--learning-rate must be positive, got {self.learning_rate:g}")
 
@@ -249,6 +252,7 @@ def _machine(settings: BoltzmannSettings, rows: Rows, verbose: bool) -> Restrict
         n_iter=settings.epochs or max(50, math.ceil(3000 / n_batches)),
         n_gibbs=settings.gibbs,
         persistent=settings.persistent,
+        n_temperatures=settings.temperatures,
         n_threads=settings.threads,
         verbose=verbose,
         random_state=settings.seed,

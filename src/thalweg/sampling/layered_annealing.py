@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from thalweg.energies.layered import LayeredMachine
 from thalweg.sampling.annealing import Bracket, LogNormaliser, summarised
+from thalweg.sampling.layered_tempering import TemperedMachine
 
 
 def anneal_machine(
@@ -81,73 +81,21 @@ def _anneal(
     samples: Tensor | None,
     generator: torch.Generator | None,
 ) -> LogNormaliser:
-    path = _Path(machine, machine.biases[0] if base_bias is None else base_bias)
-    betas = torch.linspace(0, 1, n_steps + 1).tolist()
+    path = TemperedMachine(machine, base_bias)
+    betas = torch.linspace(0, 1, n_steps + 1, dtype=machine.biases[0].dtype, device=machine.biases[0].device)
     if samples is None:
         kept = path.start(n_chains, generator)
         order, sign = list(itertools.pairwise(betas)), 1.0
     else:
         kept = machine.placed(samples, 1)
-        order, sign = list(itertools.pairwise(reversed(betas))), -1.0
+        order, sign = list(itertools.pairwise(betas.flip(0))), -1.0
     n = len(next(x for x in kept if x is not None))
     log_weights = torch.zeros(n, dtype=torch.float64, device=machine.biases[0].device)
     for before, beta in order:
         inputs = path.inputs(kept)
         log_weights += (path.energy(kept, inputs, before) - path.energy(kept, inputs, beta)).double()
         if 0 < beta < 1:
-            kept = path.resample(kept, inputs, beta, generator)
+            kept = path.odd_given(path.even_given(inputs, beta, generator), beta, generator)[0]
     log_weights += sign * float(path.base_log_normaliser())
     position = torch.cat([x for x in kept if x is not None], -1)
     return summarised(log_weights, position, sign)
-
-
-class _Path:
-    """The machines between the one without weights (b = 0) and the machine (b = 1)."""
-
-    def __init__(self, machine: LayeredMachine, base_bias: Tensor):
-        self.machine, self.base_bias = machine, base_bias
-
-    def bias(self, number: int, beta: float) -> Tensor:
-        bias = beta * self.machine.biases[number]
-        return bias + (1 - beta) * self.base_bias if number == 0 else bias
-
-    def base_log_normaliser(self) -> Tensor:
-        parts = [unit.log_partition(self.bias(number, 0.0)) for number, unit in enumerate(self.machine.units)]
-        return torch.stack(parts).sum()
-
-    def start(self, n: int, generator: torch.Generator | None) -> list[Tensor | None]:
-        layers: list[Tensor | None] = [None] * self.machine.n_layers
-        for number in self.machine.parity(1):
-            field = self.bias(number, 0.0).expand(n, -1)
-            layers[number] = self.machine.units[number].sample(field, generator)
-        return layers
-
-    def inputs(self, kept: Sequence[Tensor | None]) -> list[Tensor]:
-        """What the layers that are summed out get from those that are kept."""
-        return [self.machine.input(kept, number) for number in self.machine.parity(0)]
-
-    def energy(self, kept: Sequence[Tensor | None], inputs: list[Tensor], beta: float) -> Tensor:
-        machine = self.machine
-        energy = torch.zeros_like(inputs[0][:, 0])
-        for number in machine.parity(1):
-            x = kept[number]
-            assert x is not None
-            energy = energy - x @ self.bias(number, beta)
-        for number, given in zip(machine.parity(0), inputs, strict=True):
-            field = torch.add(self.bias(number, beta), given, alpha=beta)
-            energy = energy - machine.units[number].log_partition(field)
-        return energy
-
-    def resample(
-        self, kept: Sequence[Tensor | None], inputs: list[Tensor], beta: float, generator: torch.Generator | None
-    ) -> list[Tensor | None]:
-        machine = self.machine
-        others: list[Tensor | None] = [None] * machine.n_layers
-        for number, given in zip(machine.parity(0), inputs, strict=True):
-            field = torch.add(self.bias(number, beta), given, alpha=beta)
-            others[number] = machine.units[number].sample(field, generator)
-        drawn: list[Tensor | None] = [None] * machine.n_layers
-        for number in machine.parity(1):
-            field = torch.add(self.bias(number, beta), machine.input(others, number), alpha=beta)
-            drawn[number] = machine.units[number].sample(field, generator)
-        return drawn

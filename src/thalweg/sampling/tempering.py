@@ -74,10 +74,10 @@ class ParallelTempering:
         uniform = torch.rand(log_ratio.shape, generator=generator, device=value.device)
         swap = uniform.log() < log_ratio
         return State(
-            _swap(state.position, lower, swap),
+            exchanged(state.position, lower, swap),
             state.acceptance,
-            _swap(value, lower, swap),
-            _swap(grad, lower, swap),
+            exchanged(value, lower, swap),
+            exchanged(grad, lower, swap),
         )
 
 
@@ -109,7 +109,7 @@ class _Tempered(Energy):
         return self.beta * value, self.wide * grad
 
 
-def _swap(t: Tensor, lower: Tensor, swap: Tensor) -> Tensor:
+def exchanged(t: Tensor, lower: Tensor, swap: Tensor) -> Tensor:
     """Exchange level i and i + 1 for every i in ``lower`` where ``swap`` says so."""
     swap = swap.reshape(*swap.shape, *([1] * (t.dim() - swap.dim())))
     below, above = t[lower], t[lower + 1]

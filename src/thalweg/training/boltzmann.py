@@ -21,6 +21,7 @@ from thalweg.energies.layered import DBMEnergy, LayeredMachine
 from thalweg.energies.products import product
 from thalweg.energies.units import Gaussian
 from thalweg.objectives.base import Batch
+from thalweg.sampling.layered_tempering import TemperedChains
 from thalweg.training.checkpoint import read_checkpoint, write_checkpoint
 from thalweg.training.loop import DivergenceError, History, fingerprint
 from thalweg.training.progress import Progress, SilentProgress
@@ -46,6 +47,9 @@ class LearningPlan:
         n_gibbs: sweeps of the chains before an update.
         persistent: chains go on from update to update (persistent CD); else they start at the data (CD).
         n_particles: persistent chains; None is as many as rows in a batch.
+        n_temperatures: levels of persistent chains, evenly from the machine itself to one without weights, which
+            swap places: they find modes that chains of the machine alone seldom leave for. Each level costs as
+            much as the chains without them (1: none but the machine's own).
         fast_rate: rate of a second set of weights that only the chains see, which decays by a twentieth at every
             update and drives them out of where they have been (0: none).
         centred: gradients about the running means of the units.
@@ -56,8 +60,8 @@ class LearningPlan:
         checkpoint_seconds: least time between two checkpoints.
         seed: of the order of the rows and of the chains.
 
-    Source: CD [Hinton 2002]; persistent [Tieleman 2008]; fast weights [Tieleman 2009]; centred [Melchior 2016,
-    alg. 1]; sparsity and the rest [Hinton 2012].
+    Source: CD [Hinton 2002]; persistent [Tieleman 2008]; tempered [Desjardins 2010]; fast weights [Tieleman 2009];
+    centred [Melchior 2016, alg. 1]; sparsity and the rest [Hinton 2012].
     """
 
     n_epochs: int = 100
@@ -69,6 +73,7 @@ class LearningPlan:
     n_gibbs: int = 1
     persistent: bool = True
     n_particles: int | None = None
+    n_temperatures: int = 1
     fast_rate: float = 0.0
     centred: bool = False
     sparsity_target: float | None = None
@@ -79,7 +84,7 @@ class LearningPlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("n_epochs", "batch_size", "learning_rate", "n_gibbs", "validate_every"):
+        for name in ("n_epochs", "batch_size", "learning_rate", "n_gibbs", "n_temperatures", "validate_every"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("final_rate", "weight_decay", "fast_rate", "sparsity_cost"):
@@ -89,6 +94,8 @@ class LearningPlan:
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
         if self.n_particles is not None and self.n_particles < 1:
             raise ValueError(f"n_particles must be positive, got {self.n_particles}")
+        if self.n_temperatures > 1 and (self.fast_rate or not self.persistent):
+            raise ValueError("n_temperatures above 1 is for persistent chains without fast weights")
         if self.sparsity_target is not None and not 0 < self.sparsity_target < 1:
             raise ValueError(f"sparsity_target must be in (0, 1), got {self.sparsity_target}")
 
@@ -110,7 +117,8 @@ class BoltzmannTrainer:
             machine that is to be a part of a deep one (:mod:`thalweg.training.pretraining`).
 
     Attributes:
-        chains: all layers of the chains after the last update, once fitted.
+        chains: all layers of the chains after the last update, once fitted: ``[n, width]``, or of several levels
+            ``[n_temperatures, n, width]``, the machine's own first.
 
     Source: deep machines [Salakhutdinov 2009, alg. 1].
     """
@@ -137,6 +145,7 @@ class BoltzmannTrainer:
         resume: bool = False,
         chains: list[Tensor] | None = None,
         encode: Encode | None = None,
+        base_bias: Tensor | None = None,
     ) -> History:
         """Train in place.
 
@@ -144,14 +153,16 @@ class BoltzmannTrainer:
             data: visible states ``[N, width]``.
             validate: maps the machine to a figure for the log; more is better.
             resume: go on from the checkpoint in ``run_dir``, if there is one.
-            chains: where persistent chains start, ``[n, width]`` for every layer; None draws each unit by its
-                bias.
+            chains: where persistent chains start, for every layer as in :attr:`chains`; None draws each unit by
+                its bias.
             encode: maps rows of data to visible states, anew at every update: then the data may be anything, such
                 as probabilities for :func:`binary_draws`.
+            base_bias: visible bias where tempered chains have no weights; None is that of the data's means.
 
         Returns:
             the history; its epochs hold "reconstruction", the mean squared error of the visible units' means
-            after one step up and down, and "free-energy gap" per row, of the data less the chains'.
+            after one step up and down, "free-energy gap" per row, of the data less the chains', and "swaps", the
+            share accepted between the two levels of tempered chains that swap least.
 
         Raises:
             DivergenceError: after ``max_rollbacks`` returns to the last sound epoch, which the machine then holds.
@@ -161,16 +172,16 @@ class BoltzmannTrainer:
             raise ValueError("there are no rows to learn from")
         if encode is None:
             machine.visible.check(data)
-        if machine.n_layers > 2 and (self.up, self.down) != (1, 1):
-            raise ValueError("inputs are scaled for restricted machines only")
-        return self.run(Learning(self, machine, data, validate, chains, encode), resume)
+        if (self.up, self.down) != (1, 1) and (machine.n_layers > 2 or self.plan.n_temperatures > 1):
+            raise ValueError("inputs are scaled for restricted machines only, and without tempered chains")
+        return self.run(Learning(self, machine, data, validate, chains, encode, base_bias), resume)
 
     def run(self, learning: Learning, resume: bool) -> History:
         with torch.no_grad():
             if resume and self.run_dir is not None:
                 learning.load(self.run_dir)
             learning.run()
-        self.chains = learning.chains
+        self.chains = learning.levels or learning.chains
         return learning.history
 
 
@@ -185,6 +196,7 @@ class Learning:
         validate: Validate | None = None,
         chains: list[Tensor] | None = None,
         encode: Encode | None = None,
+        base_bias: Tensor | None = None,
     ):
         self.trainer, self.plan, self.machine, self.validate = trainer, trainer.plan, machine, validate
         self.encode = encode
@@ -203,13 +215,20 @@ class Learning:
         self.neighbours, self.fast_neighbours = _neighbours(self.weights), _neighbours(self.fast)
         self.plain = not (self.plan.momentum or self.plan.weight_decay or self.plan.centred or self.plan.fast_rate)
         self.spread = isinstance(visible, Gaussian)
+        self.ladder: TemperedChains | None = None
+        if self.plan.n_temperatures > 1:
+            base = visible.bias_of(self.states(self.data)) if base_bias is None else base_bias
+            self.ladder = TemperedChains(machine, self.plan.n_temperatures, base.to(self.data))
         self.chains = self._first_chains() if chains is None else list(chains)
+        self.levels: list[Tensor] = []
+        if self.ladder is not None:
+            self.levels, self.chains = self.chains, [x[0] for x in self.chains]
         n_chains = len(self.chains[0]) if self.plan.persistent else self.batch_size
         # Means over rows less means over chains are products with this.
         self.sign = torch.cat(
             [self.data.new_full((n,), sign / n) for n, sign in ((self.batch_size, 1), (n_chains, -1))]
         )
-        self.merged = machine.n_layers == 2 and self.plan.persistent and not self.plan.fast_rate
+        self.merged = machine.n_layers == 2 and self.plan.persistent and not (self.plan.fast_rate or self.ladder)
         if self.plan.centred:
             first = self.positive(self.states(self.data[: 10 * self.batch_size]))
             self.means = [x.mean(0) for x in first]
@@ -220,9 +239,11 @@ class Learning:
 
     def _first_chains(self) -> list[Tensor]:
         """Every layer of the persistent chains, each unit by its bias alone."""
-        n = self.plan.n_particles or self.batch_size
+        shape = [self.plan.n_particles or self.batch_size]
+        if self.ladder is not None:
+            shape = [self.plan.n_temperatures, *shape]
         return [
-            unit.sample(bias.expand(n, -1).clone(), self.generator)
+            unit.sample(bias.expand(*shape, -1).clone(), self.generator)
             for unit, bias in zip(self.machine.units, self.biases, strict=True)
         ]
 
@@ -338,6 +359,11 @@ class Learning:
     def sweep(self, n: int) -> list[Tensor]:
         """Move the chains n times; returns their layers, the odd ones as means given the even ones."""
         machine, means = self.machine, self.chains
+        if self.ladder is not None:
+            for _ in range(n):
+                self.levels, means = self.ladder.sweep(self.levels, self.generator)
+            self.chains = [x[0] for x in self.levels]
+            return means
         for _ in range(n):
             layers = list(self.chains)
             for k in machine.parity(0):
@@ -382,6 +408,8 @@ class Learning:
             chains: list[Tensor | None] = [self.chains[0], None]
             gap = machine.summed_out(layers, 1).mean() - machine.summed_out(chains, 1).mean()
             record["free-energy gap"] = float(gap)
+        if self.ladder is not None:
+            record["swaps"] = float(self.ladder.swapped.min())
         if self.validate is not None and (self.epoch + 1) % self.plan.validate_every == 0:
             record["validation"] = self.validate(machine)
             before = [e["validation"] for e in self.history.epochs if "validation" in e]
@@ -416,12 +444,14 @@ class Learning:
 
     def _tensors(self) -> list[Tensor]:
         spread = [] if self.log_std is None else [self.log_std]
-        return [*self.weights, *self.biases, *spread, *self.velocity, *self.fast, *self.means, *self.activity]
+        swapped = [] if self.ladder is None else [self.ladder.swapped]
+        moving = [*self.velocity, *self.fast, *self.means, *self.activity, *swapped]
+        return [*self.weights, *self.biases, *spread, *moving]
 
     def state(self) -> dict[str, Any]:
         return {
             "tensors": [t.clone() for t in self._tensors()],
-            "chains": [t.clone() for t in self.chains],
+            "chains": [t.clone() for t in self.levels or self.chains],
             "epoch": self.epoch,
             "rollbacks": self.rollbacks,
             "rate_scale": self.rate_scale,
@@ -436,6 +466,8 @@ class Learning:
         for own, kept in zip(self._tensors(), state["tensors"], strict=True):
             own.copy_(kept)
         self.chains = [t.clone() for t in state["chains"]]
+        if self.ladder is not None:
+            self.levels, self.chains = self.chains, [x[0] for x in self.chains]
         for name in ("epoch", "rollbacks", "rate_scale"):
             setattr(self, name, state[name])
         self.generator.set_state(state["generator"])
