@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from thalweg.energies import Binary, Categorical, DBMEnergy, Gaussian, PerceptronEnergy, RBMEnergy
+from thalweg.energies import Binary, Categorical, DBMEnergy, Gaussian, Mixed, PerceptronEnergy, RBMEnergy
 from thalweg.energies.layered import LayeredMachine, binary_states
 from thalweg.objectives.base import Batch
 from thalweg.objectives.contrastive_divergence import ContrastiveDivergence
@@ -33,8 +33,9 @@ def spread_out(machine: LayeredMachine, size: float = 1.0, seed: int = 0) -> Lay
     machine.double()
     for p in machine.parameters():
         p.data = size * torch.randn(p.shape, generator=generator, dtype=torch.float64)
-    if isinstance(machine.visible, Gaussian):
-        machine.visible.log_std.data.mul_(0.3)
+    for unit, _ in machine.visible.parts:
+        if isinstance(unit, Gaussian):
+            unit.log_std.data.mul_(0.3)
     return machine
 
 
@@ -43,6 +44,10 @@ def all_states(unit) -> Tensor:
     if isinstance(unit, Categorical):
         rows = itertools.product(range(unit.k), repeat=unit.n)
         return torch.eye(unit.k, dtype=torch.float64)[torch.tensor(list(rows))].flatten(1)
+    if isinstance(unit, Mixed):
+        parts = [all_states(part) for part, _ in unit.parts]
+        index = torch.cartesian_prod(*(torch.arange(len(p)) for p in parts))
+        return torch.cat([p[index[:, k]] for k, p in enumerate(parts)], -1)
     return next(binary_states(unit.width, torch.zeros((), dtype=torch.float64)))
 
 
@@ -57,6 +62,10 @@ RBMS = {
     "binary": lambda: spread_out(RBMEnergy(4, 3)),
     "categorical": lambda: spread_out(RBMEnergy(Categorical(2, 3), 3)),
     "gaussian": lambda: spread_out(RBMEnergy(Gaussian(3), 3)),
+    "bits and categories": lambda: spread_out(RBMEnergy(Mixed([Binary(2), Categorical(1, 3)]), 3)),
+    "mixed with gaussian": lambda: spread_out(
+        RBMEnergy(Mixed([Binary(2), Categorical(1, 3), Gaussian(2)]), 3), 0.7
+    ),
 }
 DBMS = {
     "two hidden layers": lambda: spread_out(DBMEnergy(4, [3, 2]), 0.7),
@@ -73,8 +82,8 @@ discrete = pytest.mark.parametrize(
 
 def some_rows(machine: LayeredMachine, n: int = 5) -> Tensor:
     unit = machine.visible
-    if isinstance(unit, Gaussian):
-        return torch.randn(n, unit.width, generator=seeded(1), dtype=torch.float64)
+    if any(isinstance(part, Gaussian) for part, _ in unit.parts):
+        return unit.sample(torch.zeros(n, unit.width, dtype=torch.float64), seeded(1)).detach()
     states = all_states(unit)
     return states[torch.randperm(len(states), generator=seeded(1))[:n]]
 
@@ -82,7 +91,7 @@ def some_rows(machine: LayeredMachine, n: int = 5) -> Tensor:
 # -- units ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("unit", [Binary(3), Categorical(2, 3)])
+@pytest.mark.parametrize("unit", [Binary(3), Categorical(2, 3), Mixed([Categorical(1, 3), Binary(2)])])
 def test_discrete_units_have_the_law_that_their_field_says(unit):
     field = torch.randn(unit.width, generator=seeded(), dtype=torch.float64)
     states = all_states(unit)
@@ -133,6 +142,8 @@ def test_biases_of_units_alone_give_the_means_of_the_data(make):
         (Binary(2), [[0.0, 1.0, 1.0]], "has 2 numbers, got 3"),
         (Categorical(1, 2), [[1.0, 1.0]], "one 1"),
         (Gaussian(1), [[math.inf]], "not finite"),
+        (Mixed([Binary(1), Gaussian(1)]), [[0.5, 0.5]], "binary units are 0 or 1, got 0.5"),
+        (Mixed([Binary(1), Gaussian(1)]), [[0.0, 0.5, 1.0]], "has 2 numbers, got 3"),
     ],
 )
 def test_states_that_are_none_are_refused(unit, states, words):
@@ -146,6 +157,9 @@ def test_machines_that_are_none_are_refused():
             DBMEnergy(3, hidden)
     with pytest.raises(ValueError, match="at least 2 categories"):
         Categorical(3, 1)
+    for kinds in ([], [Binary(2), Binary(3)]):
+        with pytest.raises(ValueError, match="one part of each kind"):
+            Mixed(kinds)
     with pytest.raises(ValueError, match="at least one unit, got 0"):
         RBMEnergy(0, 3)
     with pytest.raises(ValueError, match="at most 25"):
@@ -201,6 +215,18 @@ def test_log_z_with_gaussian_units_is_that_on_a_grid():
     torch.testing.assert_close(machine.log_normaliser(), wanted.detach(), atol=1e-6, rtol=0)
 
 
+def test_log_z_of_mixed_units_is_their_sum_and_integral():
+    machine = spread_out(RBMEnergy(Mixed([Binary(2), Categorical(1, 3), Gaussian(1)]), 3), 0.8)
+    discrete_states = all_states(Mixed([Binary(2), Categorical(1, 3)]))
+    axis = torch.linspace(-15, 15, 2001, dtype=torch.float64)
+    v = torch.cat([discrete_states.repeat_interleave(len(axis), 0), axis.repeat(12).unsqueeze(1)], 1)
+    assert machine.support.check(v).all()
+    assert not machine.support.check(v + 0.5).any()
+    assert machine.support.is_discrete
+    wanted = torch.logsumexp(-machine(v), 0) + math.log(float(axis[1] - axis[0]))
+    torch.testing.assert_close(machine.log_normaliser(), wanted.detach(), atol=1e-8, rtol=0)
+
+
 @dbms
 def test_the_mean_field_bounds_the_exact_sum_over_hidden_layers(make):
     machine = make()
@@ -246,18 +272,23 @@ def test_block_gibbs_leaves_the_exact_law_as_it_is(make):
     assert ((shares - law[often]).abs() < 4.5 * (law[often] / n).sqrt()).all()
 
 
-def test_block_gibbs_of_gaussian_units_keeps_their_moments():
-    machine = spread_out(RBMEnergy(Gaussian(2), 3), 0.6)
+@pytest.mark.parametrize("visible", [Gaussian(2), Mixed([Binary(2), Categorical(1, 3), Gaussian(2)])])
+def test_block_gibbs_of_gaussian_and_mixed_units_keeps_their_moments(visible):
+    machine = spread_out(RBMEnergy(visible, 3), 0.6)
     h = all_states(machine.units[1])
     law = torch.softmax(-machine.summed_out([None, h], 0).detach(), 0)
     n = 40_000
     hidden = h[torch.multinomial(law, n, True, generator=seeded())]
     with torch.no_grad():
         start = machine.visible.sample(machine.field([None, hidden], 0), seeded(1))
-        means = machine.field([None, h], 0)
+        means = visible.mean(machine.field([None, h], 0))
     end = run_chain(BlockGibbs(), machine, start, 3, seeded(2)).position
     mean = law @ means
-    variance = law @ (means - mean).square() + machine.visible.std.detach().square()
+    within = means * (1 - means)
+    for unit, place in visible.parts:
+        if isinstance(unit, Gaussian):
+            within[:, place] = unit.std.detach().square()
+    variance = law @ ((means - mean).square() + within)
     assert ((end.mean(0) - mean).abs() < 4 * (variance / n).sqrt()).all()
     # A mixture of Gaussians has at most a few times a Gaussian's fourth moment here.
     assert ((end.var(0) - variance).abs() < 6 * variance * (2 / n) ** 0.5).all()
@@ -507,10 +538,12 @@ def test_centred_updates_are_those_of_the_centred_machine():
         assert float((a - b).abs().max()) < 0.02
 
 
-@pytest.mark.parametrize("visible", [Gaussian(3), Categorical(2, 3)])
+@pytest.mark.parametrize(
+    "visible", [Gaussian(3), Categorical(2, 3), Mixed([Binary(2), Categorical(1, 3), Gaussian(2)])]
+)
 def test_updates_of_other_units_climb_the_likelihood(visible):
     machine = spread_out(RBMEnergy(visible, 3), 0.5)
-    other = spread_out(RBMEnergy(type(visible)(*((3,) if isinstance(visible, Gaussian) else (2, 3))), 3), 0.5, 1)
+    other = spread_out(RBMEnergy(copy.deepcopy(visible), 3), 0.5, 1)
     h = all_states(machine.units[1])
 
     def drawn(source: RBMEnergy, n: int, seed: int) -> list[Tensor]:
@@ -524,15 +557,18 @@ def test_updates_of_other_units_climb_the_likelihood(visible):
     (-machine(rows).mean() - torch.logsumexp(-machine.summed_out([None, h], 0), 0)).backward()
     parameters = [machine.weights[0], *machine.biases]
     gradient = [p.grad.clone() for p in parameters]
-    if isinstance(visible, Gaussian):
-        # In units of the variances.
-        variance = visible.std.detach().square()
-        gradient[0], gradient[1] = gradient[0] * variance.unsqueeze(1), gradient[1] * variance
-        log_std, before = visible.log_std.grad.clone(), visible.log_std.detach().clone()
+    spreads = []
+    for unit, place in visible.parts:
+        if isinstance(unit, Gaussian):
+            # In units of the variances.
+            variance = unit.std.detach().square()
+            gradient[0][place] *= variance.unsqueeze(1)
+            gradient[1][place] *= variance
+            spreads.append((unit, unit.log_std.grad.clone(), unit.log_std.detach().clone()))
     for a, b in zip(updates(machine, rows, chains), gradient, strict=True):
         assert float((a - b).abs().max()) < 0.05
-    if isinstance(visible, Gaussian):
-        assert float((visible.log_std.detach() - before - 0.1 * log_std).abs().max()) < 0.02
+    for unit, slope, before in spreads:
+        assert float((unit.log_std.detach() - before - 0.1 * slope).abs().max()) < 0.02
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from thalweg.energies.mixture import MixtureDensity, TiltedEnergy, TiltedMixture
 from thalweg.energies.networks import ModuleEnergy, NetworkEnergy, PointNet, convnet, mlp, source_network
 from thalweg.energies.perceptron import PerceptronEnergy
 from thalweg.energies.targets import GaussianEnergy
-from thalweg.energies.units import Binary, Categorical, Gaussian
+from thalweg.energies.units import Binary, Categorical, Gaussian, Mixed
 
 __all__ = [
     "BINARY",
@@ -40,6 +40,7 @@ __all__ = [
     "GaussianEnergy",
     "GaussianMixtureEnergy",
     "LayeredMachine",
+    "Mixed",
     "MixtureDensity",
     "ModuleEnergy",
     "NetworkEnergy",

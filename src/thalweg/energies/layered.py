@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from thalweg.energies.base import Energy
 from thalweg.energies.discrete import binary_states
@@ -25,7 +24,7 @@ _MOST_UNITS = 25
 class LayeredMachine(Energy):
     """E(x_0, ..., x_L) = sum_l base_l(x_l) - b_l'x_l - x_l'W_l x_(l+1): layer 0 is visible, the others are binary.
 
-    (Where a layer is Gaussian its feature stands for x_l in the products.) States of layers are lists of tensors
+    (Of Gaussian units their feature stands for x_l in the products.) States of layers are lists of tensors
     ``[*batch, width]``, layer 0 first; a layer that is not needed may be None.
 
     Args:
@@ -170,11 +169,8 @@ class RBMEnergy(LayeredMachine):
         with torch.no_grad():
             hidden = self.field([v, None], 1)
             back = torch.sigmoid(hidden) @ self.weights[0].t() + self.biases[0]
-            visible = self.visible
-            # The base's slope is the feature for Gaussian units; the others have none.
-            slope = visible.feature(v - back) if visible.support is constraints.real_vector else -back
             energy = -self._biased([v], range(1)) - self.units[1].log_partition(hidden)
-            return energy, slope
+            return energy, self.visible.slope(v, back)
 
     def sweep(self, v: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """All hidden units given v, then all visible ones given these."""

@@ -6,7 +6,10 @@ layer to its neighbours is its feature, which is the state itself but for Gaussi
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +21,7 @@ from thalweg.energies.discrete import BINARY, OneHotGroups
 
 
 class Units(nn.Module):
-    """A layer of n units whose states take ``width`` numbers.
+    """A layer of units whose states take ``width`` numbers.
 
     Attributes:
         width: numbers in a state.
@@ -41,6 +44,15 @@ class Units(nn.Module):
     def base(self, state: Tensor) -> Tensor:
         """The part of the energy that no bias or weight takes part in ``[*batch]``."""
         return state.new_zeros(state.shape[:-1])
+
+    def slope(self, state: Tensor, field: Tensor) -> Tensor:
+        """The gradient of base(s) - feature(s)'field in s ``[*batch, width]``."""
+        return -field
+
+    @property
+    def parts(self) -> list[tuple[Units, slice]]:
+        """The units of one kind each, and their places in a state."""
+        return [(self, slice(0, self.width))]
 
     def mean(self, field: Tensor) -> Tensor:
         """Of the state, ``[*batch, width]``."""
@@ -153,6 +165,9 @@ class Gaussian(Units):
     def base(self, state: Tensor) -> Tensor:
         return 0.5 * (state / self.std).square().sum(-1)
 
+    def slope(self, state: Tensor, field: Tensor) -> Tensor:
+        return self.feature(state - field)
+
     def mean(self, field: Tensor) -> Tensor:
         return field
 
@@ -164,3 +179,70 @@ class Gaussian(Units):
 
     def bias_of(self, states: Tensor) -> Tensor:
         return states.mean(0)
+
+
+class Mixed(Units):
+    """Units of several kinds side by side in one layer; a state is theirs, one after the other.
+
+    Args:
+        kinds: such as ``[Binary(3), Categorical(2, 4), Gaussian(5)]``; one of each kind at most.
+    """
+
+    def __init__(self, kinds: Sequence[Units]):
+        names = [type(unit).__name__ for unit in kinds]
+        if not kinds or len(set(names)) < len(names):
+            raise ValueError(f"mixed units take one part of each kind, got {names}")
+        super().__init__(sum(unit.width for unit in kinds))
+        self.kinds: Any = nn.ModuleList(kinds)
+        self.support = MixedSupport([(unit.support, place) for unit, place in self.parts])
+
+    @property
+    def parts(self) -> list[tuple[Units, slice]]:
+        ends = list(itertools.accumulate(unit.width for unit in self.kinds))
+        return [(unit, slice(end - unit.width, end)) for unit, end in zip(self.kinds, ends, strict=True)]
+
+    def feature(self, state: Tensor) -> Tensor:
+        return torch.cat([unit.feature(state[..., place]) for unit, place in self.parts], -1)
+
+    def base(self, state: Tensor) -> Tensor:
+        return torch.stack([unit.base(state[..., place]) for unit, place in self.parts]).sum(0)
+
+    def slope(self, state: Tensor, field: Tensor) -> Tensor:
+        return torch.cat([unit.slope(state[..., place], field[..., place]) for unit, place in self.parts], -1)
+
+    def mean(self, field: Tensor) -> Tensor:
+        return torch.cat([unit.mean(field[..., place]) for unit, place in self.parts], -1)
+
+    def sample(self, field: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.cat([unit.sample(field[..., place], generator) for unit, place in self.parts], -1)
+
+    def log_partition(self, field: Tensor) -> Tensor:
+        return torch.stack([unit.log_partition(field[..., place]) for unit, place in self.parts]).sum(0)
+
+    def bias_of(self, states: Tensor) -> Tensor:
+        return torch.cat([unit.bias_of(states[:, place]) for unit, place in self.parts])
+
+    def check(self, states: Tensor) -> None:
+        super().check(states)
+        for unit, place in self.parts:
+            unit.check(states[..., place])
+
+
+class MixedSupport(constraints.Constraint):
+    """Vectors made of pieces, each with a support of its own; counted as discrete where a piece is.
+
+    Args:
+        pieces: supports of vectors, and their places.
+    """
+
+    event_dim = 1
+
+    def __init__(self, pieces: Sequence[tuple[constraints.Constraint, slice]]):
+        self.pieces = pieces
+
+    @property
+    def is_discrete(self) -> bool:  # type: ignore[override]
+        return any(support.is_discrete for support, _ in self.pieces)
+
+    def check(self, value: Tensor) -> Tensor:
+        return torch.stack([support.check(value[..., place]) for support, place in self.pieces]).all(0)

@@ -207,14 +207,18 @@ class Learning:
         self.weights = [w.detach() for w in machine.weights]
         self.biases = [b.detach() for b in machine.biases]
         visible = machine.visible
-        self.log_std = visible.log_std.detach() if isinstance(visible, Gaussian) else None
+        self.log_std: Tensor | None = None
+        self.real = slice(0)
+        for unit, place in visible.parts:
+            if isinstance(unit, Gaussian):
+                self.log_std, self.real = unit.log_std.detach(), place
+        self.spread = self.log_std is not None
         self.velocity = [torch.zeros_like(w) for w in self.weights]
         self.fast = [torch.zeros_like(w) for w in self.weights] if self.plan.fast_rate else []
         self.means = [torch.zeros_like(b) for b in self.biases]
         self.activity = [torch.full_like(b, 0.5) for b in self.biases]
         self.neighbours, self.fast_neighbours = _neighbours(self.weights), _neighbours(self.fast)
         self.plain = not (self.plan.momentum or self.plan.weight_decay or self.plan.centred or self.plan.fast_rate)
-        self.spread = isinstance(visible, Gaussian)
         self.ladder: TemperedChains | None = None
         if self.plan.n_temperatures > 1:
             base = visible.bias_of(self.states(self.data)) if base_bias is None else base_bias
@@ -287,7 +291,8 @@ class Learning:
         sign, n_rows = self.sign, len(rows)
         if self.log_std is not None:
             # Their own rate is a tenth: a wrong spread makes all weights wrong.
-            slope = layers[0] * (layers[0] - 2 * self.field(layers, 0))
+            x, field = layers[0][:, self.real], self.field(layers, 0)[:, self.real]
+            slope = x * (x - 2 * field)
             shift = (slope.t() @ sign) * (-2 * self.log_std).exp()
             self.log_std.add_(shift, alpha=0.1 * rate).clamp_(-3.0, 3.0)
         shifts = [x.t() @ sign for x in layers] if plan.centred else []
