@@ -27,7 +27,7 @@ def fruits(n: int = 300) -> pd.DataFrame:
     rng = np.random.RandomState(0)
     colour = rng.choice(["red", "green", "blue"], n)
     kind = np.where(colour == "red", "cherry", np.where(colour == "green", "pear", "plum"))
-    table = pd.DataFrame({"colour": colour, "fruit": kind, "ripe": rng.choice([0, 1], n)})
+    table = pd.DataFrame({"colour": colour, "fruit": kind, "ripe": rng.choice(["yes", "no"], n)})
     table.loc[::30, "fruit"] = None
     return table
 
@@ -38,7 +38,23 @@ def numbers(n: int = 300) -> pd.DataFrame:
     return pd.DataFrame({"length": length, "width": 100 - 10 * length + rng.normal(0, 2, n)})
 
 
-TABLES = {"binary": bits, "categorical": fruits, "gaussian": numbers}
+def market(n: int = 300) -> pd.DataFrame:
+    """Texts, bits, truth values, whole and rounded numbers, and columns that never change."""
+    rng = np.random.RandomState(1)
+    table = fruits(n).drop(columns="ripe")
+    red = table["colour"] == "red"
+    weight = np.where(red, 8.0, 150.0) + np.where(red, 1.0, 20.0) * rng.randn(n)
+    return table.assign(
+        weight=weight.round(1),
+        seeds=np.where(red, 1, rng.poisson(9, n)),
+        stone=red.astype(int),
+        organic=rng.uniform(size=n) < 0.3,
+        year=2024,
+        place="here",
+    )
+
+
+TABLES = {"binary": bits, "categorical": fruits, "gaussian": numbers, "mixed": market}
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +117,9 @@ def test_what_was_done_to_the_data_is_said(runs):
     assert "10 of 300 rows have gaps (in 'fruit')" in told(runs["categorical"])
     assert "cut at the middle" in told(runs["images"])
     assert "Gaussian units" in told(runs["gaussian"])
+    for words in ("Taken as binary (0 or 1): 'stone', 'organic'.", "Taken as categories: 'colour', 'fruit'.",
+                  "as Gaussian units: 'weight', 'seeds'.", "constant: 'year', 'place'"):  # fmt: skip
+        assert words in " ".join(told(runs["mixed"]).split()), words
 
 
 def test_constant_columns_do_not_decide_the_units(tmp_path):
@@ -111,7 +130,7 @@ def test_constant_columns_do_not_decide_the_units(tmp_path):
     thalweg("sample", tmp_path / "run", "-n", 2, "--out", tmp_path / "new.csv")
     drawn = (tmp_path / "new.csv").read_text().splitlines()
     assert drawn[0] == "a,b,c,year,place"
-    assert drawn[1].endswith(",2024.0,here")
+    assert drawn[1].endswith(",2024,here")
 
 
 def test_rows_are_drawn_in_their_own_units(runs, tmp_path):
@@ -123,6 +142,14 @@ def test_rows_are_drawn_in_their_own_units(runs, tmp_path):
             assert set(drawn.iloc[:, 0].map(str)) == {"0", "1"}
         if kind == "gaussian":
             assert drawn.corr().iloc[0, 1] < -0.5
+        elif kind == "mixed":
+            rows = table.dropna()
+            assert [drawn[c].dtype for c in rows.columns] == [rows[c].dtype for c in rows.columns]
+            assert set(drawn["fruit"]) <= set(rows["fruit"])
+            assert (drawn["weight"] == drawn["weight"].round(1)).all()
+            assert (drawn["weight"] < 60)[drawn["colour"] == "red"].mean() > 0.75
+            assert (drawn["weight"] > 60)[drawn["colour"] != "red"].mean() > 0.75
+            assert set(drawn["year"]) == {2024}
         else:
             assert set(drawn.iloc[:, 0]) <= set(table.iloc[:, 0])
     thalweg("sample", runs["images"], "-n", 4, "--out", tmp_path / "new.npz")
@@ -137,7 +164,7 @@ def test_rows_and_images_are_scored(runs, tmp_path):
         scores = pd.read_csv(tmp_path / "scores.csv")
         assert list(scores.columns) == ["log_prob", "outlier_score"]
         assert scores["log_prob"].isna().tolist() == table.isna().any(axis=1).tolist()
-        assert ("got no score" in done.err) == (kind == "categorical")
+        assert ("got no score" in done.err) == (kind in ("categorical", "mixed"))
     noise = np.random.RandomState(0).randint(0, 256, (300, 8, 8)).astype(np.uint8)
     np.savez(tmp_path / "noise.npz", X=noise)
     figures = []
@@ -163,6 +190,25 @@ def test_gaps_are_filled(runs, tmp_path):
     filled = pd.read_csv(tmp_path / "full.csv")
     assert filled["imputation"].tolist() == [i for i in (1, 2, 3) for _ in range(300)]
     assert np.corrcoef(filled["length"], filled["width"])[0, 1] < -0.7
+
+
+def test_gaps_of_every_kind_are_filled_in_the_columns_own_types(runs, tmp_path):
+    table = market().astype(object)
+    for k, column in enumerate(table.columns):
+        table.loc[k::9, column] = None
+    table.to_csv(tmp_path / "gaps.csv", index=False)
+    thalweg("impute", runs["mixed"], tmp_path / "gaps.csv", "--out", tmp_path / "full.csv")
+    filled, whole = pd.read_csv(tmp_path / "full.csv"), market().dropna()
+    assert filled.notna().all().all()
+    assert [filled[c].dtype for c in whole.columns] == [whole[c].dtype for c in whole.columns]
+    known = table.notna().to_numpy()
+    assert (filled.astype(str).to_numpy() == market().astype(str).to_numpy())[known].all()
+    truth = market()
+    for column, least in (("stone", 0.85), ("colour", 0.5), ("fruit", 0.8)):
+        gaps = table[column].isna() & truth[column].notna()
+        assert (filled[column] == truth[column])[gaps].mean() > least
+    gaps = table["weight"].isna()
+    assert np.abs(filled["weight"] - truth["weight"])[gaps].mean() < 0.6 * truth["weight"].std()
 
 
 def test_an_interrupted_or_killed_run_resumes_to_the_same_model(tmp_path):
@@ -204,9 +250,15 @@ def test_what_is_refused(runs, tmp_path):
     mixed = fruits().assign(weight=1.5)
     mixed["weight"] += np.arange(300)
     mixed.to_csv(tmp_path / "mixed.csv", index=False)
+    odd = mixed["weight"].astype(object).where(mixed.index != 4, "heavy")
+    mixed.assign(weight=odd).to_csv(tmp_path / "typo.csv", index=False)
     mixed.assign(colour=np.where(np.arange(300) == 1, "puce", mixed["colour"])).to_csv(tmp_path / "strange.csv")
+    market().assign(stone=2).to_csv(tmp_path / "two.csv", index=False)
+    market().assign(weight="none").to_csv(tmp_path / "none.csv", index=False)
     for arguments, words in (
-        ((*fit, tmp_path / "mixed.csv"), "texts ('colour', 'fruit') beside numbers ('weight')"),
+        ((*fit, tmp_path / "typo.csv"), "texts such as 'heavy' in row 5: mend these"),
+        (("score", runs["mixed"], tmp_path / "two.csv"), "'stone' holds 2"),
+        (("score", runs["mixed"], tmp_path / "none.csv"), "column 'weight' holds texts ('none' in row 1)"),
         ((*fit, tmp_path / "mixed.csv", "--visible", "categorical"), "300 different values"),
         ((*fit, tmp_path / "mixed.csv", "--visible", "huge"), "--visible must be one of"),
         ((*fit, tmp_path / "mixed.csv", "--visible", "binary"), "'colour' holds texts"),
@@ -214,7 +266,7 @@ def test_what_is_refused(runs, tmp_path):
             (*fit, runs["gaussian"].with_suffix(".csv"), "--visible", "binary", "--test-fraction", 0.2),
             "binary units",
         ),
-        ((*fit, runs["images"].parent / "digits.npz", "--visible", "categorical"), "pixels are no categories"),
+        ((*fit, runs["images"].parent / "digits.npz", "--visible", "categorical"), "pixels are all of one kind"),
         ((*fit, tmp_path / "nothing.csv"), "no file"),
         ((*fit, tmp_path / "mixed.csv", "--learning-rate", 0), "--learning-rate must be positive"),
         ((*fit, tmp_path / "mixed.csv", "--grey"), "--grey is for images"),

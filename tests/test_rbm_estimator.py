@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import norm
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -14,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from thalweg import RestrictedBoltzmannMachine
-from thalweg.energies import Gaussian, RBMEnergy
+from thalweg.energies import Binary, Categorical, Gaussian, RBMEnergy
 from thalweg.energies.layered import binary_states
 
 RAW = load_digits()
@@ -184,7 +185,7 @@ def test_it_repeats_itself_and_can_be_cloned(small):
 def test_tempered_chains_go_on_from_call_to_call_and_from_file(tmp_path):
     table = pd.DataFrame({"a": np.repeat(["x", "y", "z"], 40), "b": np.repeat([1, 2, 3], 40)}).astype(object)
     model = RestrictedBoltzmannMachine(24, n_temperatures=4, n_iter=5, random_state=0).fit(table)
-    assert [x.shape for x in model.chains_] == [(4, 64, 6), (4, 64, 24)]
+    assert [x.shape for x in model.chains_] == [(4, 64, 4), (4, 64, 24)]
     assert 0 < model.history_.epochs[-1]["swaps"] < 1
     model.save(tmp_path / "model")
     loaded = RestrictedBoltzmannMachine.load(tmp_path / "model")
@@ -276,6 +277,121 @@ def test_numbers_and_categories_are_filled_and_drawn_in_their_own_units():
     assert (model.impute(gaps, random_state=0)[:, 1] == table["fruit"][:50]).mean() > 0.95
     with pytest.raises(ValueError, match="'black', a category that no training row had"):
         model.transform(table.replace("red", "black"))
+
+
+# -- tables of several kinds ------------------------------------------------------------------------------
+
+
+def people(n: int, seed: int = 0) -> pd.DataFrame:
+    """Two kinds of people; given the kind all columns are independent."""
+    rng = np.random.RandomState(seed)
+    first = rng.uniform(size=n) < 0.4
+    return pd.DataFrame(
+        {
+            "height": np.where(first, 150, 180) + 5.0 * rng.randn(n),
+            "job": np.where(
+                rng.uniform(size=n) < np.where(first, 0.9, 0.2), "baker", rng.choice(["smith", "fool"], n)
+            ),
+            "rich": (rng.uniform(size=n) < np.where(first, 0.8, 0.1)).astype(int),
+            "children": rng.poisson(np.where(first, 6, 1)),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def mixed() -> RestrictedBoltzmannMachine:
+    return RestrictedBoltzmannMachine(6, n_temperatures=4, n_iter=100, random_state=0).fit(people(1500))
+
+
+def everyone() -> tuple[pd.DataFrame, float]:
+    """All jobs and riches on a grid of heights and of numbers of children, and the size of its cells."""
+    heights, children = np.arange(100, 240, 1.0), np.arange(-30, 40, 0.5)
+    grid = pd.MultiIndex.from_product([heights, ["baker", "fool", "smith"], [0, 1], children])
+    return grid.to_frame(index=False).set_axis(["height", "job", "rich", "children"], axis=1), 0.5
+
+
+def test_each_column_of_a_mixed_table_has_units_of_its_kind(mixed):
+    assert mixed.encoder_.kind == "mixed"
+    assert mixed.encoder_.kinds == ["gaussian", "categorical", "binary", "gaussian"]
+    assert [type(unit) for unit, _ in mixed.energy_.visible.parts] == [Binary, Categorical, Gaussian]
+    table, cell = everyone()
+    assert np.exp(mixed.score_samples(table)).sum() * cell == pytest.approx(1.0, abs=1e-6)
+    rows = people(1000, 1)
+    numbers = rows[["height", "children"]]
+    alone = sum(norm(numbers[c].mean(), numbers[c].std()).logpdf(numbers[c]).mean() for c in numbers)
+    for c in ("job", "rich"):
+        shares = rows[c].value_counts(normalize=True)
+        alone += (shares * np.log(shares)).sum()
+    assert mixed.log_likelihood(rows).mean > alone + 0.5
+
+
+def test_a_mixed_table_is_drawn_and_filled_in_its_own_types(mixed):
+    drawn = pd.DataFrame(mixed.sample(4000, random_state=0), columns=people(1).columns).infer_objects()
+    assert [t.kind for t in drawn.dtypes] == ["f", "O", "i", "i"]
+    table, cell = everyone()
+    law = np.exp(mixed.score_samples(table)) * cell
+    for column in ("job", "rich"):
+        for value in table[column].unique():
+            share = law[table[column] == value].sum()
+            assert (drawn[column] == value).mean() == pytest.approx(share, abs=6 * (share / 4000) ** 0.5)
+    for column in ("height", "children"):
+        mean = law @ table[column]
+        std = (law @ (table[column] - mean) ** 2) ** 0.5
+        assert drawn[column].mean() == pytest.approx(mean, abs=6 * std / 4000**0.5)
+    gaps = pd.DataFrame({"height": [150.0, 180, np.nan], "job": [None, "fool", "baker"],
+                         "rich": [np.nan, np.nan, 0], "children": [5.0, np.nan, np.nan]})  # fmt: skip
+    filled = mixed.impute(gaps, 3000, random_state=0)
+    known = gaps.notna().to_numpy()
+    assert (filled[:, known] == gaps.to_numpy(object)[known]).all()
+    fits = (table["height"] == 150) & (table["children"] == 5)
+    given = law[fits] / law[fits].sum()
+    for job in ("baker", "smith"):
+        wanted = given[(table["job"] == job)[fits]].sum()
+        assert (filled[:, 0, 1] == job).mean() == pytest.approx(wanted, abs=4 * 0.5 / 3000**0.5 + 0.005)
+    wanted = given[(table["rich"] == 1)[fits]].sum()
+    assert filled[:, 0, 2].astype(float).mean() == pytest.approx(wanted, abs=4 * 0.5 / 3000**0.5 + 0.005)
+    fits = (table["job"] == "baker") & (table["rich"] == 0)
+    given = law[fits] / law[fits].sum()
+    assert filled[:, 2, 0].astype(float).mean() == pytest.approx(given @ table["height"][fits], abs=1.5)
+    mean = mixed.impute(gaps, random_state=0)
+    assert mean[2, 0] == pytest.approx(given @ table["height"][fits], abs=1.5)
+    assert 0 < mean[1, 2] < 1
+
+
+def test_mixed_tables_are_told_apart_by_what_the_columns_hold(mixed, tmp_path):
+    table = people(200)
+    mixed.save(tmp_path / "model")
+    again = RestrictedBoltzmannMachine.load(tmp_path / "model")
+    np.testing.assert_array_equal(again.score_samples(table), mixed.score_samples(table))
+    assert (again.sample(5, random_state=0) == mixed.sample(5, random_state=0)).all()
+    quick = {"n_components": 3, "n_iter": 1, "random_state": 0}
+    rows = RestrictedBoltzmannMachine(**quick).fit(table.to_numpy().tolist())
+    assert rows.encoder_.kinds == mixed.encoder_.kinds
+    coded = table.assign(children=pd.Categorical(table["children"]), rich=table["rich"].astype(bool))
+    kinds = RestrictedBoltzmannMachine(**quick).fit(coded).encoder_.kinds
+    assert kinds == ["gaussian", "categorical", "binary", "categorical"]
+    numbers = RestrictedBoltzmannMachine(**quick).fit(table[["rich", "height"]])
+    assert numbers.encoder_.kind == "mixed"
+    for X, words in (
+        (table.assign(rich=0.5), "column 'rich' holds 0.5"),
+        (table.assign(height="tall"), "column 'height' holds 'tall', which is no number"),
+        (table.assign(height=np.inf), "column 'height' has an infinite value"),
+        (table.assign(job="king"), "'king', a category that no training row had"),
+        (table.assign(job=None), "gaps"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            mixed.score_samples(X)
+
+
+def test_draws_of_rounded_numbers_are_rounded():
+    rng = np.random.RandomState(0)
+    X = np.stack([rng.randn(400).round(1), 5 * rng.poisson(20, 400), rng.randn(400)], 1)
+    model = RestrictedBoltzmannMachine(4, n_iter=5, random_state=0).fit(X)
+    gaps = np.where(rng.uniform(size=X.shape) < 0.3, np.nan, X)
+    for drawn in (model.sample(100, random_state=0), model.impute(gaps, 2, random_state=0).reshape(-1, 3)):
+        assert (drawn[:, 0] == drawn[:, 0].round(1)).all()
+        assert (drawn[:, 1] % 5 == 0).all()
+        assert (drawn[:, 2] != drawn[:, 2].round(6)).any()
 
 
 # -- saving, resuming, refusing ---------------------------------------------------------------------------

@@ -460,7 +460,7 @@ def boltzmann(
     ] = None,
     drop: Annotated[list[str] | None, typer.Option("--drop", help="Column to leave out; repeatable.")] = None,
     visible: Annotated[
-        str, typer.Option(help="What the visible units are: auto, binary, gaussian, categorical.")
+        str, typer.Option(help="What the visible units are: auto, binary, gaussian, categorical, mixed.")
     ] = "auto",
     hidden: Annotated[
         int | None, typer.Option(min=1, help="Hidden units; else as many as visible numbers, 16 to 256.")
@@ -495,10 +495,10 @@ def boltzmann(
 ) -> None:
     """Fit a restricted Boltzmann machine and score it on rows held out, beside independent columns.
 
-    Columns of 0 and 1 get binary units, texts categorical ones, numbers Gaussian ones; rows with gaps are left out
-    (`thalweg impute` fills them afterwards). Images are cut at the middle into black and white. The log-likelihood
-    is exact with up to 20 units in one layer, else bracketed by annealing. Ctrl-C leaves a run that
-    `thalweg fit boltzmann --resume --out RUN` continues.
+    Columns of 0 and 1 get binary units, texts categorical ones, numbers Gaussian ones, side by side; rows with
+    gaps are left out (`thalweg impute` fills them afterwards). Images are cut at the middle into black and white.
+    The log-likelihood is exact with up to 20 units in one layer, else bracketed by annealing. Ctrl-C leaves a run
+    that `thalweg fit boltzmann --resume --out RUN` continues.
     """
     from thalweg.estimators.boltzmann_run import BoltzmannSettings, fit_boltzmann_run, read_boltzmann_settings
 

@@ -8,69 +8,109 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from thalweg.data.target import location_and_scale
+from thalweg.data.target import find_resolution, location_and_scale, most_frequent, rounded
 
 # Of columns, where they have any.
 Names = Sequence[str] | None
 
-KINDS = ("auto", "binary", "gaussian", "categorical")
+# Of units, in the order in which they stand in a state.
+_ORDER = ("binary", "categorical", "gaussian")
+KINDS = ("auto", *_ORDER, "mixed")
 
 
 class StateEncoder:
-    """Encodes rows as states of binary, Gaussian or categorical units.
+    """Encodes rows as states of binary, categorical or Gaussian units, or of all of these side by side.
+
+    A state holds the binary columns first, then the categorical ones, then the numbers.
 
     Args:
         kind: "binary" (numbers in [0, 1]), "gaussian" (any numbers; standardised), "categorical" (each column's
-            values are its categories, one number for each), or "auto": categorical for texts, binary for numbers
-            in [0, 1], else Gaussian.
+            values are its categories, one number for each), "mixed" (categorical for columns with texts, binary
+            for columns of 0 and 1, else Gaussian), or "auto": binary if all are numbers in [0, 1], else as mixed.
 
     Attributes:
-        kind: never "auto" once fitted.
+        kind: "mixed" where columns have different kinds, else the one that they have, once fitted.
+        kinds: of each column.
         grey: whether binary columns hold probabilities beside 0 and 1.
         location, scale: ``[D]``, of Gaussian columns.
-        categories: of each column, for categorical units.
+        origin, resolution: ``[D]``, the grid that a Gaussian column is rounded to; 0 where it is not.
+        whole: of each column, whether it held whole numbers only.
+        categories: of each column, empty where it has other units.
     """
 
     def __init__(self, kind: str = "auto"):
         if kind not in KINDS:
             raise ValueError(f"visible must be one of {', '.join(KINDS)}; got {kind!r}")
         self.kind = kind
+        self.kinds: list[str] = []
         self.grey = False
         self.location, self.scale = np.zeros(0), np.ones(0)
+        self.origin, self.resolution = np.zeros(0), np.zeros(0)
+        self.whole: list[bool] = []
         self.categories: list[list[Any]] = []
 
-    def fit(self, X: np.ndarray, names: Names = None) -> StateEncoder:
+    def fit(self, X: np.ndarray, names: Names = None, categorical: Sequence[int] = ()) -> StateEncoder:
         """Learn the encoding of rows ``[N, D]`` without gaps.
 
         Args:
             names: of the columns, for messages.
+            categorical: columns whose values are categories even if they are numbers.
 
         Raises:
             ValueError: for values that the units can't take, in words.
         """
-        if self.kind == "auto":
-            self.kind = _suitable(X)
-        self.location, self.scale = np.zeros(X.shape[1]), np.ones(X.shape[1])
-        if self.kind == "binary":
-            self._check_probabilities(X, names)
-            self.grey = not ((X == 0) | (X == 1)).all()
-        elif self.kind == "gaussian":
-            location, scale = location_and_scale(X)
-            # A constant column has no scale: it stays as it is, about zero.
-            self.location, self.scale = location, np.where(scale > 0, scale, 1.0)
+        n = X.shape[1]
+        if self.kind in _ORDER:
+            self.kinds = [self.kind] * n
+        elif self.kind == "auto" and X.dtype.kind in "fiub" and ((X >= 0) & (X <= 1)).all():
+            self.kinds = ["binary"] * n
         else:
-            self.categories = [sorted(pd.unique(X[:, k]).tolist(), key=_by_kind) for k in range(X.shape[1])]
+            self.kinds = ["categorical" if k in categorical else _suitable(X[:, k]) for k in range(n)]
+        self.kind = self.kinds[0] if len(set(self.kinds)) == 1 else "mixed"
+        self.location, self.scale = np.zeros(n), np.ones(n)
+        self.origin, self.resolution = np.zeros(n), np.zeros(n)
+        self.whole, self.categories = [False] * n, [[] for _ in range(n)]
+        for k in self.columns("categorical"):
+            self.categories[k] = sorted(pd.unique(X[:, k]).tolist(), key=_by_kind)
+        numbers = np.concatenate([self.columns("binary"), self.columns("gaussian")])
+        values = _numbers(X, numbers, names)
+        for k, whole in zip(numbers, (values == np.round(values)).all(0), strict=True):
+            self.whole[k] = bool(whole)
+        bits, reals = np.split(values, [len(self.columns("binary"))], 1)
+        self._check_bits(bits, names)
+        self.grey = not ((bits == 0) | (bits == 1)).all()
+        location, scale = location_and_scale(reals)
+        # A constant column has no scale: it stays as it is, about zero.
+        columns = self.columns("gaussian")
+        self.location[columns], self.scale[columns] = location, np.where(scale > 0, scale, 1.0)
+        for k, column in zip(columns, reals.T, strict=True):
+            self.origin[k] = most_frequent(column)
+            self.resolution[k] = find_resolution(column) or float(self.whole[k])
         return self
+
+    def columns(self, kind: str) -> np.ndarray:
+        """The numbers of the columns of a kind."""
+        return np.flatnonzero([own == kind for own in self.kinds])
 
     @property
     def n_states(self) -> int:
         """Of a categorical unit: as many as the column with most categories has."""
-        return max(2, *(len(c) for c in self.categories)) if self.categories else 2
+        return max([2, *(len(c) for c in self.categories)])
 
     @property
     def width(self) -> int:
         """Numbers in a state."""
-        return len(self.location) * (self.n_states if self.kind == "categorical" else 1)
+        return len(self.kinds) + (self.n_states - 1) * len(self.columns("categorical"))
+
+    @property
+    def places(self) -> list[np.ndarray]:
+        """Of each column: where its numbers stand in a state."""
+        found, start = [np.zeros(0, int)] * len(self.kinds), 0
+        for kind in _ORDER:
+            for k in self.columns(kind):
+                end = start + (self.n_states if kind == "categorical" else 1)
+                found[k], start = np.arange(start, end), end
+        return found
 
     def encode(self, X: np.ndarray, names: Names = None) -> np.ndarray:
         """States ``[N, width]`` float64; NaN where a row has gaps.
@@ -81,71 +121,120 @@ class StateEncoder:
         Raises:
             ValueError: for values that the units can't take, in words.
         """
-        if self.kind == "gaussian":
-            return (X - self.location) / self.scale
-        if self.kind == "binary":
-            self._check_probabilities(X, names)
-            return X.astype(np.float64)
-        states = np.zeros((len(X), X.shape[1], self.n_states))
-        for k, known in enumerate(self.categories):
+        binary, gaussian = self.columns("binary"), self.columns("gaussian")
+        bits = _numbers(X, binary, names)
+        self._check_bits(bits, names)
+        reals = (_numbers(X, gaussian, names) - self.location[gaussian]) / self.scale[gaussian]
+        return np.concatenate([bits, self._one_hot(X, names), reals], 1)
+
+    def _one_hot(self, X: np.ndarray, names: Names) -> np.ndarray:
+        columns = self.columns("categorical")
+        states = np.zeros((len(X), len(columns), self.n_states))
+        for i, k in enumerate(columns):
             gaps = pd.isna(X[:, k])
-            codes = pd.Categorical(X[:, k], categories=known).codes
+            codes = pd.Categorical(X[:, k], categories=self.categories[k]).codes
             unknown = np.flatnonzero((codes < 0) & ~gaps)
             if len(unknown):
                 raise ValueError(
                     f"{_named(names, k)} holds {X[unknown[0], k]!r}, a category that no training row had"
                 )
-            states[np.arange(len(X)), k, codes] = 1.0
-            states[gaps, k] = np.nan
+            states[np.arange(len(X)), i, codes] = 1.0
+            states[gaps, i] = np.nan
         return states.reshape(len(X), -1)
 
-    def decode(self, states: np.ndarray) -> np.ndarray:
-        """Rows ``[*batch, D]`` from states or their means ``[*batch, width]``: of categories the likeliest."""
-        if self.kind != "categorical":
-            return self.location + self.scale * states
-        chosen = states.reshape(*states.shape[:-1], -1, self.n_states).argmax(-1)
-        columns = [_array(known)[chosen[..., k]] for k, known in enumerate(self.categories)]
+    def decode(self, states: np.ndarray, draws: bool = False) -> np.ndarray:
+        """Rows ``[*batch, D]`` from states or their means ``[*batch, width]``: of categories the likeliest.
+
+        Args:
+            draws: numbers come on the grid of their column, and beside texts whole ones as ``int``.
+        """
+        numbers = [k for k, kind in enumerate(self.kinds) if kind != "categorical"]
+        own = [int(place[0]) for place in self.places]
+        values = self.location[numbers] + self.scale[numbers] * states[..., [own[k] for k in numbers]]
+        if draws:
+            for i, k in enumerate(numbers):
+                values[..., i] = rounded(values[..., i], self.origin[k], self.resolution[k])
+        if len(numbers) == len(self.kinds):
+            return values
+        columns: list[np.ndarray] = []
+        for k, (place, known) in enumerate(zip(self.places, self.categories, strict=True)):
+            if known:
+                columns.append(_array(known)[states[..., place].argmax(-1)])
+                continue
+            column = values[..., numbers.index(k)]
+            # Of an array of objects every column has a type of its own.
+            columns.append(column.astype(int).astype(object) if draws and self.whole[k] else column)
         return np.stack(columns, -1)
 
     def impossible(self) -> np.ndarray:
         """Which numbers of a state are never 1 ``[width]``: categories beyond those of their column."""
-        if self.kind != "categorical":
-            return np.zeros(self.width, bool)
-        return np.concatenate([np.arange(self.n_states) >= len(known) for known in self.categories])
+        found = np.zeros(self.width, bool)
+        for place, known in zip(self.places, self.categories, strict=True):
+            if known:
+                found[place[len(known) :]] = True
+        return found
 
-    def _check_probabilities(self, X: np.ndarray, names: Names) -> None:
+    def _check_bits(self, bits: np.ndarray, names: Names) -> None:
+        """Of the binary columns ``[N, n]``."""
         with np.errstate(invalid="ignore"):
-            odd = np.argwhere((X < 0) | (X > 1))
-        if len(odd):
-            row, column = odd[0]
+            odd = (bits < 0) | (bits > 1)
+            if self.kind == "mixed":
+                odd |= (bits != 0) & (bits != 1) & ~np.isnan(bits)
+        if odd.any():
+            row, place = np.argwhere(odd)[0]
+            what = f"but {_named(names, self.columns('binary')[place])} holds {bits[row, place]:g}"
+            if self.kind == "mixed":
+                raise ValueError(f"columns of 0 and 1 have binary units, which take nothing else, {what}")
             raise ValueError(
-                f"binary units take 0, 1 or probabilities between, but {_named(names, column)} holds "
-                f"{X[row, column]:g}: scale to [0, 1], or take visible='gaussian'"
+                f"binary units take 0, 1 or probabilities between, {what}: scale to [0, 1], or take "
+                "visible='gaussian'"
             )
 
     def state(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "kind": self.kind,
+            "kinds": self.kinds,
             "grey": self.grey,
             "location": self.location.tolist(),
             "scale": self.scale.tolist(),
+            "origin": self.origin.tolist(),
+            "resolution": self.resolution.tolist(),
+            "whole": self.whole,
             "categories": self.categories,
         }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> StateEncoder:
         encoder = cls(state["kind"])
-        encoder.grey = bool(state["grey"])
+        encoder.kinds, encoder.grey, encoder.whole = state["kinds"], bool(state["grey"]), state["whole"]
         encoder.location, encoder.scale = np.array(state["location"]), np.array(state["scale"])
+        encoder.origin, encoder.resolution = np.array(state["origin"]), np.array(state["resolution"])
         encoder.categories = state["categories"]
         return encoder
 
 
-def _suitable(X: np.ndarray) -> str:
-    if X.dtype == object or X.dtype.kind in "US":
+def _suitable(column: np.ndarray) -> str:
+    if column.dtype.kind in "OUS" and any(isinstance(v, str) for v in column):
         return "categorical"
-    return "binary" if ((X >= 0) & (X <= 1)).all() else "gaussian"
+    return "binary" if ((column == 0) | (column == 1)).all() else "gaussian"
+
+
+def _numbers(X: np.ndarray, columns: np.ndarray, names: Names) -> np.ndarray:
+    """Columns of X as float64 ``[N, n]``, NaN for gaps."""
+    if X.dtype.kind in "fiub":
+        return X[:, columns].astype(np.float64)
+    values = np.full((len(X), len(columns)), np.nan)
+    for i, k in enumerate(columns):
+        known = ~pd.isna(X[:, k])
+        try:
+            values[known, i] = X[known, k].astype(np.float64)
+        except (TypeError, ValueError):
+            odd = next(v for v in X[known, k] if not isinstance(v, int | float | np.number))
+            raise ValueError(f"{_named(names, k)} holds {odd!r}, which is no number") from None
+        if np.isinf(values[:, i]).any():
+            raise ValueError(f"{_named(names, k)} has an infinite value")
+    return values
 
 
 def _by_kind(value: Any) -> tuple[bool, Any]:

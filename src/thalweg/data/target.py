@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -75,6 +77,20 @@ def find_resolution(y: np.ndarray, max_decimals: int = 6) -> float:
             gaps = np.diff(np.unique(steps[on_grid].astype(np.int64)))
             return float(np.gcd.reduce(gaps) * spacing) if len(gaps) else 0.0
     return 0.0
+
+
+def most_frequent(values: np.ndarray) -> float:
+    """A value that lies on the grid of a rounded column, whichever that is."""
+    unique, counts = np.unique(values, return_counts=True)
+    return float(unique[counts.argmax()])
+
+
+def rounded(x: np.ndarray, origin: float, resolution: float) -> np.ndarray:
+    """x on the grid with this spacing through ``origin``; as it is where the spacing is 0."""
+    if not resolution:
+        return x
+    decimals = max(0, 2 - math.floor(math.log10(resolution)))
+    return np.round(origin + np.round((x - origin) / resolution) * resolution, decimals)
 
 
 def find_atoms(

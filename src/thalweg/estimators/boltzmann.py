@@ -19,7 +19,7 @@ from torch import Tensor
 
 from thalweg.data.states import StateEncoder
 from thalweg.energies.layered import LayeredMachine, RBMEnergy
-from thalweg.energies.units import Binary, Categorical, Gaussian, Units
+from thalweg.energies.units import Binary, Categorical, Gaussian, Mixed, Units
 from thalweg.estimators.regressor import suitable_threads, using_threads
 from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
 from thalweg.training.boltzmann import BoltzmannTrainer, Encode, LearningPlan, binary_draws
@@ -63,7 +63,8 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         n_components: hidden units.
         visible: the kind of the visible units: "binary" (values in [0, 1]), "gaussian" (any numbers, standardised
             inside, with learned standard deviations), "categorical" (each column's values are its categories),
-            or "auto": categorical for texts, binary for numbers in [0, 1], else Gaussian.
+            "mixed" (column by column: categorical for texts, binary for 0 and 1, else Gaussian), or "auto":
+            binary if all are numbers in [0, 1], else as mixed.
         learning_rate: of the first epoch; None is 0.3 (Gaussian units: 0.1, less with over 64 hidden units).
         final_rate: of the last one, on a straight line between.
         batch_size, momentum, weight_decay, n_gibbs, persistent, n_temperatures, centred, fast_rate,
@@ -163,9 +164,9 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             ValueError: for settings or data that can't be used, in words.
             DivergenceError: if training can't be kept from diverging.
         """
-        encoder = StateEncoder(self.visible)
+        encoder, categorical = StateEncoder(self.visible), _categorical(X)
         X = self._validated(X, reset=True)
-        self.encoder_ = encoder.fit(X, self._names())
+        self.encoder_ = encoder.fit(X, self._names(), categorical)
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         plan = self._plan(self.n_iter, self.final_rate, self._seed, checkpoint_seconds)
         data = self._states(X).float()
@@ -194,9 +195,10 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         """
         first = not hasattr(self, "energy_")
         encoder = StateEncoder(self.visible) if first else self.encoder_
+        categorical = _categorical(X)
         X = self._validated(X, reset=first)
         if first:
-            self.encoder_ = encoder.fit(X, self._names())
+            self.encoder_ = encoder.fit(X, self._names(), categorical)
             self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
             self._n_calls = 0
             self._build(self._states(X).float())
@@ -246,13 +248,13 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         if self.learning_rate is not None:
             return self.learning_rate
         # Gaussian units answer to the sum of what all hidden units learn, and run away if that is too much.
-        return 0.1 * min(1.0, 64 / self.n_components) if self.encoder_.kind == "gaussian" else 0.3
+        return 0.1 * min(1.0, 64 / self.n_components) if len(self.encoder_.columns("gaussian")) else 0.3
 
     def _build(self, data: Tensor) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             self.energy_ = RBMEnergy(self._units(), self.n_components)
-        if self.encoder_.kind == "gaussian":
+        if len(self.encoder_.columns("gaussian")):
             # At zero weights the gradient is zero, and with rates that Gaussian units bear it is long left.
             self.energy_.weights[0].data.mul_(40.0 / sum(self.energy_.weights[0].shape) ** 0.5)
         bias = self.energy_.visible.bias_of(data)
@@ -263,9 +265,11 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
 
     def _units(self) -> Units:
         encoder = self.encoder_
-        if encoder.kind == "categorical":
-            return Categorical(len(encoder.categories), encoder.n_states)
-        return (Gaussian if encoder.kind == "gaussian" else Binary)(encoder.width)
+        n_bits, n_texts, n_numbers = (len(encoder.columns(k)) for k in ("binary", "categorical", "gaussian"))
+        parts: list[Units] = [Binary(n_bits)] if n_bits else []
+        parts += [Categorical(n_texts, encoder.n_states)] if n_texts else []
+        parts += [Gaussian(n_numbers)] if n_numbers else []
+        return parts[0] if len(parts) == 1 else Mixed(parts)
 
     def _threads(self) -> Any:
         return using_threads(self.n_threads or suitable_threads(self.batch_size, self.energy_))
@@ -319,7 +323,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         Without a seed of its own it draws from ``random_state`` of the estimator, if that is a ``RandomState``.
         """
         machine, x = self._machine(), self._rows(v)
-        return self._decoded(machine.sweep(x.float(), self._generator(random_state)))
+        return self._decoded(machine.sweep(x.float(), self._generator(random_state)), draws=True)
 
     def reconstruct(self, X: Any, encoded: bool = False) -> np.ndarray:
         """Means of the visible units given the means of the hidden ones; of categories the likeliest.
@@ -361,7 +365,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         return self._log_z
 
     def free_energy(self, X: Any) -> np.ndarray:
-        """-log of the unnormalised probability (of Gaussian columns: density in their own units) ``[rows]``."""
+        """-log of the unnormalised probability (in Gaussian columns: density in their own units) ``[rows]``."""
         exact, x = self._exact(), self._rows(X)
         with torch.no_grad():
             energy = torch.cat([exact(part) for part in x.split(8192)])
@@ -392,6 +396,8 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
     ) -> np.ndarray:
         """Draws ``[n_samples, columns]``: chains annealed from independent columns, resampled by their weights.
 
+        Columns that are rounded come rounded; beside texts every column comes in its own type.
+
         Args:
             n_steps: bridges; with few of them, and a machine whose modes are far apart, draws recur.
         """
@@ -407,7 +413,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
                 layers = machine.resample(machine.resample(layers, 0, generator), 1, generator)
         visible = layers[0]
         assert visible is not None
-        return self._decoded(visible)
+        return self._decoded(visible, draws=True)
 
     def impute(
         self,
@@ -440,7 +446,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
                 if not len(piece):
                     continue
                 mean, last = _clamped(machine, x[piece], self.base_bias_, n, n_steps, generator)
-                filled = self._decoded(mean[None] if n_imputations is None else last)
+                filled = self._decoded(mean[None]) if n_imputations is None else self._decoded(last, draws=True)
                 gaps = pd.isna(original[piece])
                 out[:, piece] = np.where(gaps, filled, original[piece])
         return out[0] if n_imputations is None else out
@@ -456,11 +462,18 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         return copy.deepcopy(self._machine()).double()
 
     def _validated(self, X: Any, reset: bool = False, gaps: bool = False) -> np.ndarray:
-        kind = self.visible if reset else self.encoder_.kind
-        numbers = kind in ("binary", "gaussian") or (kind == "auto" and not _holds_texts(X))
+        if reset:
+            numbers = self.visible in ("binary", "gaussian") or (
+                self.visible in ("auto", "mixed") and not _holds_texts(X)
+            )
+        else:
+            numbers = "categorical" not in self.encoder_.kinds
         if not numbers:
             if isinstance(X, pd.DataFrame):
                 X = X.astype(object)
+            elif not hasattr(X, "dtype"):
+                # Numbers in a list beside texts would become texts.
+                X = np.array(X, dtype=object)
             found = validate_data(self, X, reset=reset, dtype=None, ensure_all_finite=False)
             if not gaps and pd.isna(found).any():
                 raise ValueError("the rows contain gaps (NaN): leave them out, or fill them first")
@@ -478,8 +491,8 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
     def _names(self) -> Sequence[str] | None:
         return getattr(self, "feature_names_in_", None)
 
-    def _decoded(self, states: Tensor) -> np.ndarray:
-        return self.encoder_.decode(states.double().numpy())
+    def _decoded(self, states: Tensor, draws: bool = False) -> np.ndarray:
+        return self.encoder_.decode(states.double().numpy(), draws)
 
     def _log_volume(self) -> float:
         return float(np.log(self.encoder_.scale).sum())
@@ -559,6 +572,13 @@ def _clamped(
                 total += machine.visible.mean(field).mean(0) / counted
             visible = torch.where(known, fixed, machine.visible.sample(field, generator))
     return total, visible
+
+
+def _categorical(X: Any) -> list[int]:
+    """Columns of a DataFrame that say so."""
+    if not isinstance(X, pd.DataFrame):
+        return []
+    return [k for k, kind in enumerate(X.dtypes) if isinstance(kind, pd.CategoricalDtype)]
 
 
 def _holds_texts(X: Any) -> bool:

@@ -19,6 +19,7 @@ from thalweg.data.encoding import is_number
 from thalweg.data.images import Images, read_images
 from thalweg.data.states import KINDS, StateEncoder
 from thalweg.data.tables import read_table
+from thalweg.energies.units import Gaussian
 from thalweg.estimators.boltzmann import RestrictedBoltzmannMachine
 from thalweg.estimators.density_run import (
     MODEL_NAME,
@@ -52,8 +53,9 @@ _MOST_CATEGORIES = 50
 _CLASS_BATCH = 20
 _BATCH = 64
 _FIGURES = {
-    "data", "shape", "columns", "constant", "visible", "remarks", "rows", "training_rows", "test_rows", "hidden",
-    "log_normaliser", "log_normaliser_error", "scores", "training_log_prob", "seconds", "events", "made_with",
+    "data", "shape", "columns", "constant", "types", "visible", "remarks", "rows", "training_rows", "test_rows",
+    "hidden", "log_normaliser", "log_normaliser_error", "scores", "training_log_prob", "seconds", "events",
+    "made_with",
 }  # fmt: skip
 
 
@@ -64,7 +66,7 @@ class BoltzmannSettings:
     Attributes:
         data: path of a table, of a folder of pictures, or of an ``.npz``.
         drop: columns of a table to leave out.
-        visible: kind of the visible units: "auto", "binary", "gaussian", "categorical".
+        visible: kind of the visible units: "auto", "binary", "gaussian", "categorical", "mixed".
         hidden: hidden units; None is as many as there are visible numbers, from 16 to 256.
         epochs: passes over the data; None is as many as give 3000 updates, but at least 50.
         learning_rate, gibbs, persistent, temperatures: see :class:`RestrictedBoltzmannMachine`.
@@ -107,7 +109,8 @@ class Rows:
 
     Attributes:
         training, test: complete rows.
-        kind: of the visible units.
+        encoder: how rows become states of the visible units.
+        types: of each column of a table, constant ones too: "text", "truth", "whole" or "number".
         shape: (C, H, W) of images, None of a table.
         constant: columns left out because they never change, with their values.
         remarks: what a user should know of how the data were taken.
@@ -118,13 +121,19 @@ class Rows:
 
     training: pd.DataFrame
     test: pd.DataFrame
-    kind: str
+    encoder: StateEncoder
+    types: dict[str, str]
     shape: list[int] | None
     constant: dict[str, Any]
     remarks: list[str]
     n_rows: int
     fingerprint: str
     labels: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def kind(self) -> str:
+        """Of the visible units."""
+        return self.encoder.kind
 
 
 @dataclass
@@ -195,6 +204,7 @@ def fit_boltzmann_run(
         "shape": rows.shape,
         "columns": list(rows.training.columns),
         "constant": rows.constant,
+        "types": rows.types,
         "visible": rows.kind,
         "remarks": rows.remarks,
         "rows": rows.n_rows,
@@ -267,38 +277,45 @@ def read_rows(settings: BoltzmannSettings) -> Rows:
     """
     path = Path(settings.data)
     images = path.is_dir() or path.suffix.lower() == ".npz"
-    rows = _image_rows(settings, read_images(path)) if images else _table_rows(settings)
-    encoder = StateEncoder(rows.kind).fit(rows.training.to_numpy(), rows.training.columns)
-    encoder.encode(rows.test.to_numpy(), rows.training.columns)
-    return rows
+    return _image_rows(settings, read_images(path)) if images else _table_rows(settings)
+
+
+_TAKEN = {"binary": "binary (0 or 1)", "categorical": "categories", "gaussian": "numbers, as Gaussian units"}
 
 
 def _table_rows(settings: BoltzmannSettings) -> Rows:
     if settings.grey:
         raise ValueError("--grey is for images")
-    chosen: list[str] = []
+    types: dict[str, str] = {}
     found = read_numbers(
         settings.data,
         settings.drop,
         settings.test_fraction,
         settings.seed,
-        partial(_as_states, visible=settings.visible, chosen=chosen),
+        partial(_as_states, visible=settings.visible, types=types),
     )
-    names = {"binary": "binary (0 or 1)", "categorical": "categories", "gaussian": "numbers, as Gaussian units"}
-    remarks = [f"Taken as {names[chosen[0]]}: {listed(list(found.training.columns))}.", *found.remarks]
-    test = found.test
-    if chosen[0] == "categorical":
-        known = [test[c].isin(found.training[c].unique()) for c in test.columns]
-        test = test[np.logical_and.reduce(known)]
-        if len(test) < len(found.test):
-            n = len(found.test) - len(test)
-            remarks.append(f"{n} rows held out have categories that no training row has, and are not judged.")
-    return Rows(found.training, test, chosen[0], None, found.constant, remarks, found.n_rows, found.fingerprint)
+    training, test = found.training, found.test
+    # Numbers of a table are not taken for probabilities.
+    visible = "mixed" if settings.visible == "auto" else settings.visible
+    encoder = StateEncoder(visible).fit(training.to_numpy(), training.columns)
+    remarks = []
+    for kind, name in _TAKEN.items():
+        columns = [str(training.columns[k]) for k in encoder.columns(kind)]
+        remarks += [f"Taken as {name}: {listed(columns)}."] if columns else []
+    remarks += found.remarks
+    texts = [training.columns[k] for k in encoder.columns("categorical")]
+    known = np.logical_and.reduce([np.ones(len(test), bool), *(test[c].isin(training[c].unique()) for c in texts)])
+    if not known.all():
+        n = int((~known).sum())
+        remarks.append(f"{n} rows held out have categories that no training row has, and are not judged.")
+    test = test[known]
+    encoder.encode(test.to_numpy(), training.columns)
+    return Rows(training, test, encoder, types, None, found.constant, remarks, found.n_rows, found.fingerprint)
 
 
 def _image_rows(settings: BoltzmannSettings, images: Images) -> Rows:
-    if settings.visible == "categorical":
-        raise ValueError("pixels are no categories: take --visible auto, binary or gaussian")
+    if settings.visible in ("categorical", "mixed"):
+        raise ValueError("pixels are all of one kind: take --visible auto, binary or gaussian")
     if settings.drop:
         raise ValueError("--drop is for columns of tables")
     flat = images.pixels.reshape(len(images.pixels), -1).astype(np.float64)
@@ -320,7 +337,8 @@ def _image_rows(settings: BoltzmannSettings, images: Images) -> Rows:
     return Rows(
         table.iloc[training],
         table.iloc[test],
-        kind,
+        StateEncoder(kind).fit(table.iloc[training].to_numpy(), table.columns),
+        {},
         list(images.pixels.shape[1:]),
         {},
         remarks,
@@ -330,39 +348,43 @@ def _image_rows(settings: BoltzmannSettings, images: Images) -> Rows:
     )
 
 
-def _as_states(table: pd.DataFrame, visible: str, chosen: list[str]) -> pd.DataFrame:
-    """Columns as numbers or as categories, and which of these in ``chosen``."""
-    constant = [c for c in table.columns if table[c].nunique() == 1]  # they say nothing of the others
-    texts = [c for c in table.columns if not is_number(table[c]) and c not in constant]
-    if visible == "auto":
-        numbers = [c for c in table.columns if c not in texts and c not in constant]
-        wide = [c for c in numbers if not table[c].dropna().isin((0, 1)).all()]
-        if texts and wide:
-            first = table[texts[0]]
-            odd = first[pd.to_numeric(first, errors="coerce").isna() & first.notna()]
-            example = f"{odd.iloc[0]!r} in row {int(odd.index[0]) + 1} is one, " if len(odd) else ""
-            raise ValueError(
-                f"the table has texts ({listed(texts, 3)}) beside numbers ({listed(wide, 3)}): {example}and a "
-                "machine has visible units of one kind: mend the row, leave out one or the other (--drop), or "
-                "take each number as a category (--visible categorical)"
-            )
-        visible = "categorical" if texts else "gaussian" if wide else "binary"
-    chosen[:] = [visible]
-    plain = [c for c in constant if not is_number(table[c])]
+def _as_states(table: pd.DataFrame, visible: str, types: dict[str, str]) -> pd.DataFrame:
+    """Columns as numbers or as categories; what they are goes to ``types``."""
+    types.update({c: _type_of(table[c]) for c in table.columns})
+    constant = {c for c in table.columns if table[c].nunique() == 1}  # they say nothing of the others
+    mixed = visible in ("auto", "mixed")
     return pd.DataFrame(
         {
-            c: _as_categories(table[c]) if visible == "categorical" or c in plain else as_numbers(table[c])
+            c: _as_categories(table[c])
+            if visible == "categorical" or (types[c] == "text" and (mixed or c in constant))
+            else as_numbers(table[c])
             for c in table.columns
         }
     )
 
 
+def _type_of(column: pd.Series) -> str:
+    if not is_number(column):
+        return "text"
+    known = column.dropna()
+    if len(known) and known.map(lambda v: isinstance(v, bool | np.bool_)).all():
+        return "truth"
+    if not pd.api.types.is_numeric_dtype(column) and known.dtype != object:
+        return "number"  # dates and spans, which are refused
+    values = known.to_numpy(np.float64)
+    return "whole" if len(values) and (values == np.round(values)).all() else "number"
+
+
 def _as_categories(column: pd.Series) -> pd.Series:
     n = column.nunique()
     if n > _MOST_CATEGORIES:
+        numbers = pd.to_numeric(column, errors="coerce")
+        odd = column[numbers.isna() & column.notna()]
+        few = 0 < len(odd) < len(column) / 2
+        told = f"it holds numbers but for texts such as {odd.iloc[0]!r} in row {int(odd.index[0]) + 1}: mend these"
         raise ValueError(
             f"column {column.name!r} has {n} different values, too many for categories (at most "
-            f"{_MOST_CATEGORIES}): leave it out (--drop)"
+            f"{_MOST_CATEGORIES}): {told + ', or ' if few else ''}leave it out (--drop)"
         )
     kept = column.astype(float) if is_number(column) else column.map(str, na_action="ignore")
     return kept.astype(object).where(column.notna(), np.nan)
@@ -377,23 +399,24 @@ def _scores(
     model: RestrictedBoltzmannMachine, training: pd.DataFrame, test: pd.DataFrame
 ) -> dict[str, dict[str, Any]]:
     """Log-likelihood and reconstruction error of the machine and of what it must beat."""
-    states = model.encoder_.encode(test.to_numpy())
-    log_prob, off = model.score_samples(test), model.log_normaliser_error_
-    if model.encoder_.kind == "gaussian":
-        law = norm(training.mean().to_numpy(), training.std(ddof=0).to_numpy())
-        alone = law.logpdf(test.to_numpy()).sum(1)
-        means = model.encoder_.encode(training.to_numpy()).mean(0)
-    else:
-        units, bias = model.energy_.visible, model.base_bias_.double()
-        with torch.no_grad():
-            alone = states @ bias.numpy() - float(units.log_partition(bias))
-            means = units.mean(bias).numpy()
+    encoder = model.encoder_
+    states, log_prob, off = encoder.encode(test.to_numpy()), model.score_samples(test), model.log_normaliser_error_
+    means, alone = encoder.encode(training.to_numpy()).mean(0), np.zeros(len(test))
+    bias = model.base_bias_.double()
+    for units, place in model.energy_.visible.parts:
+        if not isinstance(units, Gaussian):
+            with torch.no_grad():
+                alone += states[:, place] @ bias[place].numpy() - float(units.log_partition(bias[place]))
+                means[place] = units.mean(bias[place]).numpy()
+    for k in encoder.columns("gaussian"):
+        known = training.iloc[:, k].to_numpy(np.float64)
+        alone += norm(known.mean(), known.std()).logpdf(test.iloc[:, k].to_numpy(np.float64))
     back = model.reconstruct(test, encoded=True)
     found = {
         MODEL_NAME: _score(log_prob, off, float(np.square(back - states).mean())),
         INDEPENDENT: _score(alone, 0.0, float(np.square(means - states).mean())),
     }
-    if model.encoder_.kind == "gaussian" and len(training) > training.shape[1]:
+    if encoder.kind == "gaussian" and len(training) > training.shape[1]:
         gaussian = GaussianBaseline().fit(training.to_numpy()).log_prob(test.to_numpy())
         found[GaussianBaseline.name] = _score(gaussian, 0.0, None)
     return found
@@ -435,17 +458,25 @@ def load_boltzmann_run(folder: Path) -> FinishedMachine:
 
 
 def sample_rows(run: FinishedMachine, n: int, seed: int = 0) -> pd.DataFrame:
-    """n rows drawn from the machine, with the training table's columns."""
+    """n rows drawn from the machine, with the training table's columns, each in its type."""
     table = pd.DataFrame(run.model.sample(n, random_state=seed), columns=run.columns).infer_objects()
     for name, value in run.figures["constant"].items():
         table[name] = value
-    return _with_whole_bits(run, table)
+    return _in_their_types(run, table)
 
 
-def _with_whole_bits(run: FinishedMachine, table: pd.DataFrame) -> pd.DataFrame:
-    """Columns of a binary machine as 0 and 1, not 0.0 and 1.0."""
-    bits = [c for c in run.columns if run.figures["visible"] == "binary" and table[c].isin((0, 1)).all()]
-    return table.astype(dict.fromkeys(bits, int))
+def _in_their_types(run: FinishedMachine, table: pd.DataFrame) -> pd.DataFrame:
+    """Columns without gaps as the training table had them: whole numbers as such, truth values too."""
+    kinds: dict[str, type] = {}
+    for name, kind in run.figures["types"].items():
+        if kind not in ("whole", "truth") or name not in table.columns or table[name].isna().any():
+            continue
+        values = pd.to_numeric(table[name], errors="coerce")
+        if kind == "truth" and values.isin((0, 1)).all():
+            kinds[name] = bool
+        elif kind == "whole" and (values == values.round()).all():
+            kinds[name] = int
+    return table.astype(kinds)
 
 
 def sample_images(run: FinishedMachine, n: int, seed: int = 0) -> np.ndarray:
@@ -481,7 +512,7 @@ def impute_rows(run: FinishedMachine, path: Path, n: int = 1, seed: int = 0) -> 
         raise ValueError("the table has a column 'imputation' already: rename it, or ask for one imputation")
     X = _model_columns(run, table)
     filled = run.model.impute(X, n, random_state=seed)
-    return _with_whole_bits(run, completed_tables(table, X, filled, run.figures["constant"]))
+    return _in_their_types(run, completed_tables(table, X, filled, run.figures["constant"]))
 
 
 def _asked(run: FinishedMachine, path: Path) -> pd.DataFrame:
@@ -499,8 +530,15 @@ def _asked(run: FinishedMachine, path: Path) -> pd.DataFrame:
 
 
 def _model_columns(run: FinishedMachine, table: pd.DataFrame) -> pd.DataFrame:
-    columns = columns_of(table, run.columns)
-    if run.figures["visible"] == "categorical":
-        return pd.DataFrame({c: _as_categories(columns[c]) for c in run.columns})
+    columns, kinds = columns_of(table, run.columns), run.model.encoder_.kinds
     empty = np.full(len(table), np.nan)
-    return pd.DataFrame({c: empty if columns[c].isna().all() else as_numbers(columns[c]) for c in run.columns})
+    return pd.DataFrame(
+        {
+            c: _as_categories(columns[c])
+            if kind == "categorical"
+            else empty
+            if columns[c].isna().all()
+            else as_numbers(columns[c])
+            for c, kind in zip(run.columns, kinds, strict=True)
+        }
+    )

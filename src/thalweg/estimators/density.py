@@ -25,7 +25,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from thalweg.data.encoding import is_number
-from thalweg.data.target import find_resolution, location_and_scale
+from thalweg.data.target import find_resolution, location_and_scale, most_frequent, rounded
 from thalweg.energies.autoregressive import AutoregressiveEnergy, NumericEncoding
 from thalweg.energies.base import Energy, check_energy
 from thalweg.energies.conditioning import ClampedEnergy
@@ -170,7 +170,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         self.resolution_ = np.array(
             [find_resolution(c) if self.resolution == "auto" else float(self.resolution) for c in X.T]
         )
-        self.origin_ = np.array([_most_frequent(c) for c in X.T])
+        self.origin_ = np.array([most_frequent(c) for c in X.T])
         folder = None if run_dir is None else Path(run_dir)
         if folder is not None and not resume:
             # Checkpoints of columns that an earlier run had there would be taken for this one's.
@@ -468,9 +468,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         """Draws, of rounded columns on their grids."""
         out = x.numpy()
         for k in np.flatnonzero(self.resolution_):
-            steps = np.round((out[..., k] - self.origin_[k]) / self.resolution_[k])
-            decimals = max(0, 2 - math.floor(math.log10(self.resolution_[k])))
-            out[..., k] = np.round(self.origin_[k] + steps * self.resolution_[k], decimals)
+            out[..., k] = rounded(out[..., k], self.origin_[k], self.resolution_[k])
         return out
 
     def _generator(self, random_state: Any) -> torch.Generator:
@@ -685,12 +683,6 @@ def _check_numbers(X: Any) -> None:
 def _check_count(name: str, value: Any) -> None:
     if not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-
-
-def _most_frequent(values: np.ndarray) -> float:
-    """A value that lies on the grid of a rounded column, whichever that is."""
-    unique, counts = np.unique(values, return_counts=True)
-    return float(unique[counts.argmax()])
 
 
 def _proposal(data: Tensor, seed: int) -> GaussianMixtureEnergy:

@@ -19,7 +19,7 @@ from thalweg.report.page import Card, Tile, render_page, write_page
 _MOST_FILTERS = 100
 _MOST_COLUMNS = 60
 _MOST_MARGINALS = 12
-_ADJECTIVES = {"binary": "binary", "gaussian": "Gaussian", "categorical": "categorical"}
+_ADJECTIVES = {"binary": "binary", "gaussian": "Gaussian", "categorical": "categorical", "mixed": "mixed"}
 
 
 def write_boltzmann_report(run: FinishedMachine, path: Path | None = None) -> Path:
@@ -96,12 +96,12 @@ def _filters(run: FinishedMachine) -> Card:
 def _state_names(run: FinishedMachine) -> list[str]:
     """What each number of a visible state is."""
     encoder = run.model.encoder_
-    if encoder.kind != "categorical":
-        return run.columns
-    names = []
-    for column, known in zip(run.columns, encoder.categories, strict=True):
-        padded = [f"{v:g}" if isinstance(v, float) else str(v) for v in known] + [""] * encoder.n_states
-        names += [f"{column} = {v}" for v in padded[: encoder.n_states]]
+    names = [""] * encoder.width
+    for column, place, known in zip(run.columns, encoder.places, encoder.categories, strict=True):
+        if not known:
+            names[place[0]] = column
+        for k, value in zip(place, known, strict=False):
+            names[k] = f"{column} = {value:g}" if isinstance(value, float) else f"{column} = {value}"
     return names
 
 
@@ -115,12 +115,12 @@ def _reconstructions(run: FinishedMachine, rows: Rows) -> Card:
     states = run.model.encoder_.encode(rows.test.to_numpy())
     training = run.model.encoder_.encode(rows.training.to_numpy())
     back = run.model.reconstruct(rows.test, encoded=True)
-    width = states.shape[1] // len(run.columns)
-    spread = training.var(0).reshape(-1, width).sum(1)
+    places = run.model.encoder_.places[:_MOST_MARGINALS]
+    spread = training.var(0)
 
     def by_column(guess: np.ndarray) -> list[float]:
-        squared = np.square(guess - states).mean(0).reshape(-1, width).sum(1)
-        return np.sqrt(squared / spread)[:_MOST_MARGINALS].tolist()
+        squared = np.square(guess - states).mean(0)
+        return [float(np.sqrt(squared[place].sum() / spread[place].sum())) for place in places]
 
     errors = {MODEL_NAME: by_column(back), "the mean": by_column(training.mean(0))}
     text = (
@@ -144,26 +144,33 @@ def _draws(run: FinishedMachine, rows: Rows) -> Card:
         return Card("Fantasies", text, [wall(fantasies, 20), wall(training, 20)])
     draws = pd.DataFrame(run.model.sample(3000, random_state=0), columns=run.columns)
     text = "Every column by itself: the training rows, and 3,000 draws from the machine."
-    shown = run.columns[:_MOST_MARGINALS]
-    if len(shown) < len(run.columns):
-        text += f" The first {len(shown)} of {len(run.columns)} columns."
-    if rows.kind == "categorical":
-        head = ["column", "value", "share of the rows", "share of the draws"]
-        table = [
-            [name, str(value), f"{share:.1%}", f"{(draws[name] == value).mean():.1%}"]
-            for name in shown
-            for value, share in rows.training[name].value_counts(normalize=True).items()
-        ]
-        return Card("The data and the draws", text, head=head, rows=table, folded=len(table) > 24)
-    if rows.kind == "binary":
-        means = {"training rows": rows.training.mean().to_numpy(), "draws": draws.mean().to_numpy()}
-        cards = [_dots(means, "share of ones"), _dots(_correlated(rows.training, draws), "correlation of pairs")]
-        text = "Shares of ones, column by column, and correlations, pair by pair: on the line they agree."
-        return Card("The data and the draws", text, cards)
-    data = rows.training[shown].to_numpy()
-    picture = density_charts.marginals(data, draws[shown].to_numpy(dtype=float), shown, [0.0] * len(shown))
-    pairs = _dots(_correlated(rows.training, draws), "correlation of pairs")
-    return Card("The data and the draws", text + " Beneath, correlations, pair by pair.", [picture, pairs])
+    encoder = run.model.encoder_
+    of_kind = {
+        kind: [run.columns[k] for k in encoder.columns(kind)] for kind in ("binary", "categorical", "gaussian")
+    }
+    bits, texts, reals = of_kind.values()
+    if len(run.columns) > _MOST_MARGINALS:
+        text += f" Of categories and numbers the first {_MOST_MARGINALS} columns each."
+    head = ["column", "value", "share of the rows", "share of the draws"] if texts else []
+    table = [
+        [name, str(value), f"{share:.1%}", f"{(draws[name] == value).mean():.1%}"]
+        for name in texts[:_MOST_MARGINALS]
+        for value, share in rows.training[name].value_counts(normalize=True).items()
+    ]
+    pictures = []
+    if bits:
+        text += " Shares of ones, column by column: on the line they agree."
+        means = {"training rows": rows.training[bits], "draws": draws[bits]}
+        pictures.append(_dots({k: t.to_numpy(float).mean(0) for k, t in means.items()}, "share of ones"))
+    if reals:
+        shown = reals[:_MOST_MARGINALS]
+        data, drawn = (t[shown].to_numpy(dtype=float) for t in (rows.training, draws))
+        pictures.append(density_charts.marginals(data, drawn, shown, [0.0] * len(shown)))
+    if bits or reals:
+        text += " Correlations, pair by pair."
+        numbers = [rows.training[bits + reals], draws[bits + reals]]
+        pictures.append(_dots(_correlated(*numbers), "correlation of pairs"))
+    return Card("The data and the draws", text, pictures, head=head, rows=table, folded=len(table) > 24)
 
 
 def _correlated(data: pd.DataFrame, draws: pd.DataFrame) -> dict[str, np.ndarray]:
