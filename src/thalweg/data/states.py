@@ -27,6 +27,7 @@ class StateEncoder:
         kind: "binary" (numbers in [0, 1]), "gaussian" (any numbers; standardised), "categorical" (each column's
             values are its categories, one number for each), "mixed" (categorical for columns with texts, binary
             for columns of 0 and 1, else Gaussian), or "auto": binary if all are numbers in [0, 1], else as mixed.
+        probabilities: binary columns may hold numbers between 0 and 1, if all columns are binary.
 
     Attributes:
         kind: "mixed" where columns have different kinds, else the one that they have, once fitted.
@@ -38,10 +39,11 @@ class StateEncoder:
         categories: of each column, empty where it has other units.
     """
 
-    def __init__(self, kind: str = "auto"):
+    def __init__(self, kind: str = "auto", probabilities: bool = True):
         if kind not in KINDS:
             raise ValueError(f"visible must be one of {', '.join(KINDS)}; got {kind!r}")
         self.kind = kind
+        self.probabilities = probabilities
         self.kinds: list[str] = []
         self.grey = False
         self.location, self.scale = np.zeros(0), np.ones(0)
@@ -62,7 +64,7 @@ class StateEncoder:
         n = X.shape[1]
         if self.kind in _ORDER:
             self.kinds = [self.kind] * n
-        elif self.kind == "auto" and X.dtype.kind in "fiub" and ((X >= 0) & (X <= 1)).all():
+        elif self.kind == "auto" and self.probabilities and X.dtype.kind in "fiub" and ((X >= 0) & (X <= 1)).all():
             self.kinds = ["binary"] * n
         else:
             self.kinds = ["categorical" if k in categorical else _suitable(X[:, k]) for k in range(n)]
@@ -176,24 +178,24 @@ class StateEncoder:
 
     def _check_bits(self, bits: np.ndarray, names: Names) -> None:
         """Of the binary columns ``[N, n]``."""
+        grey = self.probabilities and self.kind != "mixed"
         with np.errstate(invalid="ignore"):
-            odd = (bits < 0) | (bits > 1)
-            if self.kind == "mixed":
-                odd |= (bits != 0) & (bits != 1) & ~np.isnan(bits)
+            odd = (bits < 0) | (bits > 1) if grey else (bits != 0) & (bits != 1) & ~np.isnan(bits)
         if odd.any():
             row, place = np.argwhere(odd)[0]
-            what = f"but {_named(names, self.columns('binary')[place])} holds {bits[row, place]:g}"
-            if self.kind == "mixed":
-                raise ValueError(f"columns of 0 and 1 have binary units, which take nothing else, {what}")
+            takes, way_out = (
+                ("0, 1 or probabilities between", "scale to [0, 1]") if grey else ("0 and 1", "binarise")
+            )
             raise ValueError(
-                f"binary units take 0, 1 or probabilities between, {what}: scale to [0, 1], or take "
-                "visible='gaussian'"
+                f"binary units take {takes}, but {_named(names, self.columns('binary')[place])} holds "
+                f"{bits[row, place]:g}: {way_out}, or take visible='gaussian'"
             )
 
     def state(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "kind": self.kind,
+            "probabilities": self.probabilities,
             "kinds": self.kinds,
             "grey": self.grey,
             "location": self.location.tolist(),
@@ -206,7 +208,7 @@ class StateEncoder:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> StateEncoder:
-        encoder = cls(state["kind"])
+        encoder = cls(state["kind"], state["probabilities"])
         encoder.kinds, encoder.grey, encoder.whole = state["kinds"], bool(state["grey"]), state["whole"]
         encoder.location, encoder.scale = np.array(state["location"]), np.array(state["scale"])
         encoder.origin, encoder.resolution = np.array(state["origin"]), np.array(state["resolution"])

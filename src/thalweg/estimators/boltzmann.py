@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from thalweg.data.states import StateEncoder
 from thalweg.energies.layered import LayeredMachine, RBMEnergy
-from thalweg.energies.units import Binary, Categorical, Gaussian, Mixed, Units
+from thalweg.estimators.columns import StateRows, check_count, kept_columns, restore_columns
 from thalweg.estimators.regressor import suitable_threads, using_threads
 from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
 from thalweg.training.boltzmann import BoltzmannTrainer, Encode, LearningPlan, binary_draws
@@ -30,8 +28,6 @@ from thalweg.training.saving import load_model, rebuilding, save_model, tensors_
 # Up to here enumeration takes about a second.
 _MOST_ENUMERATED = 20
 _MOST_ENUMERATED_IN_TRAINING = 12
-# exp of it is 0, and it is still a number in single precision.
-_IMPOSSIBLE = -1e4
 
 
 class LogLikelihood(NamedTuple):
@@ -49,7 +45,7 @@ class LogLikelihood(NamedTuple):
     upper: float
 
 
-class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMixin, StateRows):
     """A restricted Boltzmann machine, to be put where scikit-learn's ``BernoulliRBM`` stands.
 
     Beside features it gives what that does not: a normalised log-likelihood, draws, gaps filled in, Gaussian and
@@ -164,9 +160,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             ValueError: for settings or data that can't be used, in words.
             DivergenceError: if training can't be kept from diverging.
         """
-        encoder, categorical = StateEncoder(self.visible), _categorical(X)
-        X = self._validated(X, reset=True)
-        self.encoder_ = encoder.fit(X, self._names(), categorical)
+        X = self._learn_columns(X)
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         plan = self._plan(self.n_iter, self.final_rate, self._seed, checkpoint_seconds)
         data = self._states(X).float()
@@ -194,11 +188,8 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             ValueError: for settings or data that can't be used, in words.
         """
         first = not hasattr(self, "energy_")
-        encoder = StateEncoder(self.visible) if first else self.encoder_
-        categorical = _categorical(X)
-        X = self._validated(X, reset=first)
+        X = self._learn_columns(X) if first else self._validated(X)
         if first:
-            self.encoder_ = encoder.fit(X, self._names(), categorical)
             self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
             self._n_calls = 0
             self._build(self._states(X).float())
@@ -206,6 +197,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         self._n_calls += 1
         data = self._states(X).float()
         # Rows that come later may be grey where the first were not.
+        encoder = self.encoder_
         encoder.grey = encoder.grey or bool(encoder.kind == "binary" and ((data > 0) & (data < 1)).any())
         plan = self._plan(1, self._rate(), self._seed + self._n_calls)
         trainer = BoltzmannTrainer(plan)
@@ -257,19 +249,10 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         if len(self.encoder_.columns("gaussian")):
             # At zero weights the gradient is zero, and with rates that Gaussian units bear it is long left.
             self.energy_.weights[0].data.mul_(40.0 / sum(self.energy_.weights[0].shape) ** 0.5)
-        bias = self.energy_.visible.bias_of(data)
-        bias[torch.from_numpy(self.encoder_.impossible())] = _IMPOSSIBLE
+        bias = self._base_bias(self.energy_.visible, data)
         self.energy_.biases[0].data.copy_(bias)
         self.base_bias_ = bias
         self._log_z = None
-
-    def _units(self) -> Units:
-        encoder = self.encoder_
-        n_bits, n_texts, n_numbers = (len(encoder.columns(k)) for k in ("binary", "categorical", "gaussian"))
-        parts: list[Units] = [Binary(n_bits)] if n_bits else []
-        parts += [Categorical(n_texts, encoder.n_states)] if n_texts else []
-        parts += [Gaussian(n_numbers)] if n_numbers else []
-        return parts[0] if len(parts) == 1 else Mixed(parts)
 
     def _threads(self) -> Any:
         return using_threads(self.n_threads or suitable_threads(self.batch_size, self.energy_))
@@ -402,8 +385,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             n_steps: bridges; with few of them, and a machine whose modes are far apart, draws recur.
         """
         machine, generator = self._machine(), self._generator(random_state)
-        if not isinstance(n_samples, int | np.integer) or n_samples < 1:
-            raise ValueError(f"n_samples must be a whole number of at least 1, got {n_samples!r}")
+        check_count(n_samples)
         with self._threads():
             ends = anneal_machine(machine, self.base_bias_, max(100, n_samples), n_steps, generator=generator)
             weights = (ends.log_weights - ends.log_weights.max()).exp()
@@ -435,21 +417,9 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         Returns:
             ``[rows, columns]``, or ``[n_imputations, rows, columns]``.
         """
-        machine, generator = self._machine(), self._generator(random_state)
-        original = self._validated(X, gaps=True)
-        x = self._states(original).float()
-        n = n_chains if n_imputations is None else n_imputations
-        out = np.repeat(original[None], n if n_imputations is not None else 1, 0)
-        rows = np.flatnonzero(pd.isna(original).any(1))
+        machine = self._machine()
         with self._threads():
-            for piece in np.array_split(rows, max(1, len(rows) * n // 4096)):
-                if not len(piece):
-                    continue
-                mean, last = _clamped(machine, x[piece], self.base_bias_, n, n_steps, generator)
-                filled = self._decoded(mean[None]) if n_imputations is None else self._decoded(last, draws=True)
-                gaps = pd.isna(original[piece])
-                out[:, piece] = np.where(gaps, filled, original[piece])
-        return out[0] if n_imputations is None else out
+            return self._filled(machine, self.base_bias_, X, n_imputations, n_chains, n_steps, random_state)
 
     # -- in and out ----------------------------------------------------------------------------------
 
@@ -460,45 +430,6 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
     def _exact(self) -> RBMEnergy:
         """In double precision: a row's figure then doesn't depend on the rows beside it."""
         return copy.deepcopy(self._machine()).double()
-
-    def _validated(self, X: Any, reset: bool = False, gaps: bool = False) -> np.ndarray:
-        if reset:
-            numbers = self.visible in ("binary", "gaussian") or (
-                self.visible in ("auto", "mixed") and not _holds_texts(X)
-            )
-        else:
-            numbers = "categorical" not in self.encoder_.kinds
-        if not numbers:
-            if isinstance(X, pd.DataFrame):
-                X = X.astype(object)
-            elif not hasattr(X, "dtype"):
-                # Numbers in a list beside texts would become texts.
-                X = np.array(X, dtype=object)
-            found = validate_data(self, X, reset=reset, dtype=None, ensure_all_finite=False)
-            if not gaps and pd.isna(found).any():
-                raise ValueError("the rows contain gaps (NaN): leave them out, or fill them first")
-            return found
-        finite = "allow-nan" if gaps else True
-        return validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite=finite)
-
-    def _rows(self, X: Any) -> Tensor:
-        check_is_fitted(self, "energy_")
-        return self._states(self._validated(X))
-
-    def _states(self, X: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(self.encoder_.encode(X, self._names())))
-
-    def _names(self) -> Sequence[str] | None:
-        return getattr(self, "feature_names_in_", None)
-
-    def _decoded(self, states: Tensor, draws: bool = False) -> np.ndarray:
-        return self.encoder_.decode(states.double().numpy(), draws)
-
-    def _log_volume(self) -> float:
-        return float(np.log(self.encoder_.scale).sum())
-
-    def _generator(self, random_state: Any) -> torch.Generator:
-        return torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -516,8 +447,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         machine = self._machine()
         config = {
             "params": {k: v for k, v in self.get_params().items() if k != "random_state"},
-            "n_features_in": self.n_features_in_,
-            "feature_names_in": [str(c) for c in getattr(self, "feature_names_in_", [])],
+            **kept_columns(self),
             "encoder": self.encoder_.state(),
             "seed": self._seed,
             "n_calls": self._n_calls,
@@ -540,9 +470,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         config, tensors = load_model(Path(folder), cls.__name__)
         with rebuilding(folder):
             model = cls(**config["params"])
-            model.n_features_in_ = config["n_features_in"]
-            if config["feature_names_in"]:
-                model.feature_names_in_ = np.array(config["feature_names_in"], dtype=object)
+            restore_columns(model, config)
             model.encoder_ = StateEncoder.from_state(config["encoder"])
             model._seed, model._n_calls = config["seed"], config["n_calls"]
             model.history_ = History(**config["history"])
@@ -554,37 +482,3 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             kept = config["log_normaliser"]
             model._log_z = None if kept is None else (kept[0], kept[1])
         return model
-
-
-def _clamped(
-    machine: RBMEnergy, x: Tensor, bias: Tensor, n_chains: int, n_steps: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Means ``[N, width]`` and last states ``[n_chains, N, width]`` of chains that keep what is known of x."""
-    known = ~torch.isnan(x)
-    fixed = torch.nan_to_num(x)
-    visible = torch.where(known, fixed, machine.visible.sample(bias.expand(n_chains, *x.shape), generator))
-    total, counted = torch.zeros_like(x), max(1, n_steps // 2)
-    with torch.no_grad():
-        for step in range(n_steps):
-            hidden = machine.resample([visible, None], 1, generator)[1]
-            field = machine.field([None, hidden], 0)
-            if step >= n_steps - counted:
-                total += machine.visible.mean(field).mean(0) / counted
-            visible = torch.where(known, fixed, machine.visible.sample(field, generator))
-    return total, visible
-
-
-def _categorical(X: Any) -> list[int]:
-    """Columns of a DataFrame that say so."""
-    if not isinstance(X, pd.DataFrame):
-        return []
-    return [k for k, kind in enumerate(X.dtypes) if isinstance(kind, pd.CategoricalDtype)]
-
-
-def _holds_texts(X: Any) -> bool:
-    if isinstance(X, pd.DataFrame):
-        return not all(pd.api.types.is_numeric_dtype(t) for t in X.dtypes)
-    kind = getattr(X, "dtype", None)
-    if kind is None:
-        kind = np.asarray(X).dtype
-    return kind.kind in "US" or (kind.kind == "O" and any(isinstance(v, str) for v in np.asarray(X).ravel()))

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from thalweg.data.states import StateEncoder
 from thalweg.energies import belief
 from thalweg.energies.layered import DBMEnergy
-from thalweg.energies.units import Binary, Gaussian, Units
+from thalweg.estimators.columns import IMPOSSIBLE, StateRows, check_count, kept_columns, restore_columns
 from thalweg.estimators.regressor import using_threads
 from thalweg.objectives.base import AnyEnergy, Batch, Objective
 from thalweg.sampling.layered_annealing import bracket_machine
@@ -37,7 +38,7 @@ PARTS = ("pretraining", "joint", "up-down", "labels")
 _BINARY_RATE, _GAUSSIAN_RATE = 0.3, 0.02
 
 
-class _Deep(BaseEstimator):
+class _Deep(StateRows):
     """What deep models of rows have in common: columns, settings, runs, files."""
 
     def __init__(
@@ -67,8 +68,7 @@ class _Deep(BaseEstimator):
 
     energy_: Any
 
-    def _prepared(self, X: Any) -> Tensor:
-        """Checks settings, looks at the columns, draws the seed: the rows as states of the visible units."""
+    def _check_settings(self) -> None:
         for name in ("n_iter_pretraining", "n_iter", "batch_size", "n_gibbs"):
             value = getattr(self, name)
             if not isinstance(value, int | np.integer) or value < 1:
@@ -76,40 +76,18 @@ class _Deep(BaseEstimator):
         widths = list(self.hidden) if isinstance(self.hidden, Iterable) else []
         if not widths or any(not isinstance(n, int | np.integer) or n < 1 for n in widths):
             raise ValueError(f"hidden must be whole numbers of at least 1, got {self.hidden!r}")
-        if self.visible not in ("auto", "binary", "gaussian"):
-            raise ValueError(f"visible must be auto, binary or gaussian, got {self.visible!r}")
-        binary = bool(((X == 0) | (X == 1)).all())
-        if self.visible == "binary" and not binary:
-            raise ValueError("binary units take columns of 0 and 1: binarise first, or set visible='gaussian'")
-        self.binary_ = binary if self.visible == "auto" else self.visible == "binary"
-        self.location_, self.scale_ = np.zeros(X.shape[1]), np.ones(X.shape[1])
-        if not self.binary_:
-            self.location_, scale = X.mean(0), X.std(0)
-            self.scale_ = np.where(scale > 0, scale, 1.0)
+
+    def _prepared(self, X: np.ndarray) -> Tensor:
+        """Draws the seed: the rows as states of the visible units."""
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        return self._encoded(X).float()
-
-    def _units(self, n: int) -> Units:
-        return Binary(n) if self.binary_ else Gaussian(n)
-
-    def _encoded(self, X: np.ndarray) -> Tensor:
-        return torch.from_numpy((X - self.location_) / self.scale_)
-
-    def _decoded(self, states: Tensor) -> np.ndarray:
-        return self.location_ + self.scale_ * states.double().numpy()
-
-    def _rows(self, X: Any) -> Tensor:
-        """Rows of new data as states."""
-        check_is_fitted(self, "energy_")
-        X = validate_data(self, X, dtype=np.float64, reset=False)
-        states = self._encoded(X)
-        self.energy_.visible.check(states)
-        return states
+        rows = self._states(X).float()
+        self.base_bias_ = self._base_bias(self._units(), rows).double()
+        return rows
 
     def _plan(self, n_epochs: int, share: float = 1.0, checkpoint_seconds: float = 5.0) -> LearningPlan:
         rate = self.learning_rate
         if rate is None:
-            rate = _BINARY_RATE if self.binary_ else _GAUSSIAN_RATE
+            rate = _GAUSSIAN_RATE if len(self.encoder_.columns("gaussian")) else _BINARY_RATE
         return LearningPlan(
             n_epochs=n_epochs,
             batch_size=self.batch_size,
@@ -132,9 +110,6 @@ class _Deep(BaseEstimator):
             "resume": resume,
         }
 
-    def _generator(self, random_state: Any = None) -> torch.Generator:
-        return torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
-
     # -- files ---------------------------------------------------------------------------------------
 
     def save(self, folder: str | os.PathLike[str], extra: dict[str, Any] | None = None) -> None:
@@ -148,17 +123,15 @@ class _Deep(BaseEstimator):
         params["hidden"] = [int(n) for n in self.hidden]
         config: dict[str, Any] = {
             "params": params,
-            "n_features_in": self.n_features_in_,
-            "feature_names_in": [str(c) for c in getattr(self, "feature_names_in_", [])],
-            "binary": self.binary_,
-            "location": self.location_.tolist(),
-            "scale": self.scale_.tolist(),
+            **kept_columns(self),
+            "encoder": self.encoder_.state(),
             "seed": self._seed,
             "history": [asdict(h) for h in self.history_],
             "extra": extra or {},
             **self._more_config(),
         }
         tensors = {f"{name}.{k}": v for name, m in self._modules().items() for k, v in m.state_dict().items()}
+        tensors["base_bias"] = self.base_bias_
         save_model(Path(folder), type(self).__name__, config, tensors)
 
     @classmethod
@@ -171,11 +144,9 @@ class _Deep(BaseEstimator):
         config, tensors = load_model(Path(folder), cls.__name__)
         with rebuilding(folder):
             model = cls(**config["params"])
-            model.n_features_in_ = config["n_features_in"]
-            if config["feature_names_in"]:
-                model.feature_names_in_ = np.array(config["feature_names_in"], dtype=object)
-            model.binary_, model._seed = config["binary"], config["seed"]
-            model.location_, model.scale_ = np.array(config["location"]), np.array(config["scale"])
+            restore_columns(model, config)
+            model.encoder_, model._seed = StateEncoder.from_state(config["encoder"]), config["seed"]
+            model.base_bias_ = tensors["base_bias"]
             model.history_ = [History(**h) for h in config["history"]]
             model.extra_ = config["extra"]
             model._rebuild(config)
@@ -211,7 +182,7 @@ class _DeepDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Deep):
         """Fit the model to the rows of X.
 
         Args:
-            X: numbers without gaps ``[rows, columns]``.
+            X: ``[rows, columns]`` without gaps.
             y: ignored.
             run_dir: keep checkpoints here.
             resume: go on from the checkpoints in run_dir; the result is that of a run never interrupted.
@@ -221,13 +192,16 @@ class _DeepDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Deep):
             ValueError: for settings or data that can't be used, in words.
             DivergenceError: if training can't be kept from diverging.
         """
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
-        rows = self._prepared(X)
+        self._check_settings()
+        rows = self._prepared(self._learn_columns(X, probabilities=False))
         self._log_z: tuple[float, float] | None = None
         self._fresh(run_dir, resume)
         with using_threads(self.n_threads or torch.get_num_threads()), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             self._learn(rows, run_dir, resume, checkpoint_seconds)
+        with torch.no_grad():
+            # Categories that a column does not have have learned that they are rare, not that there are none.
+            self._visible_bias[torch.from_numpy(self.encoder_.impossible())] = IMPOSSIBLE
         # In double precision a row's figures do not depend on the rows beside it.
         self.energy_.double()
         return self
@@ -238,6 +212,10 @@ class _DeepDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Deep):
     @property
     def _normalised(self) -> Any:
         """The machine whose log Z is that of the model."""
+        raise NotImplementedError
+
+    @property
+    def _visible_bias(self) -> Tensor:
         raise NotImplementedError
 
     def _bound(self, rows: Tensor) -> Tensor:
@@ -275,11 +253,11 @@ class _DeepDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Deep):
         """A lower bound of log p of every row ``[rows]``, in nats; all off alike by ``log_normaliser_error_``."""
         rows = self._rows(X)
         bound = torch.cat([self._bound(part) for part in rows.split(4096)]).numpy()
-        return bound - self.log_normaliser_ - float(np.log(self.scale_).sum())
+        return bound - self.log_normaliser_ - self._log_volume()
 
     def score(self, X: Any, y: Any = None) -> float:
-        """The mean of ``score_samples``."""
-        return float(self.score_samples(X).mean())
+        """The sum of ``score_samples``, as of scikit-learn's ``KernelDensity``."""
+        return float(self.score_samples(X).sum())
 
     def _more_config(self) -> dict[str, Any]:
         return {"log_normaliser": list(self._normaliser())}
@@ -288,11 +266,12 @@ class _DeepDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Deep):
 class DeepBoltzmannMachine(_DeepDensity):
     """A deep Boltzmann machine: pre-trained by layers, then trained as a whole.
 
-    Columns of 0 and 1 have binary units, others Gaussian ones with learned spreads, standardised inside.
+    Columns of 0 and 1 have binary units, texts categorical ones, numbers Gaussian ones with learned spreads,
+    standardised inside.
 
     Args:
         hidden: numbers of hidden units, from below; two layers at least.
-        visible: "binary", "gaussian", or "auto": binary if all values are 0 or 1.
+        visible: "binary", "gaussian", "categorical", or column by column: "mixed" or "auto".
         n_iter_pretraining: passes over the data for each layer, by CD-1.
         n_iter: passes of the joint training, by mean field and persistent chains.
         learning_rate: of the first pass, falling to 0; None is 0.3, with Gaussian units 0.02; of the pre-training
@@ -305,6 +284,8 @@ class DeepBoltzmannMachine(_DeepDensity):
 
     Attributes:
         energy_: the :class:`~thalweg.energies.DBMEnergy` of encoded rows.
+        encoder_: how rows become visible states.
+        base_bias_: of independent visible units with the data's means ``[width]``.
         history_: one :class:`~thalweg.training.loop.History` for each layer, and one of the joint training.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
@@ -321,9 +302,9 @@ class DeepBoltzmannMachine(_DeepDensity):
     def _learn(self, rows: Tensor, run_dir: Any, resume: bool, checkpoint_seconds: float) -> None:
         if len(self.hidden) < 2:
             raise ValueError(f"a deep Boltzmann machine has at least two hidden layers, got {list(self.hidden)}")
-        self.energy_ = DBMEnergy(self._units(rows.shape[1]), self.hidden)
+        self.energy_ = DBMEnergy(self._units(), self.hidden)
         with torch.no_grad():
-            self.energy_.biases[0].copy_(self.energy_.visible.bias_of(rows))
+            self.energy_.biases[0].copy_(self.base_bias_)
         first = self._plan(self.n_iter_pretraining, 1 / 3, checkpoint_seconds)
         first = LearningPlan(**{**asdict(first), "persistent": False, "n_gibbs": 1})
         parts = pretrain(self.energy_, rows, first, **self._how(run_dir, "pretraining", resume))
@@ -337,6 +318,10 @@ class DeepBoltzmannMachine(_DeepDensity):
     def _normalised(self) -> Any:
         return self.energy_
 
+    @property
+    def _visible_bias(self) -> Tensor:
+        return self.energy_.biases[0]
+
     def _bound(self, rows: Tensor) -> Tensor:
         return self.energy_.evidence_bound(rows, 50, 0.0)
 
@@ -345,12 +330,17 @@ class DeepBoltzmannMachine(_DeepDensity):
         rows = self._rows(X)
         return self.energy_.mean_field(rows, 50, 0.0)[-1].numpy()
 
-    def reconstruct(self, X: Any) -> np.ndarray:
-        """Means of the columns given the mean field's means of the hidden units ``[rows, columns]``."""
+    def reconstruct(self, X: Any, encoded: bool = False) -> np.ndarray:
+        """Means of the columns given the mean field's means of the hidden units ``[rows, columns]``.
+
+        Args:
+            encoded: give the means of the states ``[rows, width]`` instead, as ``encoder_`` has them.
+        """
         rows = self._rows(X)
         layers = self.energy_.mean_field(rows, 50, 0.0)
         with torch.no_grad():
-            return self._decoded(self.energy_.visible.mean(self.energy_.field(layers, 0)))
+            means = self.energy_.visible.mean(self.energy_.field(layers, 0))
+        return means.numpy() if encoded else self._decoded(means)
 
     def sample(
         self,
@@ -360,6 +350,7 @@ class DeepBoltzmannMachine(_DeepDensity):
     ) -> np.ndarray:
         """Draws ``[n_samples, columns]``, each by a chain of its own of n_steps sweeps."""
         check_is_fitted(self, "energy_")
+        check_count(n_samples)
         machine, generator = self.energy_, self._generator(random_state)
         with torch.no_grad():
             layers = [
@@ -368,21 +359,37 @@ class DeepBoltzmannMachine(_DeepDensity):
             ]
             for _ in range(n_steps):
                 layers = machine.resample(machine.resample(layers, 1, generator), 0, generator)
-        return self._decoded(layers[0])
+        return self._decoded(layers[0], draws=True)
+
+    def impute(
+        self,
+        X: Any,
+        n_imputations: int | None = None,
+        n_chains: int = 32,
+        n_steps: int = 200,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> np.ndarray:
+        """Fill gaps (NaN) by block Gibbs over all layers with all known entries held fast.
+
+        Args, Returns: as :meth:`RestrictedBoltzmannMachine.impute`.
+        """
+        check_is_fitted(self, "energy_")
+        return self._filled(self.energy_, self.base_bias_, X, n_imputations, n_chains, n_steps, random_state)
 
     def _rebuild(self, config: dict[str, Any]) -> None:
-        self.energy_ = DBMEnergy(self._units(self.n_features_in_), self.hidden)
+        self.energy_ = DBMEnergy(self._units(), self.hidden)
         self._log_z = tuple(config["log_normaliser"])
 
 
 class DeepBeliefNetwork(_DeepDensity):
     """A deep belief network: layer upon layer, then fine-tuned as a whole by the up-down algorithm.
 
-    Columns of 0 and 1 have binary units, others Gaussian ones with learned spreads, standardised inside.
+    Columns of 0 and 1 have binary units, texts categorical ones, numbers Gaussian ones with learned spreads,
+    standardised inside.
 
     Args:
         hidden: numbers of hidden units, from below.
-        visible: "binary", "gaussian", or "auto": binary if all values are 0 or 1.
+        visible: "binary", "gaussian", "categorical", or column by column: "mixed" or "auto".
         n_iter_pretraining: passes over the data for each layer, by persistent chains.
         n_iter: passes of the fine-tuning.
         learning_rate: of the first pass, falling to 0; None is 0.3, with Gaussian units 0.02; of the fine-tuning a
@@ -395,6 +402,8 @@ class DeepBeliefNetwork(_DeepDensity):
 
     Attributes:
         energy_: the :class:`~thalweg.energies.DeepBeliefNetwork` of encoded rows.
+        encoder_: how rows become visible states.
+        base_bias_: of independent visible units with the data's means ``[width]``.
         history_: one :class:`~thalweg.training.loop.History` for each layer, and one of the fine-tuning.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
@@ -410,7 +419,7 @@ class DeepBeliefNetwork(_DeepDensity):
 
     def _learn(self, rows: Tensor, run_dir: Any, resume: bool, checkpoint_seconds: float) -> None:
         self.energy_, parts = grow_belief_network(
-            self._units(rows.shape[1]),
+            self._units(),
             self.hidden,
             rows,
             self._plan(self.n_iter_pretraining, 1.0, checkpoint_seconds),
@@ -425,6 +434,11 @@ class DeepBeliefNetwork(_DeepDensity):
     def _normalised(self) -> Any:
         return self.energy_.top
 
+    @property
+    def _visible_bias(self) -> Tensor:
+        lower = self.energy_.lower
+        return lower[0].bias if len(lower) else self.energy_.top.biases[0]
+
     def _bound(self, rows: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self._seed)
         return self.energy_.importance_bound(rows, 100, generator, common=True)
@@ -434,15 +448,19 @@ class DeepBeliefNetwork(_DeepDensity):
         rows = self._rows(X)
         return self.energy_.means_up(rows)[-1].numpy()
 
-    def reconstruct(self, X: Any) -> np.ndarray:
-        """Means of the columns after means of every layer up and down again ``[rows, columns]``."""
+    def reconstruct(self, X: Any, encoded: bool = False) -> np.ndarray:
+        """Means of the columns after means of every layer up and down again ``[rows, columns]``.
+
+        Args:
+            encoded: give the means of the states ``[rows, width]`` instead, as ``encoder_`` has them.
+        """
         rows, network = self._rows(X), self.energy_
         with torch.no_grad():
             top = network.means_up(rows)[-1]
             back = network.top.visible.mean(network.top.field([None, top], 0))
             for layer in reversed(network.lower):
                 back = layer.unit.mean(layer.field(back))
-        return self._decoded(back)
+        return back.numpy() if encoded else self._decoded(back)
 
     def sample(
         self,
@@ -452,11 +470,12 @@ class DeepBeliefNetwork(_DeepDensity):
     ) -> np.ndarray:
         """Draws ``[n_samples, columns]``, each by a chain of n_steps sweeps on top and once down."""
         check_is_fitted(self, "energy_")
+        check_count(n_samples)
         self.energy_.n_sweeps = n_steps
-        return self._decoded(self.energy_.sample(n_samples, self._generator(random_state)))
+        return self._decoded(self.energy_.sample(n_samples, self._generator(random_state)), draws=True)
 
     def _rebuild(self, config: dict[str, Any]) -> None:
-        self.energy_ = belief.DeepBeliefNetwork(self._units(self.n_features_in_), self.hidden)
+        self.energy_ = belief.DeepBeliefNetwork(self._units(), self.hidden)
         if len(self.hidden) > 1:
             self.energy_.untie()
         self._log_z = tuple(config["log_normaliser"])
@@ -469,7 +488,7 @@ class DeepBeliefClassifier(ClassifierMixin, _Deep):
 
     Args:
         hidden: numbers of hidden units, from below.
-        visible: "binary", "gaussian", or "auto": binary if all values are 0 or 1.
+        visible: "binary", "gaussian", or column by column, "mixed" or "auto": binary if all values are 0 or 1.
         n_iter_pretraining: passes over the rows for each layer, by persistent chains.
         n_iter: passes over the labelled rows, by AdamW; twenty rows a step.
         learning_rate: of the pre-training's first pass, falling to 0; None is 0.3, with Gaussian units 0.02.
@@ -548,12 +567,14 @@ class DeepBeliefClassifier(ClassifierMixin, _Deep):
         n_labelled = len(X)
         if unlabelled is not None:
             X = np.concatenate([X, validate_data(self, unlabelled, dtype=np.float64, reset=False)])
+        self._check_settings()
+        self.encoder_ = StateEncoder(self.visible, probabilities=False).fit(X, self._names())
         rows = self._prepared(X)
         self._fresh(run_dir, resume)
         with using_threads(self.n_threads or torch.get_num_threads()), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             self.energy_, parts = grow_belief_network(
-                self._units(rows.shape[1]),
+                self._units(),
                 self.hidden,
                 rows,
                 self._plan(self.n_iter_pretraining, 1.0, checkpoint_seconds),
@@ -597,7 +618,7 @@ class DeepBeliefClassifier(ClassifierMixin, _Deep):
 
     def _rebuild(self, config: dict[str, Any]) -> None:
         self.classes_ = np.array(config["classes"])
-        self.energy_ = belief.DeepBeliefNetwork(self._units(self.n_features_in_), self.hidden)
+        self.energy_ = belief.DeepBeliefNetwork(self._units(), self.hidden)
         self.network_ = self.energy_.classifier(len(self.classes_)).eval()
 
 

@@ -37,6 +37,7 @@ from thalweg.energies.densities import (
 )
 from thalweg.energies.mixture import TiltedMixtureEnsemble
 from thalweg.energies.perceptron import PerceptronEnergy
+from thalweg.estimators.columns import kept_columns, restore_columns
 from thalweg.estimators.regressor import EnergyRegressor, suitable_threads, using_threads
 from thalweg.inference import completion
 from thalweg.inference.importance import log_normaliser
@@ -494,8 +495,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         params["hidden"] = list(self.hidden)
         config: dict[str, Any] = {
             "params": params,
-            "n_features_in": self.n_features_in_,
-            "feature_names_in": [str(c) for c in getattr(self, "feature_names_in_", [])],
+            **kept_columns(self),
             "resolution": self.resolution_.tolist(),
             "origin": self.origin_.tolist(),
             "log_normaliser": self.log_normaliser_,
@@ -533,9 +533,8 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         config, tensors = load_model(Path(folder), "EnergyDensity")
         with rebuilding(folder):
             model = cls(**config["params"])
-            model.n_features_in_ = d = config["n_features_in"]
-            if config["feature_names_in"]:
-                model.feature_names_in_ = np.array(config["feature_names_in"], dtype=object)
+            restore_columns(model, config)
+            d = model.n_features_in_
             model.resolution_ = np.array(config["resolution"])
             model.origin_ = np.array(config["origin"])
             model.log_normaliser_ = float(config["log_normaliser"])

@@ -34,6 +34,7 @@ from thalweg.data.target import check_target, find_atoms, find_resolution, locat
 from thalweg.energies.base import ConditionalEnergy, check_energy
 from thalweg.energies.mixture import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
 from thalweg.energies.networks import NetworkEnergy, mlp
+from thalweg.estimators.columns import kept_columns, restore_columns
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
 from thalweg.inference.quadrature import normalise
 from thalweg.objectives.base import Batch, Objective
@@ -519,8 +520,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             "params": params,
             "encoder": self.encoder_.state(),
             "n_outputs": self.n_outputs_,
-            "n_features_in": self.n_features_in_,
-            "feature_names_in": [str(c) for c in getattr(self, "feature_names_in_", [])],
+            **kept_columns(self),
             "location": self.location_.tolist(),
             "scale": self.scale_.tolist(),
             "bounds": list(self.bounds_),
@@ -547,9 +547,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             model = cls(**config["params"])
             model.encoder_ = TableEncoder.from_state(config["encoder"])
             model.n_outputs_ = config["n_outputs"]
-            model.n_features_in_ = config["n_features_in"]
-            if config["feature_names_in"]:
-                model.feature_names_in_ = np.array(config["feature_names_in"], dtype=object)
+            restore_columns(model, config)
             model.location_ = np.array(config["location"])
             model.scale_ = np.array(config["scale"])
             model.bounds_ = tuple(config["bounds"])

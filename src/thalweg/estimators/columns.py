@@ -1,0 +1,186 @@
+"""What estimators of rows share: the columns that they were fitted on, and rows as states of visible units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from thalweg.data.states import StateEncoder
+from thalweg.energies.layered import LayeredMachine
+from thalweg.energies.units import Binary, Categorical, Gaussian, Mixed, Units
+
+# exp of it is 0, and it is still a number in single precision.
+IMPOSSIBLE = -1e4
+
+
+def kept_columns(model: Any) -> dict[str, Any]:
+    """Number and names of a fitted model's columns, for its saved config."""
+    names = [str(c) for c in getattr(model, "feature_names_in_", [])]
+    return {"n_features_in": model.n_features_in_, "feature_names_in": names}
+
+
+def restore_columns(model: Any, config: dict[str, Any]) -> None:
+    """Give a loaded model what :func:`kept_columns` kept."""
+    model.n_features_in_ = config["n_features_in"]
+    if config["feature_names_in"]:
+        model.feature_names_in_ = np.array(config["feature_names_in"], dtype=object)
+
+
+class StateRows(BaseEstimator):
+    """An estimator whose rows become states of visible units; it has a parameter ``visible``, their kind.
+
+    Attributes:
+        encoder_: how rows become visible states.
+    """
+
+    visible: str
+    encoder_: StateEncoder
+
+    def _learn_columns(self, X: Any, probabilities: bool = True) -> np.ndarray:
+        """Look at the columns: rows that are sound, and ``encoder_``.
+
+        Args:
+            probabilities: binary columns may hold numbers between 0 and 1.
+        """
+        encoder, categorical = StateEncoder(self.visible, probabilities), _categorical(X)
+        X = self._validated(X, reset=True)
+        self.encoder_ = encoder.fit(X, self._names(), categorical)
+        return X
+
+    def _validated(self, X: Any, reset: bool = False, gaps: bool = False) -> np.ndarray:
+        if reset:
+            numbers = self.visible in ("binary", "gaussian") or (
+                self.visible in ("auto", "mixed") and not _holds_texts(X)
+            )
+        else:
+            numbers = "categorical" not in self.encoder_.kinds
+        if not numbers:
+            if isinstance(X, pd.DataFrame):
+                X = X.astype(object)
+            elif not hasattr(X, "dtype"):
+                # Numbers in a list beside texts would become texts.
+                X = np.array(X, dtype=object)
+            found = validate_data(self, X, reset=reset, dtype=None, ensure_all_finite=False)
+            if not gaps and pd.isna(found).any():
+                raise ValueError("the rows contain gaps (NaN): leave them out, or fill them first")
+            return found
+        finite = "allow-nan" if gaps else True
+        return validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite=finite)
+
+    def _rows(self, X: Any) -> Tensor:
+        """Rows of new data as states ``[rows, width]``."""
+        check_is_fitted(self, "energy_")
+        return self._states(self._validated(X))
+
+    def _states(self, X: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self.encoder_.encode(X, self._names())))
+
+    def _decoded(self, states: Tensor, draws: bool = False) -> np.ndarray:
+        return self.encoder_.decode(states.double().numpy(), draws)
+
+    def _names(self) -> Sequence[str] | None:
+        return getattr(self, "feature_names_in_", None)
+
+    def _log_volume(self) -> float:
+        return float(np.log(self.encoder_.scale).sum())
+
+    def _units(self) -> Units:
+        encoder = self.encoder_
+        n_bits, n_texts, n_numbers = (len(encoder.columns(k)) for k in ("binary", "categorical", "gaussian"))
+        parts: list[Units] = [Binary(n_bits)] if n_bits else []
+        parts += [Categorical(n_texts, encoder.n_states)] if n_texts else []
+        parts += [Gaussian(n_numbers)] if n_numbers else []
+        return parts[0] if len(parts) == 1 else Mixed(parts)
+
+    def _base_bias(self, units: Units, states: Tensor) -> Tensor:
+        """Of visible units alone, with the data's means."""
+        bias = units.bias_of(states)
+        bias[torch.from_numpy(self.encoder_.impossible())] = IMPOSSIBLE
+        return bias
+
+    def _generator(self, random_state: Any = None) -> torch.Generator:
+        return torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
+
+    def _filled(
+        self,
+        machine: LayeredMachine,
+        base_bias: Tensor,
+        X: Any,
+        n_imputations: int | None,
+        n_chains: int,
+        n_steps: int,
+        random_state: Any,
+    ) -> np.ndarray:
+        """Gaps filled by block Gibbs with all known entries held fast."""
+        original, generator = self._validated(X, gaps=True), self._generator(random_state)
+        x = self._states(original).to(base_bias)
+        n = n_chains if n_imputations is None else n_imputations
+        out = np.repeat(original[None], n if n_imputations is not None else 1, 0)
+        rows = np.flatnonzero(pd.isna(original).any(1))
+        for piece in np.array_split(rows, max(1, len(rows) * n // 4096)):
+            if not len(piece):
+                continue
+            mean, last = _clamped(machine, x[piece], base_bias, n, n_steps, generator)
+            filled = self._decoded(mean[None]) if n_imputations is None else self._decoded(last, draws=True)
+            gaps = pd.isna(original[piece])
+            out[:, piece] = np.where(gaps, filled, original[piece])
+        return out[0] if n_imputations is None else out
+
+
+def check_count(n_samples: Any) -> None:
+    """Refuse what is no number of draws."""
+    if not isinstance(n_samples, int | np.integer) or n_samples < 1:
+        raise ValueError(f"n_samples must be a whole number of at least 1, got {n_samples!r}")
+
+
+@torch.no_grad()
+def _clamped(
+    machine: LayeredMachine, x: Tensor, bias: Tensor, n_chains: int, n_steps: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Means ``[N, width]`` and last states ``[n_chains, N, width]`` of chains that keep what is known of x.
+
+    Args:
+        bias: of the visible units where the chains start.
+    """
+    known, fixed = ~torch.isnan(x), torch.nan_to_num(x)
+    biases = [bias, *machine.biases[1:]]
+    layers: list[Tensor | None] = [
+        unit.sample(b.expand(n_chains, len(x), -1), generator)
+        for unit, b in zip(machine.units, biases, strict=True)
+    ]
+    layers[0] = torch.where(known, fixed, layers[0])  # type: ignore[arg-type]
+    total, counted = torch.zeros_like(x), max(1, n_steps // 2)
+    for step in range(n_steps):
+        layers = machine.resample(layers, 1, generator)
+        for number in machine.parity(0):
+            field = machine.field(layers, number)
+            if number == 0 and step >= n_steps - counted:
+                total += machine.visible.mean(field).mean(0) / counted
+            layers[number] = machine.units[number].sample(field, generator)
+        layers[0] = torch.where(known, fixed, layers[0])  # type: ignore[arg-type]
+    assert layers[0] is not None
+    return total, layers[0]
+
+
+def _categorical(X: Any) -> list[int]:
+    """Columns of a DataFrame that say so."""
+    if not isinstance(X, pd.DataFrame):
+        return []
+    return [k for k, kind in enumerate(X.dtypes) if isinstance(kind, pd.CategoricalDtype)]
+
+
+def _holds_texts(X: Any) -> bool:
+    if isinstance(X, pd.DataFrame):
+        return not all(pd.api.types.is_numeric_dtype(t) for t in X.dtypes)
+    kind = getattr(X, "dtype", None)
+    if kind is None:
+        kind = np.asarray(X).dtype
+    return kind.kind in "US" or (kind.kind == "O" and any(isinstance(v, str) for v in np.asarray(X).ravel()))
