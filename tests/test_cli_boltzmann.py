@@ -55,6 +55,7 @@ def market(n: int = 300) -> pd.DataFrame:
 
 
 TABLES = {"binary": bits, "categorical": fruits, "gaussian": numbers, "mixed": market}
+EPOCHS = {"binary": 60, "categorical": 60, "gaussian": 60, "mixed": 400}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,9 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     for kind, make in TABLES.items():
         table = make()
         table.to_csv(folder / f"{kind}.csv", index=False)
-        done = thalweg("fit", "boltzmann", folder / f"{kind}.csv", "--out", folder / kind, "--epochs", 60)
+        done = thalweg(
+            "fit", "boltzmann", folder / f"{kind}.csv", "--out", folder / kind, "--epochs", EPOCHS[kind]
+        )
         (folder / f"{kind}.txt").write_text(done.out)
     raw = load_digits()
     np.savez(folder / "digits.npz", X=(15 * raw.images[:300]).astype(np.uint8), y=raw.target[:300])

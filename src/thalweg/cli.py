@@ -444,8 +444,8 @@ def _density_table(run: FinishedDensity) -> Table:
 
 
 @fit_app.command(
-    epilog="Example: thalweg fit boltzmann pictures/ --hidden 128 --out runs/pictures",
-    short_help="Fit a restricted Boltzmann machine to a table or to images.",
+    epilog="Example: thalweg fit boltzmann pictures/ --kind deep --hidden 128 --hidden 64 --out runs/pictures",
+    short_help="Fit a Boltzmann machine, restricted or deep, to a table or to images.",
 )
 def boltzmann(
     context: typer.Context,
@@ -462,8 +462,12 @@ def boltzmann(
     visible: Annotated[
         str, typer.Option(help="What the visible units are: auto, binary, gaussian, categorical, mixed.")
     ] = "auto",
+    kind: Annotated[
+        str, typer.Option(help="restricted; deep: a deep Boltzmann machine; belief: a deep belief network.")
+    ] = "restricted",
     hidden: Annotated[
-        int | None, typer.Option(min=1, help="Hidden units; else as many as visible numbers, 16 to 256.")
+        list[int] | None,
+        typer.Option(help="Hidden units; else as many as columns, 16 to 256. Repeat it for layers, from below."),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Passes over the data; else for 3000 updates, 50 at least.")
@@ -493,18 +497,18 @@ def boltzmann(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no figures.")] = False,
     checkpoint_seconds: Annotated[float, typer.Option(hidden=True, min=0.0)] = 5.0,
 ) -> None:
-    """Fit a restricted Boltzmann machine and score it on rows held out, beside independent columns.
+    """Fit a Boltzmann machine and score it on rows held out, beside independent columns.
 
     Columns of 0 and 1 get binary units, texts categorical ones, numbers Gaussian ones, side by side; rows with
     gaps are left out (`thalweg impute` fills them afterwards). Images are cut at the middle into black and white.
-    The log-likelihood is exact with up to 20 units in one layer, else bracketed by annealing. Ctrl-C leaves a run
-    that `thalweg fit boltzmann --resume --out RUN` continues.
+    The log-likelihood is exact with up to 20 units in one layer, else bracketed by annealing; of deep machines it
+    is a lower bound. Ctrl-C leaves a run that `thalweg fit boltzmann --resume --out RUN` continues.
     """
     from thalweg.estimators.boltzmann_run import BoltzmannSettings, fit_boltzmann_run, read_boltzmann_settings
 
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other: give one of them")
-    names = ("drop", "visible", "hidden", "epochs", "learning_rate", "gibbs", "persistent", "temperatures",
+    names = ("drop", "visible", "kind", "hidden", "epochs", "learning_rate", "gibbs", "persistent", "temperatures",
              "grey", "test_fraction", "seed", "threads", "checkpoint_seconds")  # fmt: skip
     given = _given(context, {n: n for n in names})
     if data is not None:
@@ -531,6 +535,8 @@ def boltzmann(
     seconds = run.figures["seconds"]["training"]
     out.print(f"Trained in {seconds:.1f} s. The run lies in [bold]{shown}[/]; use it with", soft_wrap=True)
     lines = ["sample {} -n 1000 --out new.csv", "score {} TABLE", "impute {} TABLE --out filled.csv", "report {}"]
+    if run.settings.kind == "belief":
+        lines.remove("impute {} TABLE --out filled.csv")
     if run.shape is not None:
         lines = ["sample {} -n 100 --out new.npz", "score {} IMAGES --out scores.csv", "report {}"]
     for line in lines:
@@ -558,17 +564,19 @@ def _tell_machine_figures(run: FinishedMachine) -> None:
 
 
 def _tell_machine(run: FinishedMachine) -> None:
-    figures, model = run.figures, run.model
-    off = figures["log_normaliser_error"]
+    from thalweg.estimators.boltzmann_run import NAMES
+
+    figures, off = run.figures, run.figures["log_normaliser_error"]
     shape = " x ".join(map(str, run.shape)) if run.shape else f"{len(run.columns)} columns"
     _tell_pairs(
         {
-            "model": f"restricted Boltzmann machine, {figures['visible']} visible units ({shape}), "
-            f"{figures['hidden']} hidden",
+            "model": f"{NAMES[run.settings.kind]}, {figures['visible']} visible units ({shape}), "
+            f"{' + '.join(map(str, figures['hidden']))} hidden",
             "data": f"{figures['data']}: {figures['training_rows']} training rows, "
             f"{figures['test_rows']} held out (seed {run.settings.seed})",
             "log Z": f"{figures['log_normaliser']:.4f} " + (f"± {off:.2g} nats" if off else "(exact)"),
-            "training": f"{figures['seconds']['training']:.1f} s, {len(model.history_.epochs)} epochs",
+            "training": f"{figures['seconds']['training']:.1f} s, epochs: "
+            + ", ".join(f"{len(h.epochs)} ({name})" for name, h in run.histories.items()),
             "made with": ", ".join(f"{k} {v}" for k, v in figures["made_with"].items()),
         }
     )

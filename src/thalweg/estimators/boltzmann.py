@@ -18,7 +18,7 @@ from torch import Tensor
 from thalweg.data.states import StateEncoder
 from thalweg.energies.layered import LayeredMachine, RBMEnergy
 from thalweg.estimators.columns import StateRows, check_count, kept_columns, restore_columns
-from thalweg.estimators.regressor import suitable_threads, using_threads
+from thalweg.estimators.regressor import n_weights, suitable_threads, using_threads
 from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
 from thalweg.training.boltzmann import BoltzmannTrainer, Encode, LearningPlan, binary_draws
 from thalweg.training.loop import History
@@ -255,7 +255,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         self._log_z = None
 
     def _threads(self) -> Any:
-        return using_threads(self.n_threads or suitable_threads(self.batch_size, self.energy_))
+        return using_threads(self.n_threads or suitable_threads(self.batch_size, n_weights(self.energy_)))
 
     def _likelihood_of(self, X: np.ndarray) -> Any:
         """What tells the progress of training on rows held out."""

@@ -1,4 +1,4 @@
-"""A run of a restricted Boltzmann machine on a table or on images: read, split, train, measure, save."""
+"""A run of a Boltzmann machine, restricted or deep, on a table or on images: read, split, train, measure, save."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from thalweg.data.states import KINDS, StateEncoder
 from thalweg.data.tables import read_table
 from thalweg.energies.units import Gaussian
 from thalweg.estimators.boltzmann import RestrictedBoltzmannMachine
+from thalweg.estimators.deep import DeepBeliefNetwork, DeepBoltzmannMachine
 from thalweg.estimators.density_run import (
     MODEL_NAME,
     as_numbers,
@@ -46,8 +47,24 @@ from thalweg.estimators.folder import (
 from thalweg.evaluation.density_baselines import GaussianBaseline
 from thalweg.training.boltzmann import LearningPlan
 from thalweg.training.class_machines import class_energies, class_offsets, machines_of_classes
+from thalweg.training.loop import History
 
 TASK = "boltzmann"
+Machine = RestrictedBoltzmannMachine | DeepBoltzmannMachine | DeepBeliefNetwork
+MODELS: dict[str, type[Machine]] = {
+    "restricted": RestrictedBoltzmannMachine,
+    "deep": DeepBoltzmannMachine,
+    "belief": DeepBeliefNetwork,
+}
+NAMES = {
+    "restricted": "restricted Boltzmann machine",
+    "deep": "deep Boltzmann machine",
+    "belief": "deep belief network",
+}
+_BOUND = {
+    "deep": "Log-likelihoods of a deep machine are lower bounds, by mean field.",
+    "belief": "Log-likelihoods of a belief network are lower bounds, by 100 draws of its hidden units a row.",
+}
 INDEPENDENT = "independent columns"
 _MOST_CATEGORIES = 50
 _CLASS_BATCH = 20
@@ -67,8 +84,11 @@ class BoltzmannSettings:
         data: path of a table, of a folder of pictures, or of an ``.npz``.
         drop: columns of a table to leave out.
         visible: kind of the visible units: "auto", "binary", "gaussian", "categorical", "mixed".
-        hidden: hidden units; None is as many as there are visible numbers, from 16 to 256.
-        epochs: passes over the data; None is as many as give 3000 updates, but at least 50.
+        kind: "restricted", "deep" (a deep Boltzmann machine) or "belief" (a deep belief network).
+        hidden: hidden units of each layer, from below; none is as many as there are columns, from 16 to 256, and
+            half of them in a second layer, where there is one.
+        epochs: passes over the data; None is as many as give 3000 updates, but at least 50. Deep machines make
+            half as many before, for each layer.
         learning_rate, gibbs, persistent, temperatures: see :class:`RestrictedBoltzmannMachine`.
         grey: take grey values of images as probabilities, instead of cutting at the middle.
         test_fraction: part of the rows held out and never trained on, in (0, 1).
@@ -80,7 +100,8 @@ class BoltzmannSettings:
     data: str
     drop: list[str] = field(default_factory=list)
     visible: str = "auto"
-    hidden: int | None = None
+    kind: str = "restricted"
+    hidden: list[int] = field(default_factory=list)
     epochs: int | None = None
     learning_rate: float | None = None
     gibbs: int = 1
@@ -97,6 +118,17 @@ class BoltzmannSettings:
             raise ValueError(f"the test fraction must be above 0 and below 1, got {self.test_fraction}")
         if self.visible not in KINDS:
             raise ValueError(f"--visible must be one of {', '.join(KINDS)}; got {self.visible!r}")
+        if self.kind not in MODELS:
+            raise ValueError(f"--kind must be one of {', '.join(MODELS)}; got {self.kind!r}")
+        n_layers = len(self.hidden)
+        if self.kind == "restricted" and n_layers > 1:
+            raise ValueError("a restricted machine has one layer of hidden units: take --kind deep or belief")
+        if self.kind == "deep" and n_layers == 1:
+            raise ValueError("a deep machine has two layers at least: give --hidden twice")
+        if any(n < 1 for n in self.hidden):
+            raise ValueError(f"--hidden must be at least 1, got {min(self.hidden)}")
+        if self.kind != "restricted" and (self.grey or self.temperatures > 1 or not self.persistent):
+            raise ValueError("--grey, --temperatures and --from-data are for restricted machines")
         if self.temperatures > 1 and not self.persistent:
             raise ValueError("--temperatures is for chains that go on: leave out --from-data")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
@@ -143,7 +175,16 @@ class FinishedMachine:
     folder: Path
     settings: BoltzmannSettings
     figures: dict[str, Any]
-    model: RestrictedBoltzmannMachine
+    model: Machine
+
+    @property
+    def histories(self) -> dict[str, History]:
+        """Of each stage of the training."""
+        if isinstance(self.model, RestrictedBoltzmannMachine):
+            return {"training": self.model.history_}
+        *layers, last = self.model.history_
+        found = {f"layer {k + 1}": history for k, history in enumerate(layers)}
+        return found | {"the whole" if layers else "layer 1": last}
 
     @property
     def shape(self) -> list[int] | None:
@@ -190,13 +231,15 @@ def fit_boltzmann_run(
     begin_run(folder, TASK, settings, settings.data, rows.fingerprint, resume=resume)
     model = _machine(settings, rows, verbose)
     test = _states(rows.test, settings.seed) if rows.kind == "binary" else rows.test
+    how: dict[str, Any] = {"held_out": test} if settings.kind == "restricted" else {}
     model.fit(
         rows.training,
-        held_out=test,
         run_dir=folder / "training",
         resume=resume,
         checkpoint_seconds=settings.checkpoint_seconds,
+        **how,
     )
+    histories = [model.history_] if isinstance(model.history_, History) else model.history_
     tell("Measuring the machine: log Z, reconstructions.")
     start = time.monotonic()
     figures = {
@@ -206,20 +249,20 @@ def fit_boltzmann_run(
         "constant": rows.constant,
         "types": rows.types,
         "visible": rows.kind,
-        "remarks": rows.remarks,
+        "remarks": [*rows.remarks, *([_BOUND[settings.kind]] if settings.kind in _BOUND else [])],
         "rows": rows.n_rows,
         "training_rows": len(rows.training),
         "test_rows": len(rows.test),
-        "hidden": model.n_components,
+        "hidden": _widths(settings, rows),
         "log_normaliser": model.log_normaliser_,
         "log_normaliser_error": model.log_normaliser_error_,
         "scores": _scores(model, rows.training, test),
         "training_log_prob": thinned(model.score_samples(rows.training)),
-        "seconds": {"training": model.history_.seconds, "measuring": time.monotonic() - start},
-        "events": model.history_.events,
+        "seconds": {"training": sum(h.seconds for h in histories), "measuring": time.monotonic() - start},
+        "events": [event for h in histories for event in h.events],
         "made_with": versions(),
     }
-    if rows.labels is not None and rows.kind == "binary":
+    if rows.labels is not None and rows.kind == "binary" and settings.kind == "restricted":
         tell("One machine for each class, and what it takes the others for.")
         figures["classes"] = _classes(rows, test, settings)
     model.save(folder / "model")
@@ -252,20 +295,31 @@ def _classes(rows: Rows, test: pd.DataFrame, settings: BoltzmannSettings) -> dic
     }
 
 
-def _machine(settings: BoltzmannSettings, rows: Rows, verbose: bool) -> RestrictedBoltzmannMachine:
+def _widths(settings: BoltzmannSettings, rows: Rows) -> list[int]:
+    """Hidden units of each layer."""
+    n = int(np.clip(rows.training.shape[1], 16, 256))
+    return settings.hidden or ([n] if settings.kind == "restricted" else [n, n // 2])
+
+
+def _machine(settings: BoltzmannSettings, rows: Rows, verbose: bool) -> Machine:
     n_batches = max(1, len(rows.training) // _BATCH)
+    n_epochs = settings.epochs or max(50, math.ceil(3000 / n_batches))
+    common: dict[str, Any] = {
+        "visible": rows.kind,
+        "learning_rate": settings.learning_rate,
+        "batch_size": _BATCH,
+        "n_iter": n_epochs,
+        "n_gibbs": settings.gibbs,
+        "n_threads": settings.threads,
+        "verbose": verbose,
+        "random_state": settings.seed,
+    }
+    widths = _widths(settings, rows)
+    if settings.kind != "restricted":
+        deep = DeepBoltzmannMachine if settings.kind == "deep" else DeepBeliefNetwork
+        return deep(widths, n_iter_pretraining=max(1, n_epochs // 2), **common)
     return RestrictedBoltzmannMachine(
-        settings.hidden or int(np.clip(rows.training.shape[1], 16, 256)),
-        visible=rows.kind,
-        learning_rate=settings.learning_rate,
-        batch_size=_BATCH,
-        n_iter=settings.epochs or max(50, math.ceil(3000 / n_batches)),
-        n_gibbs=settings.gibbs,
-        persistent=settings.persistent,
-        n_temperatures=settings.temperatures,
-        n_threads=settings.threads,
-        verbose=verbose,
-        random_state=settings.seed,
+        widths[0], persistent=settings.persistent, n_temperatures=settings.temperatures, **common
     )
 
 
@@ -380,11 +434,13 @@ def _as_categories(column: pd.Series) -> pd.Series:
     if n > _MOST_CATEGORIES:
         numbers = pd.to_numeric(column, errors="coerce")
         odd = column[numbers.isna() & column.notna()]
-        few = 0 < len(odd) < len(column) / 2
-        told = f"it holds numbers but for texts such as {odd.iloc[0]!r} in row {int(odd.index[0]) + 1}: mend these"
+        told = ""
+        if 0 < len(odd) < len(column) / 2:
+            example = f"{odd.iloc[0]!r} in row {int(odd.index[0]) + 1}"
+            told = f"it holds numbers but for texts such as {example}: mend these, or "
         raise ValueError(
             f"column {column.name!r} has {n} different values, too many for categories (at most "
-            f"{_MOST_CATEGORIES}): {told + ', or ' if few else ''}leave it out (--drop)"
+            f"{_MOST_CATEGORIES}): {told}leave it out (--drop)"
         )
     kept = column.astype(float) if is_number(column) else column.map(str, na_action="ignore")
     return kept.astype(object).where(column.notna(), np.nan)
@@ -395,9 +451,7 @@ def _states(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     return (np.random.RandomState(seed).uniform(size=rows.shape) < rows).astype(np.float64)
 
 
-def _scores(
-    model: RestrictedBoltzmannMachine, training: pd.DataFrame, test: pd.DataFrame
-) -> dict[str, dict[str, Any]]:
+def _scores(model: Machine, training: pd.DataFrame, test: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Log-likelihood and reconstruction error of the machine and of what it must beat."""
     encoder = model.encoder_
     states, log_prob, off = encoder.encode(test.to_numpy()), model.score_samples(test), model.log_normaliser_error_
@@ -454,7 +508,7 @@ def load_boltzmann_run(folder: Path) -> FinishedMachine:
     """
     settings = read_boltzmann_settings(folder)
     figures = read_figures(folder, TASK, _FIGURES)
-    return FinishedMachine(folder, settings, figures, RestrictedBoltzmannMachine.load(folder / "model"))
+    return FinishedMachine(folder, settings, figures, MODELS[settings.kind].load(folder / "model"))
 
 
 def sample_rows(run: FinishedMachine, n: int, seed: int = 0) -> pd.DataFrame:
@@ -488,7 +542,8 @@ def sample_images(run: FinishedMachine, n: int, seed: int = 0) -> np.ndarray:
 def score_rows(run: FinishedMachine, path: Path) -> pd.DataFrame:
     """How likely each row or image of a file is; empty for rows with gaps.
 
-    ``log_prob`` is in nats; ``outlier_score`` is the part of the training rows that are likelier.
+    ``log_prob`` is in nats, of deep machines a lower bound; ``outlier_score`` is the part of the training rows
+    that are likelier.
     """
     X = _asked(run, path)
     known = X.notna().all(axis=1).to_numpy()
@@ -507,6 +562,11 @@ def impute_rows(run: FinishedMachine, path: Path, n: int = 1, seed: int = 0) -> 
     """
     if run.shape is not None:
         raise ValueError(f"{run.folder} holds a run on images: gaps are filled in tables")
+    if isinstance(run.model, DeepBeliefNetwork):
+        raise ValueError(
+            f"{run.folder} holds a deep belief network, which can't fill gaps: there is no exact way to draw a "
+            "row given a part of it. Fit with --kind deep or restricted"
+        )
     table = read_table(path)
     if n > 1 and "imputation" in table.columns:
         raise ValueError("the table has a column 'imputation' already: rename it, or ask for one imputation")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -22,7 +23,7 @@ from thalweg.data.states import StateEncoder
 from thalweg.energies import belief
 from thalweg.energies.layered import DBMEnergy
 from thalweg.estimators.columns import IMPOSSIBLE, StateRows, check_count, kept_columns, restore_columns
-from thalweg.estimators.regressor import using_threads
+from thalweg.estimators.regressor import suitable_threads, using_threads
 from thalweg.objectives.base import AnyEnergy, Batch, Objective
 from thalweg.sampling.layered_annealing import bracket_machine
 from thalweg.training.boltzmann import BoltzmannTrainer, LearningPlan
@@ -96,6 +97,10 @@ class _Deep(StateRows):
             checkpoint_seconds=checkpoint_seconds,
             seed=self._seed,
         )
+
+    def _threads(self, rows: Tensor) -> int:
+        sizes = [a * b for a, b in itertools.pairwise([rows.shape[1], *self.hidden])]
+        return self.n_threads or suitable_threads(self.batch_size, sum(sizes))
 
     def _fresh(self, run_dir: str | os.PathLike[str] | None, resume: bool) -> None:
         # Parts that an earlier run had finished there would be taken for this one's.
@@ -196,7 +201,7 @@ class _DeepDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Deep):
         rows = self._prepared(self._learn_columns(X, probabilities=False))
         self._log_z: tuple[float, float] | None = None
         self._fresh(run_dir, resume)
-        with using_threads(self.n_threads or torch.get_num_threads()), torch.random.fork_rng(devices=[]):
+        with using_threads(self._threads(rows)), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             self._learn(rows, run_dir, resume, checkpoint_seconds)
         with torch.no_grad():
@@ -220,6 +225,16 @@ class _DeepDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Deep):
 
     def _bound(self, rows: Tensor) -> Tensor:
         """Of log p + log Z."""
+        raise NotImplementedError
+
+    @property
+    def components_(self) -> np.ndarray:
+        """The weights between the visible units and the first hidden layer ``[hidden[0], width]``."""
+        check_is_fitted(self, "energy_")
+        return self._first_weights.detach().numpy().T
+
+    @property
+    def _first_weights(self) -> Tensor:
         raise NotImplementedError
 
     @property
@@ -278,7 +293,7 @@ class DeepBoltzmannMachine(_DeepDensity):
             a third of it.
         batch_size: rows of an update, and number of chains.
         n_gibbs: sweeps of the chains before an update.
-        n_threads: of PyTorch while fitting; None leaves it as it is.
+        n_threads: of PyTorch while fitting; None chooses by the size of the work.
         verbose: show progress.
         random_state: seed, or a ``RandomState``.
 
@@ -321,6 +336,10 @@ class DeepBoltzmannMachine(_DeepDensity):
     @property
     def _visible_bias(self) -> Tensor:
         return self.energy_.biases[0]
+
+    @property
+    def _first_weights(self) -> Tensor:
+        return self.energy_.weights[0]
 
     def _bound(self, rows: Tensor) -> Tensor:
         return self.energy_.evidence_bound(rows, 50, 0.0)
@@ -396,7 +415,7 @@ class DeepBeliefNetwork(_DeepDensity):
             sixth of it.
         batch_size: rows of an update, and number of chains.
         n_gibbs: sweeps of the chains before an update.
-        n_threads: of PyTorch while fitting; None leaves it as it is.
+        n_threads: of PyTorch while fitting; None chooses by the size of the work.
         verbose: show progress.
         random_state: seed, or a ``RandomState``.
 
@@ -438,6 +457,11 @@ class DeepBeliefNetwork(_DeepDensity):
     def _visible_bias(self) -> Tensor:
         lower = self.energy_.lower
         return lower[0].bias if len(lower) else self.energy_.top.biases[0]
+
+    @property
+    def _first_weights(self) -> Tensor:
+        lower = self.energy_.lower
+        return lower[0].weight if len(lower) else self.energy_.top.weights[0]
 
     def _bound(self, rows: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self._seed)
@@ -495,7 +519,7 @@ class DeepBeliefClassifier(ClassifierMixin, _Deep):
         fine_rate: the highest learning rate of the network.
         batch_size: rows of an update of the pre-training, and number of chains.
         n_gibbs: sweeps of the chains before an update.
-        n_threads: of PyTorch while fitting; None leaves it as it is.
+        n_threads: of PyTorch while fitting; None chooses by the size of the work.
         verbose: show progress.
         random_state: seed, or a ``RandomState``.
 
@@ -571,7 +595,7 @@ class DeepBeliefClassifier(ClassifierMixin, _Deep):
         self.encoder_ = StateEncoder(self.visible, probabilities=False).fit(X, self._names())
         rows = self._prepared(X)
         self._fresh(run_dir, resume)
-        with using_threads(self.n_threads or torch.get_num_threads()), torch.random.fork_rng(devices=[]):
+        with using_threads(self._threads(rows)), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             self.energy_, parts = grow_belief_network(
                 self._units(),

@@ -38,7 +38,7 @@ from thalweg.energies.densities import (
 from thalweg.energies.mixture import TiltedMixtureEnsemble
 from thalweg.energies.perceptron import PerceptronEnergy
 from thalweg.estimators.columns import kept_columns, restore_columns
-from thalweg.estimators.regressor import EnergyRegressor, suitable_threads, using_threads
+from thalweg.estimators.regressor import EnergyRegressor, n_weights, suitable_threads, using_threads
 from thalweg.inference import completion
 from thalweg.inference.importance import log_normaliser
 from thalweg.objectives.base import Batch
@@ -292,7 +292,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         )
         shift = float(np.log(scale).sum())
         validate = _HeldOut(held_out, proposal, seed)
-        with using_threads(self.n_threads or suitable_threads(plan.batch_size, network)):
+        with using_threads(self.n_threads or suitable_threads(plan.batch_size, n_weights(network))):
             trainer = Trainer(
                 plan,
                 Fabric(accelerator=self.device, devices=1),

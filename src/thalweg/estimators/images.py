@@ -24,7 +24,7 @@ from thalweg.energies.conditioning import ClampedEnergy
 from thalweg.energies.densities import UniformEnergy
 from thalweg.energies.images import LabelledEnsemble, LabelledImageEnergy, residual_network
 from thalweg.energies.perceptron import LabelledPerceptron
-from thalweg.estimators.regressor import suitable_threads, using_threads
+from thalweg.estimators.regressor import n_weights, suitable_threads, using_threads
 from thalweg.objectives.base import Batch
 from thalweg.objectives.contrastive_divergence import ContrastiveDivergence
 from thalweg.sampling.buffer import ReplayBuffer
@@ -233,7 +233,7 @@ class ImageEBM(BaseEstimator):
         return ColdLangevin(step, noise, clip, 0.0, 1.0)
 
     def _threads(self) -> int:
-        return self.n_threads or suitable_threads(self.batch_size, self.energy_)
+        return self.n_threads or suitable_threads(self.batch_size, n_weights(self.energy_))
 
     # -- use -----------------------------------------------------------------------------------------
 

@@ -234,7 +234,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
         data = Batch(features, torch.from_numpy(scaled), mask if mask.shape[1] > 1 else mask[:, 0])
         validate = _Validation(objective, data, held_out, weight, seed, self.bounds_)
         offset = float(np.log(self.scale_).sum()) if validate.is_likelihood else 0.0
-        with using_threads(self.n_threads or suitable_threads(plan.batch_size, self.energy_)):
+        with using_threads(self.n_threads or suitable_threads(plan.batch_size, n_weights(self.energy_))):
             trainer = Trainer(
                 plan,
                 Fabric(accelerator=self.device, devices=1, precision=self.precision),  # type: ignore[arg-type]
@@ -656,10 +656,13 @@ def _has_text(X: Any) -> bool:
     return dtype is not None and getattr(dtype, "kind", "") in "OUS" and not hasattr(X, "toarray")
 
 
-def suitable_threads(batch_size: int, energy: nn.Module) -> int:
+def suitable_threads(batch_size: int, n_weights: int) -> int:
     """One thread for small work, where handing it over costs more than it saves."""
-    work = batch_size * sum(p.numel() for p in energy.parameters())
-    return 1 if work < 30_000_000 else torch.get_num_threads()
+    return 1 if batch_size * n_weights < 30_000_000 else torch.get_num_threads()
+
+
+def n_weights(energy: nn.Module) -> int:
+    return sum(p.numel() for p in energy.parameters())
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The report of a run of a restricted Boltzmann machine."""
+"""The report of a run of a Boltzmann machine, restricted or deep."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from thalweg.estimators.boltzmann_run import INDEPENDENT, FinishedMachine, Rows
+from thalweg.estimators.boltzmann_run import INDEPENDENT, NAMES, FinishedMachine, Rows
 from thalweg.estimators.density_run import MODEL_NAME
 from thalweg.recipes.boltzmann_images import energies_matrix
 from thalweg.report import charts, density_charts
@@ -40,7 +40,7 @@ def boltzmann_report(run: FinishedMachine) -> str:
     made = figures["made_with"]
     footer = f"thalweg {made['thalweg']} · torch {made['torch']} · Python {made['python']} · {made['on']}"
     subtitle = (
-        f"A restricted Boltzmann machine with {_ADJECTIVES[figures['visible']]} visible and binary hidden units"
+        f"A {NAMES[run.settings.kind]} with {_ADJECTIVES[figures['visible']]} visible and binary hidden units"
     )
     return render_page(f"A machine of {figures['data']}", subtitle, _tiles(run), cards, footer)
 
@@ -54,11 +54,13 @@ def _tiles(run: FinishedMachine) -> list[Tile]:
         Tile("images" if run.shape else "rows", f"{figures['training_rows']:,}",
              f"and {figures['test_rows']:,} held out"),
         Tile("pixels" if run.shape else "columns", size, f"{_ADJECTIVES[figures['visible']]} units"),
-        Tile("hidden", str(figures["hidden"]), "binary units"),
-        Tile("test log-likelihood", f"{ours['log_likelihood']:.3f}",
+        Tile("hidden", " + ".join(map(str, figures["hidden"])), "binary units"),
+        Tile("test log-likelihood" + ("" if run.settings.kind == "restricted" else ", a bound"),
+             f"{ours['log_likelihood']:.3f}",
              f"nats; independent columns {alone['log_likelihood']:.3f}"),
         Tile("log Z", f"{figures['log_normaliser']:.3f}", f"± {off:.2g} nats" if off else "exact"),
-        Tile("training", f"{figures['seconds']['training']:.1f} s", f"{len(run.model.history_.epochs)} epochs"),
+        Tile("training", f"{figures['seconds']['training']:.1f} s",
+             f"{sum(len(h.epochs) for h in run.histories.values())} epochs"),
     ]  # fmt: skip
 
 
@@ -72,7 +74,7 @@ def _filters(run: FinishedMachine) -> Card:
         shown = weights[:_MOST_FILTERS]
         pictures = 0.5 + 0.5 * (shown / most).clip(-1, 1)
         picture = wall(pictures.reshape(-1, *run.shape), min(20, len(shown)))
-        text = "The weights of each hidden unit, as an image: white raises a pixel, black lowers it."
+        text = f"The weights of each hidden unit{_first(run)}, as an image: white raises a pixel, black lowers it."
         if len(shown) < len(weights):
             text += f" The {len(shown)} of {len(weights)} units with the largest weights."
         return Card("Filters", text, [picture])
@@ -87,10 +89,16 @@ def _filters(run: FinishedMachine) -> Card:
     )  # fmt: skip
     figure.update_xaxes(title="hidden unit, by the size of its weights")
     figure.update_yaxes(autorange="reversed")
-    text = "The weight between every column and every hidden unit: columns that share a unit hang together."
+    text = (
+        f"The weight of every column to every hidden unit{_first(run)}: columns that share a unit hang together."
+    )
     if len(names) < weights.shape[1]:
         text += f" The first {len(names)} of {weights.shape[1]}."
     return Card("Weights", text, [charts.styled(figure, 120 + 18 * len(names))])
+
+
+def _first(run: FinishedMachine) -> str:
+    return "" if run.settings.kind == "restricted" else " of the first layer"
 
 
 def _state_names(run: FinishedMachine) -> list[str]:
@@ -137,10 +145,10 @@ def _draws(run: FinishedMachine, rows: Rows) -> Card:
     if run.shape is not None:
         fantasies = run.model.sample(80, random_state=0).clip(0, 1).reshape(-1, *run.shape)
         training = rows.training.to_numpy()[:40].reshape(-1, *run.shape)
-        text = (
-            "Fantasies: draws from chains that were annealed from independent pixels to the machine. Beneath, "
-            "training images."
-        )
+        made = "were annealed from independent pixels to the machine"
+        if run.settings.kind != "restricted":
+            made = "ran for 1,000 sweeps"
+        text = f"Fantasies: draws from chains that {made}. Beneath, training images."
         return Card("Fantasies", text, [wall(fantasies, 20), wall(training, 20)])
     draws = pd.DataFrame(run.model.sample(3000, random_state=0), columns=run.columns)
     text = "Every column by itself: the training rows, and 3,000 draws from the machine."
@@ -197,7 +205,9 @@ def _dots(values: dict[str, np.ndarray], what: str) -> go.Figure:
 
 
 def _training(run: FinishedMachine) -> Card:
-    history = run.model.history_
+    if run.settings.kind != "restricted":
+        return _stages(run)
+    (history,) = run.histories.values()
     judged = [e for e in history.epochs if "validation" in e]
     likelihood = charts.curves(
         [e["epoch"] for e in judged],
@@ -219,6 +229,24 @@ def _training(run: FinishedMachine) -> Card:
     return Card("Training", text, [likelihood, gap], notes=history.events)
 
 
+def _stages(run: FinishedMachine) -> Card:
+    """Of a deep machine's training, which comes in parts."""
+    figure = go.Figure()
+    start = 0
+    for name, history in run.histories.items():
+        errors = [e["reconstruction"] for e in history.epochs]
+        figure.add_scatter(x=list(range(start + 1, start + len(errors) + 1)), y=errors, mode="lines", name=name)
+        start += len(errors)
+    figure.update_xaxes(title="epochs of all stages")
+    figure.update_yaxes(title="reconstruction error", rangemode="tozero")
+    text = (
+        "The mean squared error of the lower layer's states after one step up and down: layer by layer, each of "
+        "the states of the one below, and then of the whole. It shows that something is learned; it is no "
+        "likelihood."
+    )
+    return Card("Training", text, [charts.styled(figure, 320)], notes=run.figures["events"])
+
+
 def _energies(run: FinishedMachine, rows: Rows) -> Card:
     rng = np.random.RandomState(0)
     training, test = rows.training[:1000], rows.test[:1000]
@@ -231,7 +259,7 @@ def _energies(run: FinishedMachine, rows: Rows) -> Card:
             y=run.model.score_samples(table), name=name, points=False, showlegend=False, spanmode="hard",
             line_color=colour,
         )  # fmt: skip
-    figure.update_yaxes(title="log p, nats")
+    figure.update_yaxes(title="log p, nats" if run.settings.kind == "restricted" else "bound of log p, nats")
     text = (
         "log p of rows it was trained on, of rows held out, and of rows whose columns come from different rows: "
         "where the first two differ, it has learned by heart."
