@@ -164,6 +164,9 @@ def test_machines_that_are_none_are_refused():
         RBMEnergy(0, 3)
     with pytest.raises(ValueError, match="at most 25"):
         RBMEnergy(30, 40).log_normaliser()
+    for machine in (RBMEnergy(3, 2), DBMEnergy(3, [2, 2])):
+        with pytest.raises(ValueError, match=r"Energy takes \[\*batch, [37]\], got \(4, 5\)"):
+            machine(torch.zeros(4, 5))
     with pytest.raises(TypeError, match="SingleSiteGibbs"):
         run_chain(BlockGibbs(), PerceptronEnergy(2), torch.zeros(1, 2), 1)
 

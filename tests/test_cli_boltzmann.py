@@ -214,6 +214,45 @@ def test_gaps_of_every_kind_are_filled_in_the_columns_own_types(runs, tmp_path):
     assert np.abs(filled["weight"] - truth["weight"])[gaps].mean() < 0.6 * truth["weight"].std()
 
 
+@pytest.mark.parametrize("kind", ["deep", "belief"])
+def test_deep_machines_are_fitted_drawn_scored_and_shown(kind, tmp_path):
+    market().to_csv(tmp_path / "rows.csv", index=False)
+    raw = load_digits()
+    np.savez(tmp_path / "digits.npz", X=(15 * raw.images[:300]).astype(np.uint8), y=raw.target[:300])
+    common = ("--kind", kind, "--hidden", 12, "--hidden", 8, "--quiet")
+    name = {"deep": "deep Boltzmann machine", "belief": "deep belief network"}[kind]
+    for data in ("rows.csv", "digits.npz"):
+        run = tmp_path / f"{data}-run"
+        thalweg("fit", "boltzmann", tmp_path / data, *common, "--out", run, "--epochs", 200)
+        figures = json.loads((run / "figures.json").read_text())
+        assert figures["hidden"] == [12, 8]
+        ours, alone = figures["scores"]["thalweg"], figures["scores"]["independent columns"]
+        assert ours["log_likelihood"] > alone["log_likelihood"]
+        info = " ".join(thalweg("info", run).out.split())
+        for words in (name, "12 + 8", "(layer 1), 100 (layer 2), 200 (the whole)", "lower bounds"):
+            assert words in info, words
+        page = (run / "report.html").read_text()
+        for words in (name, "Reconstructions", "of the first layer", "Training", "Figures"):
+            assert words in page
+        assert not (run / "training").exists()
+    run = tmp_path / "rows.csv-run"
+    thalweg("sample", run, "-n", 50, "--out", tmp_path / "new.csv")
+    drawn, whole = pd.read_csv(tmp_path / "new.csv"), market().dropna()
+    assert [drawn[c].dtype for c in whole.columns] == [whole[c].dtype for c in whole.columns]
+    thalweg("score", run, tmp_path / "rows.csv", "--out", tmp_path / "scores.csv")
+    assert pd.read_csv(tmp_path / "scores.csv")["log_prob"].notna().sum() == len(whole)
+    if kind == "belief":
+        assert "can't fill gaps" in thalweg("impute", run, tmp_path / "rows.csv", code=1).err
+    else:
+        thalweg("impute", run, tmp_path / "rows.csv", "--out", tmp_path / "full.csv")
+        assert set(pd.read_csv(tmp_path / "full.csv")["fruit"]) == set(whole["fruit"])
+    thalweg("sample", tmp_path / "digits.npz-run", "-n", 3, "--out", tmp_path / "new.npz")
+    assert np.load(tmp_path / "new.npz")["X"].shape == (3, 8, 8)
+    again = ("fit", "boltzmann", "--resume", "--out", run, "--no-report")
+    assert "finished already" in thalweg(*again).err
+    assert "another hidden" in thalweg(*again, "--hidden", 3, "--hidden", 2, code=1).err
+
+
 def test_an_interrupted_or_killed_run_resumes_to_the_same_model(tmp_path):
     numbers().to_csv(tmp_path / "rows.csv", index=False)
     settings = ["fit", "boltzmann", tmp_path / "rows.csv", "--epochs", 400, "--hidden", 64, "--no-report",
@@ -273,6 +312,12 @@ def test_what_is_refused(runs, tmp_path):
         ((*fit, tmp_path / "nothing.csv"), "no file"),
         ((*fit, tmp_path / "mixed.csv", "--learning-rate", 0), "--learning-rate must be positive"),
         ((*fit, tmp_path / "mixed.csv", "--grey"), "--grey is for images"),
+        ((*fit, tmp_path / "mixed.csv", "--kind", "wide"), "--kind must be one of restricted, deep, belief"),
+        ((*fit, tmp_path / "mixed.csv", "--hidden", 3, "--hidden", 2), "take --kind deep"),
+        ((*fit, tmp_path / "mixed.csv", "--hidden", 3, "--kind", "deep"), "--hidden twice"),
+        ((*fit, tmp_path / "mixed.csv", "--hidden", 0), "--hidden must be at least 1"),
+        ((*fit, tmp_path / "mixed.csv", "--temperatures", 3, "--from-data"), "leave out --from-data"),
+        ((*fit, tmp_path / "mixed.csv", "--temperatures", 3, "--kind", "deep"), "are for restricted machines"),
         (fit, "name the data"),
         ((*fit, "--resume"), "name the run"),
         (("impute", runs["images"], tmp_path / "mixed.csv"), "gaps are filled in tables"),
@@ -291,6 +336,11 @@ def test_what_is_refused(runs, tmp_path):
         "holds a finished run"
         in thalweg(*fit, runs["binary"].with_suffix(".csv"), "--out", runs["binary"], code=1).err
     )
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "mine.txt").write_text("keep me")
+    assert "holds other files" in thalweg(*fit, tmp_path / "mixed.csv", "--out", notes, code=1).err
+    assert [path.name for path in notes.iterdir()] == ["mine.txt"]
     assert "another epochs" in thalweg(*fit, "--resume", "--out", runs["binary"], "--epochs", 9, code=1).err
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.datasets import load_iris
@@ -358,6 +359,45 @@ def test_scores_are_bounds_of_a_density_and_draws_follow_the_data(kind):
     assert ((model.reconstruct(rows) > 0.5) == rows).mean() > least
     assert model.transform(rows).shape == (600, 4)
     assert list(model.get_feature_names_out()) == [f"{kind.__name__.lower()}{i}" for i in range(4)]
+
+
+def test_gaps_are_filled_with_the_conditional_of_the_deep_machine():
+    rows = stripes(600).numpy()
+    model = DeepBoltzmannMachine((4, 4), n_iter_pretraining=50, n_iter=50, batch_size=20, random_state=0).fit(rows)
+    gaps = rows[:10].copy()
+    gaps[:, :2] = np.nan
+    drawn, mean = model.impute(gaps, 2000, random_state=0), model.impute(gaps, n_chains=200, random_state=0)
+    np.testing.assert_array_equal(mean[:, 2:], rows[:10, 2:])
+    np.testing.assert_array_equal(drawn[7, :, 2:], rows[:10, 2:])
+    first = all_states(2).double()
+    for k, row in enumerate(rows[:10]):
+        candidates = torch.cat([first, torch.from_numpy(row[2:]).double().expand(4, -1)], 1)
+        law = torch.softmax(model.energy_.log_marginal(candidates), 0)
+        wanted = (law @ first).numpy()
+        np.testing.assert_allclose(drawn[:, k, :2].mean(0), wanted, atol=4 * 0.5 / 2000**0.5 + 0.005)
+        np.testing.assert_allclose(mean[k, :2], wanted, atol=0.03)
+
+
+@DENSITIES
+def test_deep_machines_take_tables_of_several_kinds(kind, tmp_path):
+    rng = np.random.RandomState(0)
+    first = rng.uniform(size=400) < 0.5
+    table = pd.DataFrame({"job": np.where(first, "baker", rng.choice(["fool", "smith", "cook"], 400)),
+                          "rich": first.astype(int), "age": np.where(first, 30, 60) + rng.randint(-5, 5, 400),
+                          "home": rng.choice(["hut", "house"], 400)})  # fmt: skip
+    model = kind((6, 4), n_iter_pretraining=50, n_iter=100, random_state=0).fit(table)
+    assert model.encoder_.kinds == ["categorical", "binary", "gaussian", "categorical"]
+    drawn = pd.DataFrame(model.sample(200, random_state=0), columns=table.columns).infer_objects()
+    assert [t.kind for t in drawn.dtypes] == ["O", "i", "i", "O"]
+    assert set(drawn["home"]) == {"hut", "house"}
+    assert model.score(table) == pytest.approx(model.score_samples(table).sum())
+    model.save(tmp_path / "model")
+    again = kind.load(tmp_path / "model")
+    np.testing.assert_array_equal(again.score_samples(table), model.score_samples(table))
+    assert again.reconstruct(table, encoded=True).shape == (400, 4 + 4 + 2)
+    assert model.components_.shape == (6, 10)
+    with pytest.raises(ValueError, match="n_samples must be"):
+        model.sample(0)
 
 
 @DENSITIES

@@ -21,6 +21,8 @@ from thalweg.energies.conditioning import ClampedEnergy
 from thalweg.energies.discrete import Sites
 from thalweg.objectives.base import Batch
 from thalweg.objectives.contrastive_divergence import BoltzmannLearning, ContrastiveDivergence
+from thalweg.objectives.energy_discrepancy import EnergyDiscrepancy
+from thalweg.objectives.noise_contrastive import ConditionalNCE
 from thalweg.objectives.pseudo_likelihood import PseudoLikelihood, RatioMatching
 from thalweg.objectives.score_matching import DenoisingScoreMatching, ScoreMatching, SlicedScoreMatching
 from thalweg.objectives.stein import SteinDiscrepancy
@@ -526,10 +528,17 @@ def test_annealing_of_bits_asks_for_a_discrete_kernel():
 
 @pytest.mark.parametrize(
     "objective",
-    [ScoreMatching(), SlicedScoreMatching(), DenoisingScoreMatching(), SteinDiscrepancy(nn.Identity())],
+    [
+        ScoreMatching(),
+        SlicedScoreMatching(),
+        DenoisingScoreMatching(),
+        SteinDiscrepancy(nn.Identity()),
+        EnergyDiscrepancy(),
+        ConditionalNCE(),
+    ],
     ids=lambda o: type(o).__name__,
 )
-def test_score_matching_of_bits_is_refused(objective):
+def test_objectives_of_continuous_values_are_refused_bits(objective):
     with pytest.raises(ValueError, match="RatioMatching or PseudoLikelihood"):
         objective(machine(4), Batch(None, BITS))
 

@@ -109,6 +109,10 @@ class LayeredMachine(Energy):
             total = total + unit.feature(x) @ self.biases[number] - unit.base(x)
         return total
 
+    def _check_width(self, x: Tensor, width: int) -> None:
+        if x.shape[-1:] != (width,):
+            raise ValueError(f"{type(self).__name__} takes [*batch, {width}], got {tuple(x.shape)}")
+
     @property
     def n_enumerated(self) -> float:
         """Binary units of that kind of layers which has fewer: exact log Z sums over 2^that states."""
@@ -163,6 +167,7 @@ class RBMEnergy(LayeredMachine):
         self.support = self.visible.support
 
     def forward(self, v: Tensor) -> Tensor:
+        self._check_width(v, self.visible.width)
         return self.summed_out([v, None], 1)
 
     def value_and_grad(self, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,7 +199,9 @@ class DBMEnergy(LayeredMachine):
 
     def split(self, x: Tensor) -> list[Tensor]:
         """``[*batch, sum of widths]`` -> the layers."""
-        return list(x.split([unit.width for unit in self.units], -1))
+        widths = [unit.width for unit in self.units]
+        self._check_width(x, sum(widths))
+        return list(x.split(widths, -1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.joint(self.split(x))

@@ -80,6 +80,10 @@ def check_run(folder: Path, task: str, settings: Any, *, resume: bool, overwrite
         raise ValueError(f"{folder} holds {state}: choose another --out, or give --resume or --overwrite")
     if not known and folder.exists() and (not folder.is_dir() or (folder / "model").exists()):
         raise ValueError(f"{folder} exists and is no run: choose another --out")
+    if not known and not overwrite and folder.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder} holds other files: choose another --out, or give --overwrite, which leaves them"
+        )
     if not resume:
         return False
     kept = asdict(read_run_settings(folder, task, type(settings)))

@@ -141,8 +141,8 @@ def condition(energy: AnyEnergy, x: Tensor | None) -> Energy:
     return energy
 
 
-def differentiable(objective: Objective, energy: AnyEnergy, batch: Batch) -> Energy:
-    """The energy of y, refused where y is discrete and a gradient in y says nothing of it.
+def continuous(objective: Objective, energy: AnyEnergy, batch: Batch) -> Energy:
+    """The energy of y, refused where y is discrete: what gradients in y or noise added to it say is nothing there.
 
     Raises:
         ValueError: naming objectives that suit.
@@ -150,7 +150,7 @@ def differentiable(objective: Objective, energy: AnyEnergy, batch: Batch) -> Ene
     given = batch.given(energy)
     if given.support.is_discrete:
         raise ValueError(
-            f"{type(objective).__name__} needs gradients in continuous values, and {type(energy).__name__} is of "
+            f"{type(objective).__name__} is for continuous values, and {type(energy).__name__} is of "
             "discrete ones: use RatioMatching or PseudoLikelihood"
         )
     return given

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from thalweg.energies.base import standard_normal
-from thalweg.objectives.base import AnyEnergy, Batch, Objective
+from thalweg.objectives.base import AnyEnergy, Batch, Objective, continuous
 
 
 class EnergyDiscrepancy(Objective):
@@ -33,11 +33,11 @@ class EnergyDiscrepancy(Objective):
         self.stabiliser = stabiliser
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        y = batch.y.unsqueeze(1)
+        given, y = continuous(self, energy, batch), batch.y.unsqueeze(1)
         shape = (len(y), 1 + self.n_samples, *y.shape[2:])
         noise = standard_normal(shape, y, generator)
         blurred = y + self.noise_std * (noise[:, :1] + noise[:, 1:])
-        values = batch.given(energy)(torch.cat([y, blurred], 1))
+        values = given(torch.cat([y, blurred], 1))
         gaps = values[:, :1] - values[:, 1:]
         if self.stabiliser:
             floor = torch.full_like(gaps[:, :1], math.log(self.stabiliser))

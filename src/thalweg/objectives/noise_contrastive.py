@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from thalweg.energies.base import ConditionalEnergy, Energy, standard_normal
 from thalweg.energies.densities import Density, FlowEnergy
 from thalweg.energies.mixture import MixtureDensity, TiltedEnergy
-from thalweg.objectives.base import AnyEnergy, Batch, Objective, TurnTaking, frozen
+from thalweg.objectives.base import AnyEnergy, Batch, Objective, TurnTaking, continuous, frozen
 from thalweg.objectives.noise import FixedNoise, as_noise
 
 
@@ -176,9 +176,9 @@ class ConditionalNCE(Objective):
         self.n_noise = n_noise
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        given = continuous(self, energy, batch)
         if self.adapts and not bool(self.scale):
             self.scale.fill_(0.5 * float(batch.y.std(0).mean()))
-        given = batch.given(energy)
         perturbed, log_ratio = self.perturb(given, batch.y, generator)
         values = given(torch.cat([batch.y.unsqueeze(1), perturbed], 1))
         log_odds = values[:, 1:] - values[:, :1] + log_ratio

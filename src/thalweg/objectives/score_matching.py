@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from thalweg.energies.base import event_sum, standard_normal
-from thalweg.objectives.base import AnyEnergy, Batch, Objective, differentiable
+from thalweg.objectives.base import AnyEnergy, Batch, Objective, continuous
 
 
 class ScoreMatching(Objective):
@@ -21,7 +21,7 @@ class ScoreMatching(Objective):
     """
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        given = differentiable(self, energy, batch)
+        given = continuous(self, energy, batch)
         grad, laplacian = given.grad_and_laplacian(batch.y)
         return 0.5 * event_sum(grad.square(), given.event_ndim) - laplacian
 
@@ -48,7 +48,7 @@ class SlicedScoreMatching(Objective):
         self.projection = projection
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        given, y = differentiable(self, energy, batch), batch.y
+        given, y = continuous(self, energy, batch), batch.y
         v = standard_normal((len(y), self.n_projections, *y.shape[1:]), y, generator)
         if self.projection == "rademacher":
             v = v.sign()
@@ -84,7 +84,7 @@ class DenoisingScoreMatching(Objective):
         self.n_samples = n_samples
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        given, y = differentiable(self, energy, batch), batch.y
+        given, y = continuous(self, energy, batch), batch.y
         shape = (len(y), self.n_samples, *y.shape[1:])
         noise = standard_normal(shape, y, generator)
         std = self.stds.to(y.dtype)

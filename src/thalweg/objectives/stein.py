@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.energies.base import Energy, event_sum, standard_normal
-from thalweg.objectives.base import AnyEnergy, Batch, TurnTaking, differentiable
+from thalweg.objectives.base import AnyEnergy, Batch, TurnTaking, continuous
 
 
 class SteinDiscrepancy(TurnTaking):
@@ -39,12 +39,12 @@ class SteinDiscrepancy(TurnTaking):
 
     def energy_loss(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
         # The trace has no part in the energy's gradient, but it is part of the value.
-        given = differentiable(self, energy, batch)
+        given = continuous(self, energy, batch)
         field, trace = self._field_and_trace(batch, given, generator)
         return trace.detach() - event_sum(given.grad(batch.y) * field.detach(), given.event_ndim)
 
     def adversary_loss(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        given = differentiable(self, energy, batch)
+        given = continuous(self, energy, batch)
         grad = given.value_and_grad(batch.y)[1]
         field, trace = self._field_and_trace(batch, given, generator)
         stein = trace - event_sum(grad * field, given.event_ndim)
