@@ -701,7 +701,7 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
 ) -> None:
-    """Draw new rows, or new images; a density rounds columns that are rounded.
+    """Draw new rows, or new images; columns that are rounded come rounded.
 
     Images are written to an .npz, or as PNG files into a folder.
     """
@@ -741,6 +741,7 @@ def score(
 ) -> None:
     """Say how likely each row is: log_prob in nats, and outlier_score, the part of the training rows likelier.
 
+    Of a deep Boltzmann machine or a belief network log_prob is a lower bound.
     A row with gaps gets neither; fill them with `thalweg impute` first.
     """
     from thalweg.estimators.folder import task_of

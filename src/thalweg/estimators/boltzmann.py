@@ -240,7 +240,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
     def _n_levels(self) -> int:
         if self.n_temperatures is not None:
             return int(self.n_temperatures)
-        return 5 if len(self.encoder_.columns("gaussian")) and self.persistent and not self.fast_rate else 1
+        return self._suitable_levels() if self.persistent and not self.fast_rate else 1
 
     def _encode(self) -> Encode | None:
         return binary_draws if self.encoder_.grey else None

@@ -100,6 +100,10 @@ class StateRows(BaseEstimator):
         parts += [Gaussian(n_numbers)] if n_numbers else []
         return parts[0] if len(parts) == 1 else Mixed(parts)
 
+    def _suitable_levels(self) -> int:
+        """Temperatures of persistent chains: numbers make groups that lie far apart."""
+        return 5 if len(self.encoder_.columns("gaussian")) else 1
+
     def _base_bias(self, units: Units, states: Tensor) -> Tensor:
         """Of visible units alone, with the data's means."""
         bias = units.bias_of(states)

@@ -6,7 +6,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -288,7 +288,8 @@ class DeepBoltzmannMachine(_DeepDensity):
         hidden: numbers of hidden units, from below; two layers at least.
         visible: "binary", "gaussian", "categorical", or column by column: "mixed" or "auto".
         n_iter_pretraining: passes over the data for each layer, by CD-1.
-        n_iter: passes of the joint training, by mean field and persistent chains.
+        n_iter: passes of the joint training, by mean field and persistent chains, with Gaussian units at five
+            temperatures.
         learning_rate: of the first pass, falling to 0; None is 0.3, with Gaussian units 0.02; of the pre-training
             a third of it.
         batch_size: rows of an update, and number of chains.
@@ -321,13 +322,12 @@ class DeepBoltzmannMachine(_DeepDensity):
         with torch.no_grad():
             self.energy_.biases[0].copy_(self.base_bias_)
         first = self._plan(self.n_iter_pretraining, 1 / 3, checkpoint_seconds)
-        first = LearningPlan(**{**asdict(first), "persistent": False, "n_gibbs": 1})
+        first = replace(first, persistent=False, n_gibbs=1)
         parts = pretrain(self.energy_, rows, first, **self._how(run_dir, "pretraining", resume))
         how = self._how(run_dir, "joint", resume)
-        trainer = BoltzmannTrainer(
-            self._plan(self.n_iter, 1.0, checkpoint_seconds), how["run_dir"], how["progress"]
-        )
-        self.history_ = [*parts, trainer.fit(self.energy_, rows, resume=resume)]
+        plan = replace(self._plan(self.n_iter, 1.0, checkpoint_seconds), n_temperatures=self._suitable_levels())
+        trainer = BoltzmannTrainer(plan, how["run_dir"], how["progress"])
+        self.history_ = [*parts, trainer.fit(self.energy_, rows, resume=resume, base_bias=self.base_bias_)]
 
     @property
     def _normalised(self) -> Any:
