@@ -173,7 +173,8 @@ def _draws(run: FinishedMachine, rows: Rows) -> Card:
     if reals:
         shown = reals[:_MOST_MARGINALS]
         data, drawn = (t[shown].to_numpy(dtype=float) for t in (rows.training, draws))
-        pictures.append(density_charts.marginals(data, drawn, shown, [0.0] * len(shown)))
+        resolution = encoder.resolution[encoder.columns("gaussian")][: len(shown)].tolist()
+        pictures.append(density_charts.marginals(data, drawn, shown, resolution))
     if bits or reals:
         text += " Correlations, pair by pair."
         numbers = [rows.training[bits + reals], draws[bits + reals]]
