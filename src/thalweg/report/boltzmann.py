@@ -169,7 +169,8 @@ def _draws(run: FinishedMachine, rows: Rows) -> Card:
     if bits:
         text += " Shares of ones, column by column: on the line they agree."
         means = {"training rows": rows.training[bits], "draws": draws[bits]}
-        pictures.append(_dots({k: t.to_numpy(float).mean(0) for k, t in means.items()}, "share of ones"))
+        shares = {k: t.to_numpy(float).mean(0) for k, t in means.items()}
+        pictures.append(_dots(shares, "share of ones", [0.0, 1.0]))
     if reals:
         shown = reals[:_MOST_MARGINALS]
         data, drawn = (t[shown].to_numpy(dtype=float) for t in (rows.training, draws))
@@ -178,7 +179,7 @@ def _draws(run: FinishedMachine, rows: Rows) -> Card:
     if bits or reals:
         text += " Correlations, pair by pair."
         numbers = [rows.training[bits + reals], draws[bits + reals]]
-        pictures.append(_dots(_correlated(*numbers), "correlation of pairs"))
+        pictures.append(_dots(_correlated(*numbers), "correlation of pairs", [-1.0, 1.0]))
     return Card("The data and the draws", text, pictures, head=head, rows=table, folded=len(table) > 24)
 
 
@@ -192,11 +193,9 @@ def _correlated(data: pd.DataFrame, draws: pd.DataFrame) -> dict[str, np.ndarray
     return found
 
 
-def _dots(values: dict[str, np.ndarray], what: str) -> go.Figure:
-    """One against the other, with the diagonal."""
+def _dots(values: dict[str, np.ndarray], what: str, ends: list[float]) -> go.Figure:
+    """One against the other, with the diagonal from end to end."""
     (x_name, x), (y_name, y) = values.items()
-    every = np.concatenate([x, y, [0.0, 1.0]] if not len(x) else [x, y])
-    ends = [float(every.min()), float(every.max())]
     figure = go.Figure()
     figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": charts.INK, "dash": "dot", "width": 1.5})
     figure.add_scatter(x=x, y=y, mode="markers", marker={"color": charts.MODEL, "size": 6, "opacity": 0.6})
