@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from thalweg.energies.base import Energy
 from thalweg.energies.discrete import binary_states
+from thalweg.energies.products import product
 from thalweg.energies.units import Binary, Units
 
 _MOST_UNITS = 25
@@ -62,15 +63,16 @@ class LayeredMachine(Energy):
 
     def input(self, layers: Sequence[Tensor | None], number: int) -> Tensor:
         """What a layer gets from its neighbours, without its bias, ``[*batch, width]``."""
+        multiply = torch.matmul if torch.is_grad_enabled() else product
         total: Tensor | None = None
         if number > 0:
             below = layers[number - 1]
             assert below is not None
-            total = self.units[number - 1].feature(below) @ self.weights[number - 1]
+            total = multiply(self.units[number - 1].feature(below), self.weights[number - 1])
         if number + 1 < self.n_layers:
             above = layers[number + 1]
             assert above is not None
-            upper = above @ self.weights[number].t()
+            upper = multiply(above, self.weights[number].t())
             total = upper if total is None else total + upper
         assert total is not None
         return total
@@ -226,15 +228,22 @@ class DBMEnergy(LayeredMachine):
         with torch.no_grad():
             last = self.n_layers - 1
             layers: list[Any] = [v]
+            # What the visible layer sends up stays as it is.
+            up = sent = product(self.visible.feature(v), self.weights[0])
             for number in range(1, self.n_layers):
-                up = self.units[number - 1].feature(layers[-1]) @ self.weights[number - 1]
+                if number > 1:
+                    up = product(layers[-1], self.weights[number - 1])
                 layers.append(torch.sigmoid((up if number == last else 2 * up) + self.biases[number]))
             for _ in range(n_steps):
                 moved = 0.0
                 for odd in (1, 0):
                     for number in self.parity(odd):
                         if number:
-                            mean = torch.sigmoid(self.field(layers, number))
+                            if number == 1:
+                                field = sent + product(layers[2], self.weights[1].t()) + self.biases[1]
+                            else:
+                                field = self.field(layers, number)
+                            mean = torch.sigmoid(field)
                             moved = max(moved, float((mean - layers[number]).abs().max()))
                             layers[number] = mean
                 if moved < tolerance:

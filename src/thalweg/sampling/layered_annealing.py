@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor
@@ -82,7 +83,8 @@ def _anneal(
     generator: torch.Generator | None,
 ) -> LogNormaliser:
     path = TemperedMachine(machine, base_bias)
-    betas = torch.linspace(0, 1, n_steps + 1, dtype=machine.biases[0].dtype, device=machine.biases[0].device)
+    bias = machine.biases[0]
+    betas = torch.linspace(0, math.pi / 2, n_steps + 1, dtype=bias.dtype, device=bias.device).sin()
     if samples is None:
         kept = path.start(n_chains, generator)
         order, sign = list(itertools.pairwise(betas)), 1.0
