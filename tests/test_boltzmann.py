@@ -248,6 +248,18 @@ def test_the_mean_field_bounds_the_exact_sum_over_hidden_layers(make):
         torch.testing.assert_close(torch.logsumexp(machine.log_marginal(everything), 0), machine.log_normaliser())
 
 
+@dbms
+def test_importance_weights_of_the_mean_field_average_to_the_exact_sum(make):
+    machine = make()
+    v = some_rows(machine)
+    exact = machine.log_marginal(v).detach()
+    n = 4000
+    ratio = (machine.importance_bound(v.expand(n, -1, -1), 1, seeded()) - exact).exp()
+    assert ((ratio.mean(0) - 1).abs() < 5 * ratio.std(0) / n**0.5 + 1e-6).all()
+    many = machine.importance_bound(v, 100, seeded(1)).mean()
+    assert machine.evidence_bound(v).mean() < many < exact.mean() + 0.05
+
+
 def test_the_mean_field_is_exact_where_the_posterior_factorises():
     machine = spread_out(DBMEnergy(4, [3, 2]))
     machine.weights[1].data.zero_()

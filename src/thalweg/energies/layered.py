@@ -8,6 +8,7 @@ of means of products, so training needs no autograd (:mod:`thalweg.training.bolt
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -262,20 +263,42 @@ class DBMEnergy(LayeredMachine):
                 entropy = entropy - (torch.xlogy(mean, mean) + torch.xlogy(1 - mean, 1 - mean)).sum(-1)
             return entropy - self.joint(layers)
 
+    def importance_bound(self, v: Tensor, n_samples: int = 100, generator: torch.Generator | None = None) -> Tensor:
+        """A tighter one, low in expectation: the log of the mean of importance weights, ``[*batch]``.
+
+        The smaller kind of hidden layers is drawn from the mean field, the other is summed out.
+
+        Source: [Burda 2016, eq. 8].
+        """
+        kept, numbers = self._smaller_kind()
+        means = self.mean_field(v)
+        layers: list[Tensor | None] = [v, *[None] * (self.n_layers - 1)]
+        log_weights = []
+        with torch.no_grad():
+            for _ in range(n_samples):
+                log_q: Any = 0.0
+                for number in numbers:
+                    mean = means[number]
+                    uniform = torch.rand(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+                    drawn = uniform < mean
+                    layers[number] = drawn.to(mean.dtype)
+                    log_q = log_q + torch.where(drawn, mean, 1 - mean).log().sum(-1)
+                log_weights.append(-self._given_visible(layers, kept) - log_q)
+        return torch.logsumexp(torch.stack(log_weights), 0) - math.log(n_samples)
+
     def log_marginal(self, v: Tensor) -> Tensor:
         """log p(v) + log Z, exact, ``[N]`` for v ``[N, width]``: the smaller kind of hidden layers is enumerated.
 
         Raises:
             ValueError: if there are too many hidden units of both kinds.
         """
-        sizes = [sum(self.units[number].width for number in self.parity(odd) if number) for odd in (0, 1)]
-        kept = 0 if sizes[0] <= sizes[1] else 1
-        if sizes[kept] > _MOST_UNITS:
-            raise ValueError(f"enumeration takes at most {_MOST_UNITS} hidden units, got {sizes[kept]}")
-        numbers = [number for number in self.parity(kept) if number]
+        kept, numbers = self._smaller_kind()
+        n = sum(self.units[number].width for number in numbers)
+        if n > _MOST_UNITS:
+            raise ValueError(f"enumeration takes at most {_MOST_UNITS} hidden units, got {n}")
         with torch.no_grad():
             total: Tensor | None = None
-            for states in binary_states(sizes[kept], v, max(1, (1 << 14) // max(1, len(v)))):
+            for states in binary_states(n, v, max(1, (1 << 14) // max(1, len(v)))):
                 layers: list[Tensor | None] = [None] * self.n_layers
                 layers[0] = v.unsqueeze(1)
                 parts = states.split([self.units[number].width for number in numbers], -1)
@@ -286,6 +309,13 @@ class DBMEnergy(LayeredMachine):
                 total = part_total if total is None else torch.logaddexp(total, part_total)
         assert total is not None
         return total
+
+    def _smaller_kind(self) -> tuple[int, list[int]]:
+        """Whether the odd (1) or the even (0) hidden layers have fewer units, and their numbers."""
+        kinds = [[number for number in self.parity(odd) if number] for odd in (0, 1)]
+        sizes = [sum(self.units[number].width for number in numbers) for numbers in kinds]
+        kept = 0 if sizes[0] <= sizes[1] else 1
+        return kept, kinds[kept]
 
     def _given_visible(self, layers: list[Tensor | None], kept: int) -> Tensor:
         """The energy of v and the kept hidden layers, the other hidden layers summed out."""
