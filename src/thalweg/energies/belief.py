@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from thalweg.energies.densities import Density
 from thalweg.energies.layered import RBMEnergy, binary_states
+from thalweg.energies.products import multiply
 from thalweg.energies.units import Binary, Units
 
 _MOST_UNITS = 18
@@ -45,7 +46,7 @@ class DirectedLayer(nn.Module):
 
     def field(self, above: Tensor) -> Tensor:
         """What the law of x depends on, ``[*batch, width of x]``."""
-        return above @ self.weight.t() + self.bias
+        return multiply(above, self.weight.t()) + self.bias
 
     def log_prob(self, below: Tensor, above: Tensor) -> Tensor:
         """log p(x|h) ``[*batch]``."""
@@ -54,7 +55,7 @@ class DirectedLayer(nn.Module):
 
     def up(self, below: Tensor) -> Tensor:
         """What q(h|x) depends on, ``[*batch, width of h]``."""
-        return self.unit.feature(below) @ self.up_weight + self.up_bias
+        return multiply(self.unit.feature(below), self.up_weight) + self.up_bias
 
 
 class DeepBeliefNetwork(Density):

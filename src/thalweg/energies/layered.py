@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from thalweg.energies.base import Energy
 from thalweg.energies.discrete import binary_states
-from thalweg.energies.products import product
+from thalweg.energies.products import multiply, product
 from thalweg.energies.units import Binary, Units
 
 _MOST_UNITS = 25
@@ -64,7 +64,6 @@ class LayeredMachine(Energy):
 
     def input(self, layers: Sequence[Tensor | None], number: int) -> Tensor:
         """What a layer gets from its neighbours, without its bias, ``[*batch, width]``."""
-        multiply = torch.matmul if torch.is_grad_enabled() else product
         total: Tensor | None = None
         if number > 0:
             below = layers[number - 1]
@@ -263,7 +262,9 @@ class DBMEnergy(LayeredMachine):
                 entropy = entropy - (torch.xlogy(mean, mean) + torch.xlogy(1 - mean, 1 - mean)).sum(-1)
             return entropy - self.joint(layers)
 
-    def importance_bound(self, v: Tensor, n_samples: int = 100, generator: torch.Generator | None = None) -> Tensor:
+    def importance_bound(
+        self, v: Tensor, n_samples: int = 100, generator: torch.Generator | None = None
+    ) -> Tensor:
         """A tighter one, low in expectation: the log of the mean of importance weights, ``[*batch]``.
 
         The smaller kind of hidden layers is drawn from the mean field, the other is summed out.

@@ -33,6 +33,11 @@ def sum_of_outer(grads: Tensor, x: Tensor) -> Tensor:
     return product(grads.t(), x)
 
 
+def multiply(x: Tensor, matrix: Tensor) -> Tensor:
+    """x @ matrix ``[*batch, m]``; by :func:`product` where no graph is kept."""
+    return torch.matmul(x, matrix) if torch.is_grad_enabled() else product(x, matrix)
+
+
 def multiplier(n_rows: int, matrix: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
     """The product of this matrix with any x of so many rows: the way is chosen once for many."""
     n, m = matrix.shape
