@@ -20,7 +20,7 @@ from thalweg.training.pretraining import grow_belief_network, pretrain, up_down
 
 SIDE = 28
 DEEP = [384, 128]  # hidden units of the deep ones, from below
-N_EPOCHS, RATE, DECAY, N_BRIDGES = 60, 0.1, 0.001, 8000
+N_EPOCHS, RATE, DECAY, N_BRIDGES = 60, 0.1, 0.001, 6000
 
 
 def run(settings: Settings) -> Result:
