@@ -25,7 +25,8 @@ def anneal_machine(
 
     At b the weights and hidden biases count b-fold and the visible bias is (1 - b) base_bias + b bias. The
     chains are over the layers of odd number; the others are summed out of the weights and drawn in between. The
-    way there is low in expectation, the way back, which starts at draws of the machine, high.
+    way there is low in expectation, the way back, which starts at draws of the machine, high. The bridges lie at
+    the sines of evenly spaced angles: densest near the machine itself, where its modes part.
 
     Args:
         base_bias: visible bias at b = 0, best that of the data's means; None is the machine's own.
