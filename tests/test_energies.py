@@ -33,7 +33,7 @@ from thalweg.energies import (
 )
 from thalweg.energies.densities import choose_gaussian_mixture, fit_gaussian_mixture
 from thalweg.energies.perceptron import LabelledPerceptron
-from thalweg.energies.products import product
+from thalweg.energies.products import multiply, product
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -522,6 +522,9 @@ def test_the_fast_product_of_matrices_is_the_ordinary_one():
         tolerance = {"rtol": 1e-5, "atol": 1e-5 * n}
         torch.testing.assert_close(product(x, matrix, bias), x @ matrix + bias, **tolerance)
         torch.testing.assert_close(product(x.t(), x), x.t() @ x, **tolerance)
+        with torch.no_grad():
+            torch.testing.assert_close(multiply(x.expand(2, -1, -1), matrix)[1], x @ matrix, **tolerance)
+        assert multiply(x, matrix.requires_grad_()).requires_grad
 
 
 def test_a_perceptron_of_an_unknown_activation_or_of_no_layers_is_refused_in_words():
