@@ -374,7 +374,7 @@ def groups(seeds: list[int]) -> dict[str, list[dict[str, float]]]:
 
 
 def numbers(seeds: list[int]) -> dict[str, list[float]]:
-    """scikit-learn's tables of numbers, alone and beside a column of texts; 16 hidden units, 3000 updates."""
+    """scikit-learn's tables of numbers, alone and beside a column of texts; each seed with a split of its own."""
     found: dict[str, list[float]] = {}
     shown = Table("table", "chains", title=f"Tables of numbers, seeds {', '.join(map(str, seeds))}")
     shown.add_column("log-likelihood of 3 rows in 10", justify="right")
@@ -391,12 +391,16 @@ def numbers(seeds: list[int]) -> dict[str, list[float]]:
             with_class = loaded.data.assign(label=loaded.target_names[loaded.target])
             tables = {name: loaded.data, f"{name} and its classes": with_class}
         for title, table in tables.items():
-            order = np.random.RandomState(0).permutation(len(table))
-            train, test = (table.iloc[part] for part in np.split(order, [int(0.7 * len(table))]))
             for n_temperatures in (1, 5, 10):
-                how = {"n_iter": max(50, 3000 // max(1, len(train) // 64)), "n_temperatures": n_temperatures}
-                models = [RestrictedBoltzmannMachine(16, random_state=seed, **how).fit(train) for seed in seeds]
-                runs = [model.log_likelihood(test).mean for model in models]
+                runs = []
+                for seed in seeds:
+                    order = np.random.RandomState(seed).permutation(len(table))
+                    train, test = (table.iloc[part] for part in np.split(order, [int(0.7 * len(table))]))
+                    n_iter = max(50, 3000 // max(1, len(train) // 64))
+                    model = RestrictedBoltzmannMachine(
+                        16, n_iter=n_iter, n_temperatures=n_temperatures, random_state=seed
+                    )
+                    runs.append(model.fit(train).log_likelihood(test).mean)
                 found[f"{title}, {n_temperatures}"] = runs
                 shown.add_row(title, f"{n_temperatures} temperatures", " ".join(f"{run:.2f}" for run in runs))
     Console(width=120).print(shown)

@@ -128,8 +128,8 @@ def noise_like(data: Tensor) -> torch.distributions.Distribution:
 
 
 OURS: dict[str, Callable[[Tensor], Objective]] = {
-    # On seeds 10 to 13: .102 (.083 to .122). With steps of 0.01 and squares by 0.1, as the rivals have it, .156; with
-    # a twentieth of the chains started afresh besides, .162.
+    # On seeds 10 to 13: .102 (.083 to .122). With steps of 0.01 and squares by 0.1, as the rivals have it, .156;
+    # with a twentieth of the chains started afresh besides, .162.
     PCD: lambda data: ContrastiveDivergence(
         Langevin(0.005),
         20,
