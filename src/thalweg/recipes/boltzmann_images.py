@@ -55,7 +55,8 @@ def run(settings: Settings) -> Result:
         "back starts at the chains of the training, of the belief network at what its way up makes of data. Of "
         "the deep machine and the belief network the figures are lower bounds beside that.",
     ]
-    return Result([Figure(k, v) for k, v in figures.items()], pictures, notes, time.monotonic() - started)
+    rows = [Figure(k, v, 0.0 if " less RBM " in k else None, at_most=False) for k, v in figures.items()]
+    return Result(rows, pictures, notes, time.monotonic() - started)
 
 
 def _fitted(machine: LayeredMachine, train: Tensor, plan: LearningPlan) -> Tensor:

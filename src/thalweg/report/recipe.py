@@ -13,8 +13,8 @@ def write_recipe_page(recipe: Recipe, settings: Settings, result: Result, path: 
     bound = [f for f in result.figures if f.reached is not None]
     reached = sum(bool(f.reached) for f in bound)
     tiles = [
-        Tile("targets reached", "—" if settings.quick else f"{reached} of {len(bound)}",
-             "a quick run: they do not apply" if settings.quick else ""),
+        Tile("targets reached", "—" if settings.quick or not bound else f"{reached} of {len(bound)}",
+             "a quick run: they do not apply" if settings.quick else "" if bound else "there are none"),
         Tile("seeds", str(len(settings.seeds)), ", ".join(map(str, settings.seeds))),
         Tile("time", f"{result.seconds:.0f} s"),
     ]  # fmt: skip
