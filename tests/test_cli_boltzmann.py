@@ -349,3 +349,21 @@ def test_help_has_an_example():
         [sys.executable, "-m", "thalweg.cli", "fit", "boltzmann", "--help"], capture_output=True, check=True
     )
     assert "Example" in process.stdout.decode()
+
+
+def test_rows_to_judge_may_lack_the_texts_of_the_training_table(tmp_path):
+    """A column of "1", "2" and "unknown" is one of texts, also in a file where only the numbers occur."""
+    table = pd.DataFrame({"grade": ["1", "2", "unknown"] * 20, "x": np.linspace(0, 1, 60)})
+    table.to_csv(tmp_path / "table.csv", index=False)
+    table[table.grade != "unknown"].to_csv(tmp_path / "some.csv", index=False)
+    thalweg("fit", "boltzmann", tmp_path / "table.csv", "--out", tmp_path / "run", "--epochs", 2)
+    thalweg("score", tmp_path / "run", tmp_path / "some.csv", "--out", tmp_path / "scores.csv")
+    assert np.isfinite(pd.read_csv(tmp_path / "scores.csv").log_prob).all()
+
+
+def test_a_column_of_names_is_told(tmp_path):
+    table = pd.DataFrame({"name": [f"n{i}" for i in range(30)], "x": np.linspace(0, 1, 30)})
+    table.to_csv(tmp_path / "table.csv", index=False)
+    done = thalweg("fit", "boltzmann", tmp_path / "table.csv", "--out", tmp_path / "run", "--epochs", 2, code=1)
+    assert "column 'name'" in done.err
+    assert "--drop" in done.err

@@ -490,3 +490,37 @@ def test_bad_use_is_refused(small):
         small.score_samples(7 * np.ones((1, 64)))
     with pytest.raises(ValueError, match="n_samples"):
         small.sample(0)
+
+
+# -- odd columns -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("table", "visible", "message"),
+    [
+        (
+            {"t": pd.cut(np.linspace(-1, 1, 40), 3), "x": np.arange(40.0)},
+            "auto",
+            "'t' holds Interval",
+        ),
+        ({"d": pd.date_range("2020", periods=40)}, "gaussian", "'d' holds dates"),
+        ({"d": pd.date_range("2020", periods=40)}, "categorical", "'d' holds Timestamp"),
+    ],
+)
+def test_values_that_no_unit_takes_are_refused_by_name(table, visible, message):
+    with pytest.raises(ValueError, match=message):
+        RestrictedBoltzmannMachine(4, n_iter=1, visible=visible).fit(pd.DataFrame(table))
+
+
+def test_the_value_that_is_no_number_is_named():
+    table = pd.DataFrame({"t": ["a", "b"] * 20, "x": np.arange(40.0)})
+    model = RestrictedBoltzmannMachine(4, n_iter=1, random_state=0).fit(table)
+    with pytest.raises(ValueError, match="column 'x' holds 'abc'"):
+        model.score_samples(pd.DataFrame({"t": ["a", "b"], "x": ["1.5", "abc"]}))
+
+
+def test_numbers_beyond_the_integers_stay_numbers():
+    table = pd.DataFrame({"t": ["a", "b"] * 20, "x": 1e20 * np.tile([1.0, 2, 3, 4], 10)})
+    drawn = RestrictedBoltzmannMachine(4, n_iter=3, random_state=0).fit(table).sample(50, random_state=0)
+    assert (np.abs(drawn[:, 1].astype(float)) < 1e21).all()
+    assert (drawn[:, 1].astype(float) > 0).any()

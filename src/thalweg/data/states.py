@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from thalweg.data.target import find_resolution, location_and_scale, most_frequent, rounded
+from thalweg.data.target import (
+    find_resolution,
+    location_and_scale,
+    most_frequent,
+    rounded,
+    whole_numbers,
+)
 
 # Of columns, where they have any.
 Names = Sequence[str] | None
@@ -73,10 +79,14 @@ class StateEncoder:
         self.origin, self.resolution = np.zeros(n), np.zeros(n)
         self.whole, self.categories = [False] * n, [[] for _ in range(n)]
         for k in self.columns("categorical"):
-            self.categories[k] = sorted(pd.unique(X[:, k]).tolist(), key=_by_kind)
+            values = pd.unique(X[:, k]).tolist()
+            odd = [v for v in values if not isinstance(v, str | bool | int | float | np.number | np.bool_)]
+            if odd:
+                raise ValueError(f"{_named(names, k)} holds {odd[0]!r}: categories are texts or numbers")
+            self.categories[k] = sorted(values, key=_by_kind)
         numbers = np.concatenate([self.columns("binary"), self.columns("gaussian")])
         values = _numbers(X, numbers, names)
-        for k, whole in zip(numbers, (values == np.round(values)).all(0), strict=True):
+        for k, whole in zip(numbers, np.all(whole_numbers(values), 0), strict=True):
             self.whole[k] = bool(whole)
         bits, reals = np.split(values, [len(self.columns("binary"))], 1)
         self._check_bits(bits, names)
@@ -142,7 +152,7 @@ class StateEncoder:
                 )
             states[np.arange(len(X)), i, codes] = 1.0
             states[gaps, i] = np.nan
-        return states.reshape(len(X), -1)
+        return states.reshape(len(X), len(columns) * self.n_states)
 
     def decode(self, states: np.ndarray, draws: bool = False) -> np.ndarray:
         """Rows ``[*batch, D]`` from states or their means ``[*batch, width]``: of categories the likeliest.
@@ -231,12 +241,20 @@ def _numbers(X: np.ndarray, columns: np.ndarray, names: Names) -> np.ndarray:
         known = ~pd.isna(X[:, k])
         try:
             values[known, i] = X[known, k].astype(np.float64)
-        except (TypeError, ValueError):
-            odd = next(v for v in X[known, k] if not isinstance(v, int | float | np.number))
+        except (TypeError, ValueError, OverflowError):
+            odd = next(v for v in X[known, k] if not _is_float(v))
             raise ValueError(f"{_named(names, k)} holds {odd!r}, which is no number") from None
         if np.isinf(values[:, i]).any():
             raise ValueError(f"{_named(names, k)} has an infinite value")
     return values
+
+
+def _is_float(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return not isinstance(value, pd.Timestamp | pd.Timedelta)
 
 
 def _by_kind(value: Any) -> tuple[bool, Any]:

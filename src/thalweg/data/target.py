@@ -85,6 +85,11 @@ def most_frequent(values: np.ndarray) -> float:
     return float(unique[counts.argmax()])
 
 
+def whole_numbers(x: np.ndarray) -> np.ndarray:
+    """Which numbers are whole ones that an integer holds exactly: beyond 2^53 every float is whole."""
+    return (x == np.round(x)) & (np.abs(x) < 2.0**53)
+
+
 def rounded(x: np.ndarray, origin: float, resolution: float) -> np.ndarray:
     """x on the grid with this spacing through ``origin``; as it is where the spacing is 0."""
     if not resolution:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from thalweg.data.encoding import is_number
 from thalweg.data.images import Images, read_images
 from thalweg.data.states import KINDS, StateEncoder
 from thalweg.data.tables import read_table
+from thalweg.data.target import whole_numbers
 from thalweg.energies.units import Gaussian
 from thalweg.estimators.boltzmann import RestrictedBoltzmannMachine
 from thalweg.estimators.deep import DeepBeliefNetwork, DeepBoltzmannMachine
@@ -362,6 +363,12 @@ def _table_rows(settings: BoltzmannSettings) -> Rows:
     if not known.all():
         n = int((~known).sum())
         remarks.append(f"{n} rows held out have categories that no training row has, and are not judged.")
+    if len(test) and not known.any():
+        most = max(texts, key=lambda c: training[c].nunique())
+        raise ValueError(
+            f"every row held out has a category that no training row has; column {most!r} has "
+            f"{training[most].nunique()} of them in {len(training)} rows: leave it out (--drop)"
+        )
     test = test[known]
     encoder.encode(test.to_numpy(), training.columns)
     return Rows(training, test, encoder, types, None, found.constant, remarks, found.n_rows, found.fingerprint)
@@ -426,10 +433,11 @@ def _type_of(column: pd.Series) -> str:
     if not pd.api.types.is_numeric_dtype(column) and known.dtype != object:
         return "number"  # dates and spans, which are refused
     values = known.to_numpy(np.float64)
-    return "whole" if len(values) and (values == np.round(values)).all() else "number"
+    return "whole" if len(values) and whole_numbers(values).all() else "number"
 
 
-def _as_categories(column: pd.Series) -> pd.Series:
+def _as_categories(column: pd.Series, known: Sequence[Any] = ()) -> pd.Series:
+    """Texts, or numbers where all values are numbers; of rows to judge, as the known categories are."""
     n = column.nunique()
     if n > _MOST_CATEGORIES:
         numbers = pd.to_numeric(column, errors="coerce")
@@ -442,8 +450,22 @@ def _as_categories(column: pd.Series) -> pd.Series:
             f"column {column.name!r} has {n} different values, too many for categories (at most "
             f"{_MOST_CATEGORIES}): {told}leave it out (--drop)"
         )
-    kept = column.astype(float) if is_number(column) else column.map(str, na_action="ignore")
+    if any(isinstance(v, str) for v in known):
+        # A file that lacks the texts of the training table has numbers where that had "1".
+        kept = column.map(lambda v: _text(v, known), na_action="ignore")
+    elif is_number(column):
+        kept = column.astype(float)
+    elif known:
+        numbers = pd.to_numeric(column, errors="coerce")
+        kept = numbers.astype(object).where(numbers.notna(), column)
+    else:
+        kept = column.map(str, na_action="ignore")
     return kept.astype(object).where(column.notna(), np.nan)
+
+
+def _text(value: Any, known: Sequence[Any]) -> str:
+    text = str(value)
+    return str(int(value)) if text not in known and isinstance(value, float) and value.is_integer() else text
 
 
 def _states(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -590,15 +612,15 @@ def _asked(run: FinishedMachine, path: Path) -> pd.DataFrame:
 
 
 def _model_columns(run: FinishedMachine, table: pd.DataFrame) -> pd.DataFrame:
-    columns, kinds = columns_of(table, run.columns), run.model.encoder_.kinds
+    columns, encoder = columns_of(table, run.columns), run.model.encoder_
     empty = np.full(len(table), np.nan)
     return pd.DataFrame(
         {
-            c: _as_categories(columns[c])
-            if kind == "categorical"
+            c: _as_categories(columns[c], known)
+            if known
             else empty
             if columns[c].isna().all()
             else as_numbers(columns[c])
-            for c, kind in zip(run.columns, kinds, strict=True)
+            for c, known in zip(run.columns, encoder.categories, strict=True)
         }
     )

@@ -72,6 +72,7 @@ class StateRows(BaseEstimator):
             if not gaps and pd.isna(found).any():
                 raise ValueError("the rows contain gaps (NaN): leave them out, or fill them first")
             return found
+        _refuse_dates(X)
         finite = "allow-nan" if gaps else True
         return validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite=finite)
 
@@ -172,6 +173,15 @@ def _clamped(
         layers[0] = torch.where(known, fixed, layers[0])  # type: ignore[arg-type]
     assert layers[0] is not None
     return total, layers[0]
+
+
+def _refuse_dates(X: Any) -> None:
+    """As numbers they would be nanoseconds."""
+    kinds = X.dtypes.items() if isinstance(X, pd.DataFrame) else [("", getattr(X, "dtype", None))]
+    for name, kind in kinds:
+        if getattr(kind, "kind", "") in ("M", "m"):
+            where = f"column {name!r} holds" if isinstance(X, pd.DataFrame) else "the rows hold"
+            raise ValueError(f"{where} dates or spans of time: turn them into numbers, or leave them out")
 
 
 def _categorical(X: Any) -> list[int]:

@@ -377,6 +377,8 @@ class ImageEBM(BaseEstimator):
     def _pixels(self, images: np.ndarray) -> Tensor:
         found = np.asarray(images)
         found = found.astype(np.float32) / 255 if found.dtype == np.uint8 else found.astype(np.float32)
+        if found.ndim == 3:
+            found = found[:, None]
         if found.shape[1:] != self.image_shape_:
             raise ValueError(f"images must be [n, {', '.join(map(str, self.image_shape_))}], got {found.shape}")
         if not np.isfinite(found).all():
