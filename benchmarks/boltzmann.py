@@ -41,7 +41,7 @@ from thalweg import RestrictedBoltzmannMachine
 from thalweg.energies import RBMEnergy
 from thalweg.energies.discrete import binary_states
 from thalweg.sampling.layered_annealing import bracket_machine
-from thalweg.training.boltzmann import BoltzmannTrainer, LearningPlan
+from thalweg.training.moments import BoltzmannTrainer, LearningPlan
 
 EXACT_TARGET = -20.0
 SPEED_TARGET = {"digits": 1.0, "mnist": 3.0}

@@ -11,15 +11,15 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from thalweg.energies import Binary, Categorical, DBMEnergy, Gaussian, Mixed, PerceptronEnergy, RBMEnergy
-from thalweg.energies.layered import LayeredMachine, binary_states
+from thalweg.energies.machines.layered import LayeredMachine, binary_states
 from thalweg.objectives.base import Batch
 from thalweg.objectives.contrastive_divergence import ContrastiveDivergence
 from thalweg.sampling.block_gibbs import BlockGibbs
 from thalweg.sampling.chain import run_chain
 from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
 from thalweg.sampling.layered_tempering import TemperedChains
-from thalweg.training.boltzmann import BoltzmannTrainer, Learning, LearningPlan, binary_draws
 from thalweg.training.loop import DivergenceError
+from thalweg.training.moments import BoltzmannTrainer, Learning, LearningPlan, binary_draws
 from thalweg.training.progress import SilentProgress
 
 

@@ -70,7 +70,7 @@ SMALL = ("--epochs", 2, "--members", 2)
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A table and the folder of a finished run on it."""
-    from thalweg.estimators.run import RunSettings, fit_run
+    from thalweg.runs.regression import RunSettings, fit_run
 
     folder = tmp_path_factory.mktemp("fitted")
     table = make_table(folder)
@@ -186,7 +186,7 @@ def test_predict_writes_what_was_asked(call, fitted, tmp_path: Path) -> None:
 
 
 def test_prediction_in_chunks_is_the_same(fitted) -> None:
-    from thalweg.estimators.run import load_run, predict_table
+    from thalweg.runs.regression import load_run, predict_table
 
     table, run = fitted
     rows = pd.read_csv(table)

@@ -62,7 +62,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A table and the folder of a finished run on it."""
-    from thalweg.estimators.density_run import DensitySettings, fit_density_run
+    from thalweg.runs.density import DensitySettings, fit_density_run
 
     folder = tmp_path_factory.mktemp("fitted")
     table = make_table(folder)
@@ -118,7 +118,7 @@ def test_figures_of_the_baselines_are_their_likelihoods(fitted) -> None:
     """The Gaussian's figure, worked out by hand."""
     from scipy.stats import multivariate_normal
 
-    from thalweg.estimators.density_run import load_density_run
+    from thalweg.runs.density import load_density_run
 
     run = load_density_run(fitted[1])
     training, test = (t.to_numpy() for t in (run.training_rows, run.test_rows))

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from thalweg import DeepBeliefClassifier, DeepBoltzmannMachine
 from thalweg import DeepBeliefNetwork as DeepBeliefEstimator
-from thalweg.energies.belief import DeepBeliefNetwork
-from thalweg.energies.layered import DBMEnergy, RBMEnergy, binary_states
-from thalweg.energies.units import Binary, Gaussian
+from thalweg.energies.machines.belief import DeepBeliefNetwork
+from thalweg.energies.machines.layered import DBMEnergy, RBMEnergy, binary_states
+from thalweg.energies.machines.units import Binary, Gaussian
 from thalweg.recipes import boltzmann
 from thalweg.recipes.base import Settings
-from thalweg.training.boltzmann import BoltzmannTrainer, Learning, LearningPlan
 from thalweg.training.loop import DivergenceError
+from thalweg.training.moments import BoltzmannTrainer, Learning, LearningPlan
 from thalweg.training.pretraining import grow_belief_network, pretrain, up_down
 
 FAST = LearningPlan(n_epochs=200, batch_size=50, learning_rate=0.3)

@@ -32,7 +32,7 @@ from thalweg.energies import (
     source_network,
 )
 from thalweg.energies.densities import choose_gaussian_mixture, fit_gaussian_mixture
-from thalweg.energies.perceptron import LabelledPerceptron
+from thalweg.energies.networks.perceptron import LabelledPerceptron
 from thalweg.energies.products import multiply, product
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributions import constraints
 
 from thalweg.energies.base import Energy
-from thalweg.energies.targets import GaussianEnergy
+from thalweg.energies.densities.gaussian import GaussianEnergy
 from thalweg.evaluation import generation, goodness_of_fit
 from thalweg.evaluation.generation import mmd_test
 from thalweg.evaluation.goodness_of_fit import (

@@ -11,7 +11,7 @@ from torch import nn
 from thalweg.data.images import as_images, digits, outliers, read_images
 from thalweg.data.shapes import SHAPES, draw_sprites, render_sprites
 from thalweg.energies.conditioning import ClampedEnergy
-from thalweg.energies.images import (
+from thalweg.energies.networks.image import (
     ImageEnergy,
     LabelledEnsemble,
     LabelledImageEnergy,
@@ -20,7 +20,7 @@ from thalweg.energies.images import (
     MultiscaleEnergy,
     residual_network,
 )
-from thalweg.energies.perceptron import LabelledPerceptron
+from thalweg.energies.networks.perceptron import LabelledPerceptron
 from thalweg.estimators.images import ImageEBM
 from thalweg.sampling.chain import run_chain
 from thalweg.sampling.langevin import ColdLangevin

@@ -8,8 +8,8 @@ import torch
 
 from thalweg.energies.base import Energy
 from thalweg.energies.densities import UniformEnergy
-from thalweg.energies.images import MarginalOverLabels
-from thalweg.energies.perceptron import LabelledPerceptron
+from thalweg.energies.networks.image import MarginalOverLabels
+from thalweg.energies.networks.perceptron import LabelledPerceptron
 from thalweg.energies.unbounded import LogisticEnergy, LogitEnergy
 from thalweg.evaluation.likelihood import annealed_likelihood
 

@@ -16,7 +16,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from thalweg import RestrictedBoltzmannMachine
 from thalweg.energies import Binary, Categorical, Gaussian, RBMEnergy
-from thalweg.energies.layered import binary_states
+from thalweg.energies.machines.layered import binary_states
 
 RAW = load_digits()
 ORDER = np.random.RandomState(0).permutation(len(RAW.target))

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thalweg.estimators.run import FinishedRun, RunSettings, fit_run
 from thalweg.recipes import Figure, Recipe, Result, Settings
 from thalweg.report import charts, regression_report, write_recipe_page, write_regression_report
 from thalweg.report.regression import duration, input_effects
+from thalweg.runs.regression import FinishedRun, RunSettings, fit_run
 
 
 def fit(folder: Path, table: pd.DataFrame, targets: list[str], **settings) -> FinishedRun:

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thalweg.estimators.density_run import DensitySettings, FinishedDensity, fit_density_run
 from thalweg.report import density_report, write_density_report
 from thalweg.report.density import density_on_plane, imputation_errors
+from thalweg.runs.density import DensitySettings, FinishedDensity, fit_density_run
 
 
 def fit(folder: Path, table: pd.DataFrame, **settings) -> FinishedDensity:

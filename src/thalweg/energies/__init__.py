@@ -1,7 +1,6 @@
 """What has an energy."""
 
 from thalweg.energies.base import ConditionalEnergy, Conditioned, Energy, check_energy
-from thalweg.energies.belief import DeepBeliefNetwork
 from thalweg.energies.composition import Disjunction, WeightedSum
 from thalweg.energies.densities import (
     BernoulliEnergy,
@@ -11,15 +10,16 @@ from thalweg.energies.densities import (
     GaussianMixtureEnergy,
     UniformEnergy,
 )
+from thalweg.energies.densities.gaussian import GaussianEnergy
+from thalweg.energies.densities.tilted import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
 from thalweg.energies.discrete import BINARY, OneHotGroups, all_states
-from thalweg.energies.experts import StudentExperts
-from thalweg.energies.fully_connected import BoltzmannMachine
-from thalweg.energies.layered import DBMEnergy, LayeredMachine, RBMEnergy
-from thalweg.energies.mixture import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
+from thalweg.energies.machines.belief import DeepBeliefNetwork
+from thalweg.energies.machines.experts import StudentExperts
+from thalweg.energies.machines.fully_connected import BoltzmannMachine
+from thalweg.energies.machines.layered import DBMEnergy, LayeredMachine, RBMEnergy
+from thalweg.energies.machines.units import Binary, Categorical, Gaussian, Mixed
 from thalweg.energies.networks import ModuleEnergy, NetworkEnergy, PointNet, convnet, mlp, source_network
-from thalweg.energies.perceptron import PerceptronEnergy
-from thalweg.energies.targets import GaussianEnergy
-from thalweg.energies.units import Binary, Categorical, Gaussian, Mixed
+from thalweg.energies.networks.perceptron import PerceptronEnergy
 
 __all__ = [
     "BINARY",

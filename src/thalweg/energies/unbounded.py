@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from thalweg.energies.base import Energy
-from thalweg.energies.densities import Density
+from thalweg.energies.densities.basic import Density
 
 
 class LogitEnergy(Energy):

@@ -16,12 +16,12 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from thalweg.data.states import StateEncoder
-from thalweg.energies.layered import LayeredMachine, RBMEnergy
-from thalweg.estimators.columns import StateRows, check_count, kept_columns, restore_columns
+from thalweg.energies.machines.layered import LayeredMachine, RBMEnergy
+from thalweg.estimators._states import StateRows, check_count, kept_columns, restore_columns
 from thalweg.estimators.regressor import n_weights, suitable_threads, using_threads
 from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
-from thalweg.training.boltzmann import BoltzmannTrainer, Encode, LearningPlan, binary_draws
 from thalweg.training.loop import History
+from thalweg.training.moments import BoltzmannTrainer, Encode, LearningPlan, binary_draws
 from thalweg.training.progress import BarProgress
 from thalweg.training.saving import load_model, rebuilding, save_model, tensors_of
 
@@ -66,7 +66,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         n_temperatures: of the persistent chains; None is 5 with Gaussian units, whose groups often lie far apart,
             else 1.
         batch_size, momentum, weight_decay, n_gibbs, persistent, centred, fast_rate, sparsity_target,
-            sparsity_cost: see :class:`~thalweg.training.boltzmann.LearningPlan`.
+            sparsity_cost: see :class:`~thalweg.training.moments.LearningPlan`.
         n_iter: passes over the data; a table of few rows has few updates in each, and takes more of them.
         n_threads: of PyTorch; None chooses by the size of the work.
         verbose: show progress.

@@ -20,14 +20,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from thalweg.data.states import StateEncoder
-from thalweg.energies import belief
-from thalweg.energies.layered import DBMEnergy
-from thalweg.estimators.columns import IMPOSSIBLE, StateRows, check_count, kept_columns, restore_columns
+from thalweg.energies.machines import belief
+from thalweg.energies.machines.layered import DBMEnergy
+from thalweg.estimators._states import IMPOSSIBLE, StateRows, check_count, kept_columns, restore_columns
 from thalweg.estimators.regressor import suitable_threads, using_threads
 from thalweg.objectives.base import AnyEnergy, Batch, Objective
 from thalweg.sampling.layered_annealing import bracket_machine
-from thalweg.training.boltzmann import BoltzmannTrainer, LearningPlan
 from thalweg.training.loop import History, Plan, Trainer
+from thalweg.training.moments import BoltzmannTrainer, LearningPlan
 from thalweg.training.pretraining import grow_belief_network, pretrain, up_down
 from thalweg.training.progress import BarProgress
 from thalweg.training.saving import load_model, rebuilding, save_model, tensors_of

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from thalweg.data.encoding import is_number
 from thalweg.data.target import find_resolution, location_and_scale, most_frequent, rounded
-from thalweg.energies.autoregressive import AutoregressiveEnergy, NumericEncoding
 from thalweg.energies.base import Energy, check_energy
 from thalweg.energies.conditioning import ClampedEnergy
 from thalweg.energies.densities import (
@@ -35,9 +34,10 @@ from thalweg.energies.densities import (
     choose_gaussian_mixture,
     fit_gaussian_mixture,
 )
-from thalweg.energies.mixture import TiltedMixtureEnsemble
-from thalweg.energies.perceptron import PerceptronEnergy
-from thalweg.estimators.columns import kept_columns, restore_columns
+from thalweg.energies.densities.autoregressive import AutoregressiveEnergy, NumericEncoding
+from thalweg.energies.densities.tilted import TiltedMixtureEnsemble
+from thalweg.energies.networks.perceptron import PerceptronEnergy
+from thalweg.estimators._states import kept_columns, restore_columns
 from thalweg.estimators.regressor import EnergyRegressor, n_weights, suitable_threads, using_threads
 from thalweg.inference import completion
 from thalweg.inference.importance import log_normaliser

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from thalweg.energies.base import ConditionalEnergy, Conditioned, map_features
-from thalweg.energies.mixture import MixtureDensity
+from thalweg.energies.densities.tilted import MixtureDensity
 from thalweg.inference.ascent import gradient_ascent
 from thalweg.inference.importance import WeightedSamples, importance_sample
 from thalweg.inference.quadrature import PiecewiseDensity, normalise

@@ -22,8 +22,8 @@ from thalweg.data.images import as_images
 from thalweg.energies.base import ConditionalEnergy
 from thalweg.energies.conditioning import ClampedEnergy
 from thalweg.energies.densities import UniformEnergy
-from thalweg.energies.images import LabelledEnsemble, LabelledImageEnergy, residual_network
-from thalweg.energies.perceptron import LabelledPerceptron
+from thalweg.energies.networks.image import LabelledEnsemble, LabelledImageEnergy, residual_network
+from thalweg.energies.networks.perceptron import LabelledPerceptron
 from thalweg.estimators.regressor import n_weights, suitable_threads, using_threads
 from thalweg.objectives.base import Batch
 from thalweg.objectives.contrastive_divergence import ContrastiveDivergence
@@ -70,7 +70,7 @@ class ImageEBM(BaseEstimator):
 
     Attributes:
         energy_: the conditional energy, given labels ``[B]``, over images ``[B, *chains, C, H, W]``; of several
-            snapshots a :class:`~thalweg.energies.images.LabelledEnsemble`.
+            snapshots a :class:`~thalweg.energies.networks.image.LabelledEnsemble`.
         n_labels_: 1 without labels.
         image_shape_: (C, H, W).
         buffer_: the chains at the end of training ``[buffer_size, C, H, W]``, and their labels.

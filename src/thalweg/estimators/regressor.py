@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from thalweg.data.encoding import TableEncoder
 from thalweg.data.target import check_target, find_atoms, find_resolution, location_and_scale
 from thalweg.energies.base import ConditionalEnergy, check_energy
-from thalweg.energies.mixture import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
+from thalweg.energies.densities.tilted import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
 from thalweg.energies.networks import NetworkEnergy, mlp
-from thalweg.estimators.columns import kept_columns, restore_columns
+from thalweg.estimators._states import kept_columns, restore_columns
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
 from thalweg.inference.quadrature import normalise
 from thalweg.objectives.base import Batch, Objective

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from thalweg.energies.autoregressive import AutoregressiveEnergy
 from thalweg.energies.base import Energy
 from thalweg.energies.densities import GaussianMixtureEnergy
+from thalweg.energies.densities.autoregressive import AutoregressiveEnergy
 
 
 class Candidates(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from thalweg.energies.discrete import Sites
-from thalweg.energies.fully_connected import BoltzmannMachine
+from thalweg.energies.machines.fully_connected import BoltzmannMachine
 from thalweg.objectives.base import AnyEnergy, Batch, Objective, condition, evaluating, frozen
 from thalweg.objectives.likelihood import dequantise
 from thalweg.sampling.buffer import Chains, FromData, ReplayBuffer, Start

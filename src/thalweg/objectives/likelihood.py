@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from thalweg.energies.base import ConditionalEnergy
-from thalweg.energies.mixture import MixtureDensity, TiltedMixtureEnsemble
+from thalweg.energies.densities.tilted import MixtureDensity, TiltedMixtureEnsemble
 from thalweg.objectives.base import AnyEnergy, Batch, Objective
 
 

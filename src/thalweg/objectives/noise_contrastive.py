@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from thalweg.energies.base import ConditionalEnergy, Energy, standard_normal
 from thalweg.energies.densities import Density, FlowEnergy
-from thalweg.energies.mixture import MixtureDensity, TiltedEnergy
+from thalweg.energies.densities.tilted import MixtureDensity, TiltedEnergy
 from thalweg.objectives.base import AnyEnergy, Batch, Objective, TurnTaking, continuous, frozen
 from thalweg.objectives.noise import FixedNoise, as_noise
 

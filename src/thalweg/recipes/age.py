@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from thalweg.data.encoding import TableEncoder
 from thalweg.data.rendered import ShellAges, shell_ages
-from thalweg.energies.mixture import MixtureDensity
+from thalweg.energies.densities.tilted import MixtureDensity
 from thalweg.energies.networks import mlp
 from thalweg.estimators.distribution import PredictiveDistribution
 from thalweg.estimators.regressor import EnergyRegressor

@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from thalweg.data.images import digits
-from thalweg.energies.belief import DeepBeliefNetwork
-from thalweg.energies.layered import DBMEnergy, RBMEnergy, binary_states
+from thalweg.energies.machines.belief import DeepBeliefNetwork
+from thalweg.energies.machines.layered import DBMEnergy, RBMEnergy, binary_states
 from thalweg.estimators.deep import CrossEntropy
 from thalweg.evaluation.density_baselines import BernoulliMixture
 from thalweg.objectives.base import Batch
@@ -20,9 +20,9 @@ from thalweg.recipes import boltzmann_images
 from thalweg.recipes.base import Figure, Recipe, Result, Settings
 from thalweg.recipes.boltzmann_images import energies_matrix, new_machine, stretched, wall
 from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
-from thalweg.training.boltzmann import BoltzmannTrainer, LearningPlan
 from thalweg.training.class_machines import class_energies, class_offsets, machines_of_classes
 from thalweg.training.loop import Plan, Trainer
+from thalweg.training.moments import BoltzmannTrainer, LearningPlan
 from thalweg.training.pretraining import grow_belief_network, pretrain, up_down
 from thalweg.training.progress import Messages
 

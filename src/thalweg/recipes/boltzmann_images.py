@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from thalweg.data.images import read_split, tile
-from thalweg.energies.belief import DeepBeliefNetwork
-from thalweg.energies.layered import DBMEnergy, LayeredMachine, RBMEnergy
-from thalweg.energies.units import Binary
+from thalweg.energies.machines.belief import DeepBeliefNetwork
+from thalweg.energies.machines.layered import DBMEnergy, LayeredMachine, RBMEnergy
+from thalweg.energies.machines.units import Binary
 from thalweg.evaluation.density_baselines import BernoulliMixture
 from thalweg.recipes.base import Figure, Result, Settings
 from thalweg.sampling.annealing import Bracket
 from thalweg.sampling.layered_annealing import bracket_machine
-from thalweg.training.boltzmann import BoltzmannTrainer, LearningPlan
+from thalweg.training.moments import BoltzmannTrainer, LearningPlan
 from thalweg.training.pretraining import grow_belief_network, pretrain, up_down
 
 SIDE = 28

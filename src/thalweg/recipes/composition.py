@@ -16,7 +16,7 @@ from thalweg.data.shapes import Sprites, draw_sprites, render_sprites
 from thalweg.energies.base import ConditionalEnergy, Energy
 from thalweg.energies.densities import GaussianMixtureEnergy, UniformEnergy
 from thalweg.energies.networks import NetworkEnergy, mlp
-from thalweg.energies.perceptron import PerceptronEnergy
+from thalweg.energies.networks.perceptron import PerceptronEnergy
 from thalweg.evaluation.density import grid, grid_energies, grid_figures
 from thalweg.objectives.base import Batch
 from thalweg.objectives.contrastive_divergence import ContrastiveDivergence

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from thalweg.data.images import Images, digits
 from thalweg.energies.densities import UniformEnergy
-from thalweg.energies.images import LabelledImageEnergy
 from thalweg.energies.networks import mlp
+from thalweg.energies.networks.image import LabelledImageEnergy
 from thalweg.objectives.base import AnyEnergy, Batch, Objective
 from thalweg.objectives.contrastive_divergence import ContrastiveDivergence
 from thalweg.recipes.base import Figure, Recipe, Result, Settings

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from thalweg.data.planar import EIGHT_GAUSSIANS
 from thalweg.energies.base import Energy
 from thalweg.energies.densities import FlowEnergy, GaussianMixtureEnergy
-from thalweg.energies.perceptron import PerceptronEnergy
+from thalweg.energies.networks.perceptron import PerceptronEnergy
 from thalweg.evaluation.density import grid, grid_energies, grid_figures
 from thalweg.objectives.base import Batch, Objective
 from thalweg.objectives.contrastive_divergence import ContrastiveDivergence, ImprovedContrastiveDivergence

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from thalweg.data.rendered import Heads, render_heads
-from thalweg.energies.mixture import MixtureDensity, TiltedEnergy
+from thalweg.energies.densities.tilted import MixtureDensity, TiltedEnergy
 from thalweg.energies.networks import NetworkEnergy, convnet
 from thalweg.estimators.regressor import EnergyRegressor
 from thalweg.objectives.base import Batch

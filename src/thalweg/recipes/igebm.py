@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from thalweg.data.images import Images, cifar10, digits, outliers, read_split, tile
 from thalweg.data.rendered import render_heads
-from thalweg.energies.images import LabelledEnsemble, MarginalOverLabels
+from thalweg.energies.networks.image import LabelledEnsemble, MarginalOverLabels
 from thalweg.estimators.images import ImageEBM
 from thalweg.evaluation.generation import copying_ratio, frechet_distance, pca_features, precision_recall
 from thalweg.evaluation.likelihood import annealed_likelihood

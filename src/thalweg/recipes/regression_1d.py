@@ -12,7 +12,7 @@ from torch import nn
 
 from thalweg.data.synthetic import BRANCHES, FUNNEL, ToyProblem, mean_kl
 from thalweg.energies.base import ConditionalEnergy
-from thalweg.energies.mixture import MixtureDensity
+from thalweg.energies.densities.tilted import MixtureDensity
 from thalweg.energies.networks import NetworkEnergy, mlp, source_network
 from thalweg.estimators.regressor import EnergyRegressor
 from thalweg.objectives.base import Batch, Objective

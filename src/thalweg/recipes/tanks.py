@@ -12,7 +12,7 @@ from sklearn.linear_model import LinearRegression
 
 from thalweg.data.tanks import Series, lagged, load_tanks, simulate_tanks
 from thalweg.energies.base import ConditionalEnergy
-from thalweg.energies.mixture import TiltedMixtureEnsemble
+from thalweg.energies.densities.tilted import TiltedMixtureEnsemble
 from thalweg.energies.networks import NetworkEnergy, mlp
 from thalweg.estimators.distribution import PredictiveDistribution
 from thalweg.estimators.regressor import EnergyRegressor

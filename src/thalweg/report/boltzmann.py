@@ -9,12 +9,12 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from thalweg.estimators.boltzmann_run import INDEPENDENT, NAMES, FinishedMachine, Rows
-from thalweg.estimators.density_run import MODEL_NAME
 from thalweg.recipes.boltzmann_images import energies_matrix
 from thalweg.report import charts, density_charts
 from thalweg.report.images import wall
 from thalweg.report.page import Card, Tile, render_page, write_page
+from thalweg.runs.boltzmann import INDEPENDENT, NAMES, FinishedMachine, Rows
+from thalweg.runs.density import MODEL_NAME
 
 _MOST_FILTERS = 100
 _MOST_COLUMNS = 60

@@ -10,10 +10,10 @@ import pandas as pd
 from sklearn.linear_model import LinearRegression
 
 from thalweg.estimators.density import EnergyDensity
-from thalweg.estimators.density_run import MODEL_NAME, FinishedDensity
 from thalweg.report import charts, density_charts
 from thalweg.report.page import Card, Tile, render_page, write_page
 from thalweg.report.regression import duration
+from thalweg.runs.density import MODEL_NAME, FinishedDensity
 
 _MAX_MARGINALS = 12
 _MAX_PAIRED = 4

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from thalweg.estimators.density_compare import Comparison, Contender
 from thalweg.report import density_charts
 from thalweg.report.density import density_on_plane
 from thalweg.report.page import Card, Tile, render_page, write_page
 from thalweg.report.regression import duration
+from thalweg.runs.compare import Comparison, Contender
 
 HEAD = ["objective", "NLL, nats", "spread over seeds", "diverged", "updates", "CPU seconds", "needs"]
 

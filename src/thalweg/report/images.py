@@ -9,10 +9,10 @@ import numpy as np
 import plotly.graph_objects as go
 
 from thalweg.data.images import outliers, tile
-from thalweg.estimators.image_run import FinishedImageRun
 from thalweg.evaluation.generation import nearest_neighbours
 from thalweg.report import charts
 from thalweg.report.page import Card, Tile, render_page, write_page
+from thalweg.runs.images import FinishedImageRun
 
 
 def write_image_report(run: FinishedImageRun, path: Path | None = None) -> Path:

@@ -10,9 +10,9 @@ import pandas as pd
 
 from thalweg.data.encoding import is_number
 from thalweg.estimators.distribution import PredictiveDistribution
-from thalweg.estimators.run import MODEL_NAME, FinishedRun
 from thalweg.report import charts
 from thalweg.report.page import Card, Tile, render_page, write_page
+from thalweg.runs.regression import MODEL_NAME, FinishedRun
 
 _MAX_BARS = 25
 _MAX_POINTS = 1200

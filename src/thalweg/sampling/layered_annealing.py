@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from thalweg.energies.layered import LayeredMachine
+from thalweg.energies.machines.layered import LayeredMachine
 from thalweg.sampling.annealing import Bracket, LogNormaliser, summarised
 from thalweg.sampling.layered_tempering import TemperedMachine
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from thalweg.energies.layered import LayeredMachine
+from thalweg.energies.machines.layered import LayeredMachine
 from thalweg.sampling.tempering import exchanged
 
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from thalweg.energies.layered import RBMEnergy
-from thalweg.training.boltzmann import BoltzmannTrainer, LearningPlan
+from thalweg.energies.machines.layered import RBMEnergy
+from thalweg.training.moments import BoltzmannTrainer, LearningPlan
 from thalweg.training.progress import Progress
 
 

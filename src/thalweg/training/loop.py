@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from thalweg.objectives.base import Batch
 from thalweg.training.checkpoint import read_checkpoint, write_checkpoint
+from thalweg.training.history import History
 from thalweg.training.progress import Progress, SilentProgress
 
 Validate = Callable[[nn.Module], Tensor]
@@ -77,21 +78,6 @@ class Plan:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
-
-
-@dataclass
-class History:
-    """What happened: one entry an epoch, and every event worth telling."""
-
-    epochs: list[dict[str, float]] = field(default_factory=list)
-    events: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    stopped: str = ""
-
-    @property
-    def rollbacks(self) -> int:
-        """How often training diverged and went back to its last good state."""
-        return sum("roll-back" in event for event in self.events)
 
 
 class _Step(nn.Module):

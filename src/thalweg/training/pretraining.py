@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from thalweg.energies.belief import DeepBeliefNetwork
-from thalweg.energies.layered import DBMEnergy, RBMEnergy
-from thalweg.energies.units import Units
-from thalweg.training.boltzmann import BoltzmannTrainer, Learning, LearningPlan
+from thalweg.energies.machines.belief import DeepBeliefNetwork
+from thalweg.energies.machines.layered import DBMEnergy, RBMEnergy
+from thalweg.energies.machines.units import Units
 from thalweg.training.loop import History
+from thalweg.training.moments import BoltzmannTrainer, Learning, LearningPlan
 from thalweg.training.progress import Progress
 
 
@@ -43,7 +43,7 @@ def pretrain(
 
     Raises:
         ValueError: for data that are no states of the visible units.
-        DivergenceError: as :meth:`~thalweg.training.boltzmann.BoltzmannTrainer.fit`.
+        DivergenceError: as :meth:`~thalweg.training.moments.BoltzmannTrainer.fit`.
 
     Source: [Salakhutdinov 2009, sec. 3.2].
     """
@@ -115,7 +115,7 @@ def grow_belief_network(
 
     Raises:
         ValueError: for data that are no states of the visible units.
-        DivergenceError: as :meth:`~thalweg.training.boltzmann.BoltzmannTrainer.fit`.
+        DivergenceError: as :meth:`~thalweg.training.moments.BoltzmannTrainer.fit`.
 
     Source: [Hinton 2006, sec. 5].
     """
@@ -157,7 +157,7 @@ def up_down(
 
     Raises:
         ValueError: for data that are no states of the visible units.
-        DivergenceError: as :meth:`~thalweg.training.boltzmann.BoltzmannTrainer.fit`.
+        DivergenceError: as :meth:`~thalweg.training.moments.BoltzmannTrainer.fit`.
 
     Source: [Hinton 2006, sec. 6 and app. B].
     """

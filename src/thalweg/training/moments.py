@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.energies.layered import DBMEnergy, LayeredMachine
+from thalweg.energies.machines.layered import DBMEnergy, LayeredMachine
+from thalweg.energies.machines.units import Gaussian
 from thalweg.energies.products import product
-from thalweg.energies.units import Gaussian
 from thalweg.objectives.base import Batch
 from thalweg.sampling.layered_tempering import TemperedChains
 from thalweg.training.checkpoint import read_checkpoint, write_checkpoint

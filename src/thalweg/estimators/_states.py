@@ -14,8 +14,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from thalweg.data.states import StateEncoder
-from thalweg.energies.layered import LayeredMachine
-from thalweg.energies.units import Binary, Categorical, Gaussian, Mixed, Units
+from thalweg.energies.machines.layered import LayeredMachine
+from thalweg.energies.machines.units import Binary, Categorical, Gaussian, Mixed, Units
 
 # exp of it is 0, and it is still a number in single precision.
 IMPOSSIBLE = -1e4

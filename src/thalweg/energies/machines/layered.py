@@ -2,7 +2,7 @@
 
 Given every other layer, the layers between are independent, unit by unit. So layers of even and of odd number are
 drawn in turn, whole (block Gibbs); and either kind can be summed out in closed form. All gradients are differences
-of means of products, so training needs no autograd (:mod:`thalweg.training.boltzmann`).
+of means of products, so training needs no autograd (:mod:`thalweg.training.moments`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from thalweg.energies.base import Energy
 from thalweg.energies.discrete import binary_states
+from thalweg.energies.machines.units import Binary, Units
 from thalweg.energies.products import multiply, product
-from thalweg.energies.units import Binary, Units
 
 _MOST_UNITS = 25
 

@@ -20,10 +20,11 @@ from thalweg.data.images import Images, read_images
 from thalweg.data.states import KINDS, StateEncoder
 from thalweg.data.tables import read_table
 from thalweg.data.target import whole_numbers
-from thalweg.energies.units import Gaussian
+from thalweg.energies.machines.units import Gaussian
 from thalweg.estimators.boltzmann import RestrictedBoltzmannMachine
 from thalweg.estimators.deep import DeepBeliefNetwork, DeepBoltzmannMachine
-from thalweg.estimators.density_run import (
+from thalweg.evaluation.density_baselines import GaussianBaseline
+from thalweg.runs.density import (
     MODEL_NAME,
     as_numbers,
     columns_of,
@@ -32,7 +33,7 @@ from thalweg.estimators.density_run import (
     scored,
     thinned,
 )
-from thalweg.estimators.folder import (
+from thalweg.runs.folder import (
     begin_run,
     check_run,
     check_unchanged,
@@ -45,10 +46,9 @@ from thalweg.estimators.folder import (
     versions,
     without_infinities,
 )
-from thalweg.evaluation.density_baselines import GaussianBaseline
-from thalweg.training.boltzmann import LearningPlan
 from thalweg.training.class_machines import class_energies, class_offsets, machines_of_classes
 from thalweg.training.loop import History
+from thalweg.training.moments import LearningPlan
 
 TASK = "boltzmann"
 Machine = RestrictedBoltzmannMachine | DeepBoltzmannMachine | DeepBeliefNetwork

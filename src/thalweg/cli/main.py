@@ -19,10 +19,10 @@ from rich.table import Column, Table
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from thalweg.estimators.boltzmann_run import FinishedMachine
-    from thalweg.estimators.density_run import DensitySettings, FinishedDensity
-    from thalweg.estimators.image_run import FinishedImageRun, ImageSettings
-    from thalweg.estimators.run import FinishedRun, RunSettings
+    from thalweg.runs.boltzmann import FinishedMachine
+    from thalweg.runs.density import DensitySettings, FinishedDensity
+    from thalweg.runs.images import FinishedImageRun, ImageSettings
+    from thalweg.runs.regression import FinishedRun, RunSettings
 
 # What needs torch is imported inside the commands, so that help and errors come at once.
 
@@ -134,7 +134,7 @@ def regression(
     Columns may be numbers, categories and dates (2024-05-31), with gaps. Ctrl-C leaves a run that
     `thalweg fit regression --resume --out RUN` continues.
     """
-    from thalweg.estimators.run import RunSettings, read_settings
+    from thalweg.runs.regression import RunSettings, read_settings
 
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other: give one of them")
@@ -185,7 +185,7 @@ def _fit_and_tell(
     report: bool = True,
     quiet: bool = False,
 ) -> None:
-    from thalweg.estimators.run import fit_run
+    from thalweg.runs.regression import fit_run
 
     tell = _teller(quiet)
     with _resumable(folder, "regression"):
@@ -320,8 +320,8 @@ def density(
     energy that generates and tells outsiders (--steps, --snapshots, --test-fraction, --seed, --threads apply);
     subfolders are labels. Ctrl-C leaves a run that `thalweg fit density --resume --out RUN` continues.
     """
-    from thalweg.estimators.density_run import DensitySettings, read_density_settings
-    from thalweg.estimators.folder import task_of
+    from thalweg.runs.density import DensitySettings, read_density_settings
+    from thalweg.runs.folder import task_of
 
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other: give one of them")
@@ -329,7 +329,7 @@ def density(
     if (table is not None and (table.is_dir() or table.suffix.lower() == ".npz")) or (
         resumed and out_folder is not None and task_of(out_folder) == "images"
     ):
-        from thalweg.estimators.image_run import ImageSettings, read_image_settings
+        from thalweg.runs.images import ImageSettings, read_image_settings
 
         if table is None:
             assert out_folder is not None
@@ -361,7 +361,7 @@ def density(
 def _fit_density_and_tell(
     folder: Path, settings: DensitySettings, resume: bool, overwrite: bool, report: bool, quiet: bool
 ) -> None:
-    from thalweg.estimators.density_run import fit_density_run
+    from thalweg.runs.density import fit_density_run
 
     tell = _teller(quiet)
     with _resumable(folder, "density"):
@@ -391,7 +391,7 @@ def _fit_density_and_tell(
 def _fit_images_and_tell(
     folder: Path, settings: ImageSettings, resume: bool, overwrite: bool, report: bool, quiet: bool
 ) -> None:
-    from thalweg.estimators.image_run import fit_image_run
+    from thalweg.runs.images import fit_image_run
 
     tell = _teller(quiet)
     with _resumable(folder, "density"):
@@ -505,7 +505,7 @@ def boltzmann(
     The log-likelihood is exact with up to 20 units in one layer, else bracketed by annealing; of deep machines it
     is a lower bound. Ctrl-C leaves a run that `thalweg fit boltzmann --resume --out RUN` continues.
     """
-    from thalweg.estimators.boltzmann_run import BoltzmannSettings, fit_boltzmann_run, read_boltzmann_settings
+    from thalweg.runs.boltzmann import BoltzmannSettings, fit_boltzmann_run, read_boltzmann_settings
 
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other: give one of them")
@@ -565,7 +565,7 @@ def _tell_machine_figures(run: FinishedMachine) -> None:
 
 
 def _tell_machine(run: FinishedMachine) -> None:
-    from thalweg.estimators.boltzmann_run import NAMES
+    from thalweg.runs.boltzmann import NAMES
 
     figures, off = run.figures, run.figures["log_normaliser_error"]
     shape = " x ".join(map(str, run.shape)) if run.shape else f"{len(run.columns)} columns"
@@ -614,10 +614,10 @@ def compare_density(
 
     Writes report.html and comparison.json. It takes about methods x seeds x seconds.
     """
-    from thalweg.estimators.density_compare import CompareSettings, compare_densities
-    from thalweg.estimators.folder import write_json
     from thalweg.report import write_comparison_page
     from thalweg.report.density_compare import HEAD, table_rows
+    from thalweg.runs.compare import CompareSettings, compare_densities
+    from thalweg.runs.folder import write_json
 
     folder = out_folder or Path("runs") / f"{table.name.split('.')[0]}-compare"
     if (folder / "fit.json").exists() or (folder.exists() and not folder.is_dir()):
@@ -681,7 +681,7 @@ def predict(
     except ValueError:
         raise ValueError(f"--quantiles takes numbers separated by commas, got {quantiles!r}") from None
     from thalweg.data.tables import read_table
-    from thalweg.estimators.run import load_run, predict_table
+    from thalweg.runs.regression import load_run, predict_table
 
     run = load_run(run_folder)
     predictions = predict_table(
@@ -705,16 +705,16 @@ def sample(
 
     Images are written to an .npz, or as PNG files into a folder.
     """
-    from thalweg.estimators.folder import task_of
+    from thalweg.runs.folder import task_of
 
     task = task_of(run_folder)
     if task == "images":
-        from thalweg.estimators.image_run import load_image_run
+        from thalweg.runs.images import load_image_run
 
         _write_images(lambda: load_image_run(run_folder).model.sample(n, n_steps=300, random_state=seed), out_file)
         return
     if task == "boltzmann":
-        from thalweg.estimators.boltzmann_run import load_boltzmann_run, sample_images, sample_rows
+        from thalweg.runs.boltzmann import load_boltzmann_run, sample_images, sample_rows
 
         machine = load_boltzmann_run(run_folder)
         if machine.shape is None:
@@ -722,7 +722,7 @@ def sample(
         else:
             _write_images(lambda: sample_images(machine, n, seed), out_file)
         return
-    from thalweg.estimators.density_run import load_density_run, sample_table
+    from thalweg.runs.density import load_density_run, sample_table
 
     _write(sample_table(load_density_run(run_folder), n, seed), out_file, "rows")
 
@@ -744,21 +744,21 @@ def score(
     Of a deep Boltzmann machine or a belief network log_prob is a lower bound.
     A row with gaps gets neither; fill them with `thalweg impute` first.
     """
-    from thalweg.estimators.folder import task_of
+    from thalweg.runs.folder import task_of
 
     task = task_of(run_folder)
     if task == "images":
-        from thalweg.estimators.image_run import score_images
+        from thalweg.runs.images import score_images
 
         _write(score_images(run_folder, table), out_file, "images")
         return
     if task == "boltzmann":
-        from thalweg.estimators.boltzmann_run import load_boltzmann_run, score_rows
+        from thalweg.runs.boltzmann import load_boltzmann_run, score_rows
 
         scores = score_rows(load_boltzmann_run(run_folder), table)
     else:
         from thalweg.data.tables import read_table
-        from thalweg.estimators.density_run import load_density_run, score_table
+        from thalweg.runs.density import load_density_run, score_table
 
         scores = score_table(load_density_run(run_folder), read_table(table))
     gaps = int(scores["log_prob"].isna().sum())
@@ -789,11 +789,11 @@ def impute(
     One completed table looks surer than it is: several show how far what is filled in may vary.
     """
     from thalweg.data.tables import read_table
-    from thalweg.estimators.density_run import impute_table, load_density_run
-    from thalweg.estimators.folder import task_of
+    from thalweg.runs.density import impute_table, load_density_run
+    from thalweg.runs.folder import task_of
 
     if task_of(run_folder) == "boltzmann":
-        from thalweg.estimators.boltzmann_run import impute_rows, load_boltzmann_run
+        from thalweg.runs.boltzmann import impute_rows, load_boltzmann_run
 
         machine = load_boltzmann_run(run_folder)
         _write(impute_rows(machine, table, imputations, seed), out_file, "rows")
@@ -836,26 +836,26 @@ def report(
     ] = None,
 ) -> None:
     """Write the report of a run: one HTML page that opens offline."""
-    from thalweg.estimators.folder import task_of
+    from thalweg.runs.folder import task_of
 
     if task_of(run_folder) == "density":
-        from thalweg.estimators.density_run import load_density_run
         from thalweg.report import write_density_report
+        from thalweg.runs.density import load_density_run
 
         path = write_density_report(load_density_run(run_folder), out_file)
     elif task_of(run_folder) == "images":
-        from thalweg.estimators.image_run import load_image_run
         from thalweg.report import write_image_report
+        from thalweg.runs.images import load_image_run
 
         path = write_image_report(load_image_run(run_folder), out_file)
     elif task_of(run_folder) == "boltzmann":
-        from thalweg.estimators.boltzmann_run import load_boltzmann_run
         from thalweg.report import write_boltzmann_report
+        from thalweg.runs.boltzmann import load_boltzmann_run
 
         path = write_boltzmann_report(load_boltzmann_run(run_folder), out_file)
     else:
-        from thalweg.estimators.run import load_run
         from thalweg.report import write_regression_report
+        from thalweg.runs.regression import load_run
 
         path = write_regression_report(load_run(run_folder), out_file)
     out.print(f"Report written to {escape(str(path))}", soft_wrap=True)
@@ -864,22 +864,22 @@ def report(
 @app.command(epilog="Example: thalweg info runs/wine")
 def info(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]) -> None:
     """Say what a run holds: the model, its columns, its figures, how long it took."""
-    from thalweg.estimators.folder import task_of
+    from thalweg.runs.folder import task_of
 
     if task_of(run_folder) == "density":
-        from thalweg.estimators.density_run import load_density_run
+        from thalweg.runs.density import load_density_run
 
         _tell_density(load_density_run(run_folder))
     elif task_of(run_folder) == "images":
-        from thalweg.estimators.image_run import load_image_run
+        from thalweg.runs.images import load_image_run
 
         _tell_images(load_image_run(run_folder))
     elif task_of(run_folder) == "boltzmann":
-        from thalweg.estimators.boltzmann_run import load_boltzmann_run
+        from thalweg.runs.boltzmann import load_boltzmann_run
 
         _tell_machine(load_boltzmann_run(run_folder))
     else:
-        from thalweg.estimators.run import load_run
+        from thalweg.runs.regression import load_run
 
         _tell_regression(load_run(run_folder))
 
@@ -951,7 +951,7 @@ def demo(
     from sklearn.datasets import load_diabetes
 
     from thalweg.data.tables import write_table
-    from thalweg.estimators.run import RunSettings, read_settings
+    from thalweg.runs.regression import RunSettings, read_settings
 
     names = {"s1": "cholesterol", "s2": "ldl", "s3": "hdl", "s4": "cholesterol_hdl_ratio",
              "s5": "log_triglycerides", "s6": "glucose", "bp": "blood_pressure"}  # fmt: skip

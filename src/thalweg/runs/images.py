@@ -14,7 +14,9 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from thalweg.data.images import Images, outliers, read_images
-from thalweg.estimators.folder import (
+from thalweg.estimators.images import ImageEBM
+from thalweg.evaluation.generation import copying_ratio, frechet_distance, pca_features
+from thalweg.runs.folder import (
     begin_run,
     check_run,
     check_unchanged,
@@ -24,8 +26,6 @@ from thalweg.estimators.folder import (
     split_rows,
     versions,
 )
-from thalweg.estimators.images import ImageEBM
-from thalweg.evaluation.generation import copying_ratio, frechet_distance, pca_features
 
 TASK = "images"
 _MAX_MEASURED = 2000

@@ -12,8 +12,8 @@ import numpy as np
 
 from thalweg.data.target import find_resolution
 from thalweg.estimators.density import OBJECTIVES, EnergyDensity
-from thalweg.estimators.density_run import Numbers, baseline_scores, held_out_log_prob, read_numbers
 from thalweg.objectives.catalogue import METHODS
+from thalweg.runs.density import Numbers, baseline_scores, held_out_log_prob, read_numbers
 from thalweg.training.loop import DivergenceError
 
 _TRIAL_STEPS = 40

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thalweg.energies.densities import Density, GaussianMixtureEnergy
-from thalweg.energies.mixture import TiltedMixtureEnsemble
+from thalweg.energies.densities.basic import Density, GaussianMixtureEnergy
+from thalweg.energies.densities.tilted import TiltedMixtureEnsemble
 
 
 class AutoregressiveEnergy(Density):

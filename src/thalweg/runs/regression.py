@@ -25,7 +25,10 @@ from thalweg.data.encoding import check_entries
 from thalweg.data.tables import read_table, write_table
 from thalweg.data.target import check_target
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
-from thalweg.estimators.folder import (
+from thalweg.estimators.regressor import EnergyRegressor
+from thalweg.evaluation.baselines import BASELINES
+from thalweg.evaluation.regression import pit_values, score, score_rows, score_targets
+from thalweg.runs.folder import (
     begin_run,
     check_run,
     fingerprint_of,
@@ -37,9 +40,6 @@ from thalweg.estimators.folder import (
     versions,
     without_infinities,
 )
-from thalweg.estimators.regressor import EnergyRegressor
-from thalweg.evaluation.baselines import BASELINES
-from thalweg.evaluation.regression import pit_values, score, score_rows, score_targets
 
 _ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ].*)?$"
 _MAX_SAVED_ROWS = 5000

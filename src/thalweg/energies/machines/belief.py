@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thalweg.energies.densities import Density
-from thalweg.energies.layered import RBMEnergy, binary_states
+from thalweg.energies.densities.basic import Density
+from thalweg.energies.machines.layered import RBMEnergy, binary_states
+from thalweg.energies.machines.units import Binary, Units
 from thalweg.energies.products import multiply
-from thalweg.energies.units import Binary, Units
 
 _MOST_UNITS = 18
 _CHUNK = 1 << 24

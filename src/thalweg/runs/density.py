@@ -14,7 +14,8 @@ import pandas as pd
 from thalweg.data.encoding import is_number
 from thalweg.data.tables import read_table, write_table
 from thalweg.estimators.density import EnergyDensity
-from thalweg.estimators.folder import (
+from thalweg.evaluation.density_baselines import BASELINES
+from thalweg.runs.folder import (
     begin_run,
     check_run,
     fingerprint_of,
@@ -26,7 +27,6 @@ from thalweg.estimators.folder import (
     versions,
     without_infinities,
 )
-from thalweg.evaluation.density_baselines import BASELINES
 
 TASK = "density"
 MODEL_NAME = "thalweg"

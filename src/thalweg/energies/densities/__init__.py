@@ -1,0 +1,32 @@
+"""Energies whose normaliser is known: log Z is 0 or in closed form, and one can draw from them."""
+
+from thalweg.energies.densities.autoregressive import AutoregressiveEnergy, NumericEncoding
+from thalweg.energies.densities.basic import (
+    BernoulliEnergy,
+    CategoricalEnergy,
+    Density,
+    FlowEnergy,
+    GaussianMixtureEnergy,
+    UniformEnergy,
+    choose_gaussian_mixture,
+    fit_gaussian_mixture,
+)
+from thalweg.energies.densities.gaussian import GaussianEnergy
+from thalweg.energies.densities.tilted import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
+
+__all__ = [
+    "AutoregressiveEnergy",
+    "BernoulliEnergy",
+    "CategoricalEnergy",
+    "Density",
+    "FlowEnergy",
+    "GaussianEnergy",
+    "GaussianMixtureEnergy",
+    "MixtureDensity",
+    "NumericEncoding",
+    "TiltedEnergy",
+    "TiltedMixtureEnsemble",
+    "UniformEnergy",
+    "choose_gaussian_mixture",
+    "fit_gaussian_mixture",
+]

@@ -1,0 +1,1 @@
+"""A task on a folder: read, begin, fit, measure, save, resume."""
