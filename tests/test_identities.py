@@ -1,6 +1,7 @@
 """Identities of the field: what one objective is known to equal, or to tend to, in terms of another."""
 
 import copy
+import functools
 import math
 
 import pytest
@@ -18,7 +19,7 @@ from thalweg.energies import (
     PerceptronEnergy,
     mlp,
 )
-from thalweg.objectives.base import Batch
+from thalweg.objectives.base import Batch, turn
 from thalweg.objectives.contrastive_divergence import ContrastiveDivergence, ImprovedContrastiveDivergence
 from thalweg.objectives.energy_discrepancy import EnergyDiscrepancy
 from thalweg.objectives.likelihood import GridLikelihood
@@ -519,11 +520,13 @@ def flow_contrast(warm_up: int) -> FlowContrastiveEstimation:
     return FlowContrastiveEstimation(FlowEnergy(flow, 0.0, 1.5), warm_up).double()
 
 
-def moved(objective, energy: nn.Module, batch: Batch) -> tuple[set[str], torch.Tensor]:
-    """Whose parameters the loss of the next update reaches."""
+def moved(objective, energy: nn.Module, batch: Batch, n_updates: int) -> tuple[set[str], torch.Tensor]:
+    """Whose parameters the loss reaches after so many updates."""
     for module in (objective, energy):
         module.zero_grad(set_to_none=True)
-    value = objective(energy, batch, seeded()).value
+    players = objective.players(energy)
+    place, warming_up = turn(players, n_updates)
+    value = objective.turn_loss(players[place].name, warming_up, energy, batch, seeded()).value
     value.backward()
     reached = {"energy"} if any(w.grad is not None for w in energy.parameters()) else set()
     for name, weight in objective.named_parameters():
@@ -534,21 +537,18 @@ def moved(objective, energy: nn.Module, batch: Batch) -> tuple[set[str], torch.T
 
 def test_the_flow_warms_up_by_its_likelihood_and_then_the_players_take_turns():
     objective, energy, batch = flow_contrast(2), line(0.3, 2.0), Batch(None, double(30, 1))
-    for _ in range(2):
-        reached, value = moved(objective, energy, batch)
+    for step in range(2):
+        reached, value = moved(objective, energy, batch, step)
         assert reached == {"flow"}
         torch.testing.assert_close(value, -objective.flow.log_prob(batch.y).mean().detach())
     values = []
-    for _ in range(3):
-        for player in ({"flow"}, {"energy", "log_normaliser"}):
-            reached, value = moved(objective, energy, batch)
-            assert reached == player
-            values.append(value)
+    for step in range(2, 8):
+        reached, value = moved(objective, energy, batch, step)
+        assert reached == ({"energy", "log_normaliser"} if step % 2 else {"flow"})
+        values.append(value)
     # One value function: what the energy loses, with these draws, is what the flow wins.
     torch.testing.assert_close(values[0], -values[1])
-    objective.eval()
-    assert moved(objective, energy, batch)[0] == {"energy", "log_normaliser"}
-    assert int(objective.n_updates) == 8
+    torch.testing.assert_close(objective(energy, batch, seeded()).value.detach(), values[1])
 
 
 def test_a_fit_against_a_flow_recovers_the_log_normaliser():
@@ -560,7 +560,9 @@ def test_a_fit_against_a_flow_recovers_the_log_normaliser():
     for step in range(700):
         data = 0.3 + torch.randn(256, 1, generator=generator, dtype=torch.float64) / math.sqrt(2.0)
         optimiser.zero_grad(set_to_none=True)
-        objective(energy, Batch(None, data), generator).value.backward()
+        players = objective.players(energy)
+        place, warming_up = turn(players, step)
+        objective.turn_loss(players[place].name, warming_up, energy, Batch(None, data), generator).value.backward()
         optimiser.step()
         if step >= 300:
             errors.append(float(objective.log_normaliser.detach()) - energy.log_normaliser)
@@ -625,7 +627,9 @@ def test_the_best_linear_critic_is_the_closed_form():
     energy, losses = GaussianEnergy(torch.zeros(d).double(), torch.ones(d).double()), []
     for a in (best, best - 0.5, best + 0.5):
         network = Stretch(a)
-        rows = SteinDiscrepancy(network, l2).adversary_loss(energy, Batch(None, s * double(40_000, d)), seeded())
+        rows = SteinDiscrepancy(network, l2).player_loss(
+            "critic", energy, Batch(None, s * double(40_000, d)), seeded()
+        )
         expected = l2 * a**2 * d * s**2 - a * d * (1 - s**2)
         assert abs(float(rows.mean().detach()) - expected) < 4 * float(rows.std().detach()) / math.sqrt(40_000)
         losses.append(float(rows.mean().detach()))
@@ -642,7 +646,7 @@ def test_each_player_moves_down_its_own_value(conditional, player):
     else:
         energy, x, network = bowl(), None, critic(0)
     objective, batch = SteinDiscrepancy(network, l2=0.5), Batch(x, double(7, 2))
-    loss = objective.adversary_loss if player == "critic" else objective.energy_loss
+    loss = functools.partial(objective.player_loss, player)
     mine, other = (network, energy) if player == "critic" else (energy, network)
     value = loss(energy, batch, seeded()).mean()
     assert float(gradient(value, other).norm()) == 0
@@ -654,9 +658,8 @@ def test_each_player_moves_down_its_own_value(conditional, player):
 
 def test_the_critic_moves_five_times_and_then_the_energy_once():
     objective, energy, batch = SteinDiscrepancy(critic(0)), bowl(), Batch(None, double(7, 2))
-    order = [moved(objective, energy, batch)[0] for _ in range(12)]
+    order = [moved(objective, energy, batch, step)[0] for step in range(12)]
     assert order == ([{"critic"}] * 5 + [{"energy"}]) * 2
-    assert moved(objective.eval(), energy, batch)[0] == {"energy"}
 
 
 # -- likelihood on a grid ---------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from thalweg.energies import (
     TiltedMixtureEnsemble,
     mlp,
 )
-from thalweg.objectives.base import Batch, TurnTaking
+from thalweg.objectives.base import Adversarial, Batch
 from thalweg.objectives.contrastive_divergence import (
     ContrastiveDivergence,
     ImprovedContrastiveDivergence,
@@ -173,9 +173,11 @@ plain_gradient = pytest.mark.parametrize(
 def test_the_loss_is_finite_and_reaches_every_parameter(make_energy, make_objective, k, invariant):
     """But for the energy's constant, on which no density depends."""
     energy, objective = make_energy(k), make_objective(k)
-    # Players in turn: the critic of Stein's discrepancy moves five times before the energy does.
-    for _ in range(6 if isinstance(objective, TurnTaking) else 1):
-        loss = objective(energy, batch(k), seeded()).value
+    losses = [objective(energy, batch(k), seeded()).value]
+    if isinstance(objective, Adversarial):
+        adversaries = [p.name for p in objective.players(energy) if p.name != "energy"]
+        losses += [objective.player_loss(name, energy, batch(k), seeded()).mean() for name in adversaries]
+    for loss in losses:
         assert loss.shape == ()
         assert torch.isfinite(loss)
         loss.backward()

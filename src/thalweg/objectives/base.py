@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -76,54 +76,95 @@ class Objective(nn.Module):
         batch: Batch,
         generator: torch.Generator | None = None,
     ) -> Loss:
-        loss = self.per_row(energy, batch, generator)
-        if batch.weight is not None:
-            weight = batch.weight
-            loss = loss * weight.reshape(*weight.shape, *([1] * (loss.dim() - weight.dim())))
-        # Members of an ensemble share no weights: their losses add, and none disturbs another's step.
-        return Loss(loss.mean(0).sum(), self.metrics)
+        return Loss(mean_loss(self.per_row(energy, batch, generator), batch), self.metrics)
 
 
-class TurnTaking(Objective):
-    """An objective with a second player, whose parameters are the objective's own.
+def mean_loss(per_row: Tensor, batch: Batch) -> Tensor:
+    """The mean over rows, by their weights, of losses ``[B]``, or ``[B, n_members]`` of an ensemble.
 
-    In each round the adversary makes ``n_adversary_steps`` updates and the energy one; whoever does not move
-    gets no gradient, and so no step. Out of training the value is the energy's loss.
+    Members of an ensemble share no weights: their losses are added, and none disturbs another's step.
+    """
+    if batch.weight is not None:
+        weight = batch.weight
+        per_row = per_row * weight.reshape(*weight.shape, *([1] * (per_row.dim() - weight.dim())))
+    return per_row.mean(0).sum()
 
-    Args:
-        n_adversary_steps: updates of the adversary for each of the energy.
-        warm_up: updates that the adversary makes before the first round.
+
+class Player(NamedTuple):
+    """One of those that an adversarial objective trains in turn.
+
+    Attributes:
+        name: by which :meth:`Adversarial.player_loss` knows it, and the history of a training.
+        parameters: what it moves; no other player does.
+        n_steps: updates in a row, in every round.
+        warm_up: updates before the first round, by :meth:`Adversarial.warm_up_loss`.
+        learning_rate: the highest one; None is that of the plan.
+        betas: of its Adam.
+        schedule: of its learning rate; None is that of the plan.
+        clip_norm: where its gradient's norm is clipped; None is as the plan says.
     """
 
-    n_updates: Tensor
+    name: str
+    parameters: list[nn.Parameter]
+    n_steps: int = 1
+    warm_up: int = 0
+    learning_rate: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: str | None = None
+    clip_norm: float | None = None
 
-    def __init__(self, n_adversary_steps: int = 1, warm_up: int = 0):
-        super().__init__()
-        self.n_adversary_steps = n_adversary_steps
-        self.warm_up = warm_up
-        # A buffer, so that a run that resumes knows whose turn it is.
-        self.register_buffer("n_updates", torch.zeros((), dtype=torch.long))
 
-    @property
-    def warming_up(self) -> bool:
-        return int(self.n_updates) <= self.warm_up
+class Adversarial(Objective):
+    """An objective with players who move in turn: the energy and at least one adversary.
 
-    def energy_loss(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        """``[B]``; no gradient may reach the adversary."""
+    Each player has parameters, an optimiser, a schedule and gradient clipping of its own, and its loss reaches no
+    other player's parameters. Called as any objective is, it gives the energy's loss.
+    """
+
+    def players(self, energy: AnyEnergy) -> list[Player]:
+        """The players of a round, in the order in which they move."""
         raise NotImplementedError
 
-    def adversary_loss(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        """``[B]``; no gradient may reach the energy."""
+    def player_loss(
+        self, player: str, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None
+    ) -> Tensor:
+        """The loss ``[B]`` of the player of this name; no gradient may reach another player's parameters."""
         raise NotImplementedError
+
+    def warm_up_loss(
+        self, player: str, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None
+    ) -> Tensor:
+        """The loss ``[B]`` of the player of this name before the first round."""
+        return self.player_loss(player, energy, batch, generator)
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        if not self.training:
-            return self.energy_loss(energy, batch, generator)
-        self.n_updates += 1
-        turn = (int(self.n_updates) - self.warm_up - 1) % (self.n_adversary_steps + 1)
-        if self.warming_up or turn < self.n_adversary_steps:
-            return self.adversary_loss(energy, batch, generator)
-        return self.energy_loss(energy, batch, generator)
+        return self.player_loss("energy", energy, batch, generator)
+
+    def turn_loss(
+        self,
+        player: str,
+        warming_up: bool,
+        energy: AnyEnergy,
+        batch: Batch,
+        generator: torch.Generator | None = None,
+    ) -> Loss:
+        """What the player of this name minimises in its turn (see :func:`turn`), as a mean over rows."""
+        of_rows = self.warm_up_loss if warming_up else self.player_loss
+        return Loss(mean_loss(of_rows(player, energy, batch, generator), batch), self.metrics)
+
+
+def turn(players: Sequence[Player], n_updates: int) -> tuple[int, bool]:
+    """Whose turn it is after so many updates: the player's place, and whether it is still warming up."""
+    for place, player in enumerate(players):
+        if n_updates < player.warm_up:
+            return place, True
+        n_updates -= player.warm_up
+    n_updates %= sum(player.n_steps for player in players)
+    for place, player in enumerate(players):
+        if n_updates < player.n_steps:
+            return place, False
+        n_updates -= player.n_steps
+    raise AssertionError("a round has as many updates as its players have steps")
 
 
 def condition(energy: AnyEnergy, x: Tensor | None) -> Energy:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from thalweg.energies.base import ConditionalEnergy, Energy, standard_normal
 from thalweg.energies.densities import Density, FlowEnergy
 from thalweg.energies.densities.tilted import MixtureDensity, TiltedEnergy
-from thalweg.objectives.base import AnyEnergy, Batch, Objective, TurnTaking, continuous, frozen
+from thalweg.objectives.base import Adversarial, AnyEnergy, Batch, Objective, Player, continuous, frozen
 from thalweg.objectives.noise import FixedNoise, as_noise
 
 
@@ -203,7 +203,7 @@ class ConditionalNCE(Objective):
         self.metrics = {"noise std": float(self.scale.mean())}
 
 
-class FlowContrastiveEstimation(TurnTaking):
+class FlowContrastiveEstimation(Adversarial):
     """NCE whose noise is a flow that learns to be mistaken for the data: the two play one value function.
 
     The energy, with log Z learned, goes down the logistic loss of data against the flow's draws; the flow goes
@@ -218,19 +218,34 @@ class FlowContrastiveEstimation(TurnTaking):
     """
 
     def __init__(self, flow: FlowEnergy, warm_up: int = 200):
-        super().__init__(n_adversary_steps=1, warm_up=warm_up)
+        super().__init__()
         self.flow = flow
+        self.warm_up = warm_up
         self.log_normaliser = nn.Parameter(torch.zeros(()))
 
-    def energy_loss(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+    def players(self, energy: AnyEnergy) -> list[Player]:
+        return [
+            Player("flow", list(self.flow.parameters()), warm_up=self.warm_up),
+            Player("energy", [*energy.parameters(), self.log_normaliser]),
+        ]
+
+    def player_loss(
+        self, player: str, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None
+    ) -> Tensor:
+        return (self._energy_loss if player == "energy" else self._flow_loss)(energy, batch, generator)
+
+    def warm_up_loss(
+        self, player: str, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None
+    ) -> Tensor:
+        return -self.flow.log_prob(batch.y)
+
+    def _energy_loss(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
         with torch.no_grad():
             candidates = torch.stack([batch.y, self.flow.draw(len(batch.y), generator)], 1)
             log_noise = self.flow.log_prob(candidates)
         return _logistic(batch.given(energy)(candidates) + self.log_normaliser + log_noise)
 
-    def adversary_loss(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        if self.warming_up:
-            return -self.flow.log_prob(batch.y)
+    def _flow_loss(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
         candidates = torch.stack([batch.y, self.flow.draw(len(batch.y), generator)], 1)
         with frozen(energy):
             values = batch.given(energy)(candidates)

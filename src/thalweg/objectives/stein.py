@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.energies.base import Energy, event_sum, standard_normal
-from thalweg.objectives.base import AnyEnergy, Batch, TurnTaking, continuous
+from thalweg.objectives.base import Adversarial, AnyEnergy, Batch, Player, continuous
 
 
-class SteinDiscrepancy(TurnTaking):
+class SteinDiscrepancy(Adversarial):
     """E_data[score'f + tr grad f], score = -grad E: zero for every f where model and data agree.
 
     The critic f looks for where they do not, held in check by l2 E|f|^2; the energy makes the best critic's
@@ -27,9 +27,10 @@ class SteinDiscrepancy(TurnTaking):
     """
 
     def __init__(self, critic: nn.Module, l2: float = 10.0, n_critic_steps: int = 5):
-        super().__init__(n_adversary_steps=n_critic_steps)
+        super().__init__()
         self.critic = critic
         self.l2 = l2
+        self.n_critic_steps = n_critic_steps
 
     def field(self, batch: Batch, y: Tensor) -> Tensor:
         """f ``[B, *event]``."""
@@ -37,14 +38,20 @@ class SteinDiscrepancy(TurnTaking):
             return self.critic(y)
         return self.critic(torch.cat([y, batch.x.flatten(1)], 1))
 
-    def energy_loss(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        # The trace has no part in the energy's gradient, but it is part of the value.
-        given = continuous(self, energy, batch)
-        field, trace = self._field_and_trace(batch, given, generator)
-        return trace.detach() - event_sum(given.grad(batch.y) * field.detach(), given.event_ndim)
+    def players(self, energy: AnyEnergy) -> list[Player]:
+        return [
+            Player("critic", list(self.critic.parameters()), n_steps=self.n_critic_steps),
+            Player("energy", list(energy.parameters())),
+        ]
 
-    def adversary_loss(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+    def player_loss(
+        self, player: str, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None
+    ) -> Tensor:
         given = continuous(self, energy, batch)
+        if player == "energy":
+            # The trace has no part in the energy's gradient, but it is part of the value.
+            field, trace = self._field_and_trace(batch, given, generator)
+            return trace.detach() - event_sum(given.grad(batch.y) * field.detach(), given.event_ndim)
         grad = given.value_and_grad(batch.y)[1]
         field, trace = self._field_and_trace(batch, given, generator)
         stein = trace - event_sum(grad * field, given.event_ndim)
