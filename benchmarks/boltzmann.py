@@ -40,8 +40,10 @@ from torch import Tensor
 from thalweg import RestrictedBoltzmannMachine
 from thalweg.energies import RBMEnergy
 from thalweg.energies.discrete import binary_states
+from thalweg.objectives.base import Batch
 from thalweg.sampling.layered_annealing import bracket_machine
-from thalweg.training.moments import BoltzmannTrainer, LearningPlan
+from thalweg.training.loop import Trainer
+from thalweg.training.moments import Moments, MomentStep, machine_plan
 
 EXACT_TARGET = -20.0
 SPEED_TARGET = {"digits": 1.0, "mnist": 3.0}
@@ -73,9 +75,15 @@ def by_thalweg(problem: Problem, rate: float, seed: int) -> RBMEnergy:
     energy = RBMEnergy(problem.train.shape[1], problem.n_hidden)
     with torch.no_grad():
         energy.biases[0].copy_(energy.visible.bias_of(problem.train))
-    plan = LearningPlan(problem.n_epochs, problem.batch_size, rate, seed=seed)
-    BoltzmannTrainer(plan).fit(energy, problem.train)
+    size = problem.batch_size
+    fit(energy, problem.train, max_epochs=problem.n_epochs, batch_size=size, learning_rate=rate, seed=seed)
     return energy
+
+
+def fit(energy: RBMEnergy, rows: Tensor, **settings: Any) -> None:
+    """Train in place; the settings are those of a plan and of :class:`Moments`."""
+    moments = {k: settings.pop(k) for k in list(settings) if k in Moments.__dataclass_fields__}
+    Trainer(machine_plan(**settings)).run(MomentStep(energy, Moments(**moments)), Batch(None, rows))
 
 
 def by_sklearn(problem: Problem, rate: float, seed: int) -> RBMEnergy:
@@ -208,7 +216,7 @@ def compare(problem: Problem, seeds: list[int], rates: dict[str, float]) -> dict
 
 def best_rates(problem: Problem) -> dict[str, float]:
     """Ours is fixed; each rival's is the one with the best likelihood on seed 10."""
-    rates = {"thalweg": LearningPlan().learning_rate if problem.name == "digits" else 0.1}
+    rates = {"thalweg": machine_plan().learning_rate if problem.name == "digits" else 0.1}
     held_out = problem._replace(train=problem.train[:-200], test=problem.train[-200:])
     for name, train in LIBRARIES.items():
         if name not in rates:
@@ -302,7 +310,7 @@ def fit_table(train: Tensor, settings: dict[str, Any], seed: int, n_epochs: int)
     energy = RBMEnergy(train.shape[1], settings.pop("n_hidden"))
     with torch.no_grad():
         energy.biases[0].copy_(energy.visible.bias_of(train))
-    BoltzmannTrainer(LearningPlan(n_epochs, 100, seed=seed, n_particles=500, **settings)).fit(energy, train)
+    fit(energy, train, max_epochs=n_epochs, batch_size=100, seed=seed, n_particles=500, **settings)
     return energy, time.process_time() - start
 
 
@@ -350,7 +358,7 @@ def groups(seeds: list[int]) -> dict[str, list[dict[str, float]]]:
             energy = RBMEnergy(32, 12)
             energy.biases[0].data.copy_(energy.visible.bias_of(train))
             start = time.process_time()
-            BoltzmannTrainer(LearningPlan(seed=seed, **settings)).fit(energy, train)
+            fit(energy, train, seed=seed, **settings)
             seconds = time.process_time() - start
             with torch.no_grad():
                 gap = float(-energy(test).mean() - energy.log_normaliser()) - truth

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from sklearn.datasets import load_digits
 from torch import Tensor
 
@@ -18,8 +19,9 @@ from thalweg.sampling.block_gibbs import BlockGibbs
 from thalweg.sampling.chain import run_chain
 from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
 from thalweg.sampling.layered_tempering import TemperedChains
-from thalweg.training.loop import DivergenceError
-from thalweg.training.moments import BoltzmannTrainer, Learning, LearningPlan, binary_draws
+from thalweg.training.feed import Feed
+from thalweg.training.loop import DivergenceError, Plan, Trainer
+from thalweg.training.moments import Moments, MomentStep, binary_draws, machine_plan
 from thalweg.training.progress import SilentProgress
 
 
@@ -417,7 +419,7 @@ def test_tempered_training_keeps_the_weights_of_groups_far_apart():
     rows = torch.tensor(patterns[belongs] ^ (rng.uniform(size=(500, 24)) < 0.03)).float()
     off = []
     for n in (1, 6):
-        machine, history, trainer = trained(rows, n_hidden=8, n_epochs=100, n_temperatures=n)
+        machine, history, step = trained(rows, n_hidden=8, max_epochs=100, n_temperatures=n)
         hidden = all_states(machine.units[1]).float()
         law = torch.softmax(-machine.summed_out([None, hidden], 0), 0)
         means = machine.visible.mean(machine.field([None, hidden], 0))
@@ -426,7 +428,7 @@ def test_tempered_training_keeps_the_weights_of_groups_far_apart():
         off.append(0.5 * float((found - torch.tensor(shares)).abs().sum().detach()))
     assert off[0] > 0.15
     assert off[1] < 0.1
-    assert trainer.chains[0].shape == (6, 64, 24)
+    assert step.all_chains[0].shape == (6, 64, 24)
     assert 0 < history.epochs[-1]["swaps"] < 1
 
 
@@ -447,11 +449,25 @@ def machine_of(rows: Tensor, n_hidden: int = 16) -> RBMEnergy:
     return machine
 
 
-def trained(rows: Tensor, run_dir=None, resume=False, progress=None, n_hidden=16, encode=None, **plan):
+def settings_of(settings: dict) -> tuple[Plan, Moments]:
+    moments = {k: v for k, v in settings.items() if k in Moments.__dataclass_fields__}
+    return machine_plan(**{k: v for k, v in settings.items() if k not in moments}), Moments(**moments)
+
+
+def trained(rows: Tensor, run_dir=None, resume=False, progress=None, n_hidden=16, encode=None, **settings):
     machine = machine_of(rows, n_hidden)
-    trainer = BoltzmannTrainer(LearningPlan(**plan), run_dir, progress)
-    history = trainer.fit(machine, rows, resume=resume, encode=encode)
-    return machine, history, trainer
+    plan, moments = settings_of(settings)
+    step = MomentStep(machine, moments, encode=encode)
+    history = Trainer(plan, None, run_dir, progress).run(step, Batch(None, rows), resume=resume)
+    return machine, history, step
+
+
+def begun(machine: RBMEnergy, rows: Tensor, chains: list[Tensor] | None = None, **settings) -> MomentStep:
+    """A step that is ready for its first update."""
+    plan, moments = settings_of(settings)
+    fabric, step = Fabric(accelerator="cpu", devices=1), MomentStep(machine, moments, chains=chains)
+    step.begin(plan, fabric, Feed(Batch(None, rows), plan, fabric), seeded(plan.seed))
+    return step
 
 
 def log_likelihood(machine: RBMEnergy, rows: Tensor) -> float:
@@ -469,11 +485,9 @@ def exact_gradient(machine: RBMEnergy, rows: Tensor) -> list[Tensor]:
 
 def updates(machine: RBMEnergy, rows: Tensor, chains: list[Tensor] | None = None, **plan) -> list[Tensor]:
     """The step that one update takes, for a rate of 1, batch and chains as many as there are rows."""
-    settings = LearningPlan(learning_rate=1.0, final_rate=1.0, batch_size=len(rows), **plan)
     before = [p.detach().clone() for p in (machine.weights[0], *machine.biases)]
     with torch.no_grad():
-        learning = Learning(BoltzmannTrainer(settings), machine, rows, None, chains)
-        learning.update(rows, 0.0)
+        begun(machine, rows, chains, batch_size=len(rows), **plan).learn(rows, 1.0)
     steps = [p.detach() - b for p, b in zip((machine.weights[0], *machine.biases), before, strict=True)]
     for p, b in zip((machine.weights[0], *machine.biases), before, strict=True):
         p.data.copy_(b)
@@ -586,11 +600,17 @@ def test_updates_of_other_units_climb_the_likelihood(visible):
         assert float((unit.log_std.detach() - before - 0.1 * slope).abs().max()) < 0.02
 
 
+SLOW = {"n_hidden": 12, "max_epochs": 400, "learning_rate": 0.1, "batch_size": 100}
+
+
 @pytest.mark.parametrize(
     ("at_least", "plan"),
     [
-        (-19.345, {"n_hidden": 12, "n_epochs": 400, "learning_rate": 0.1, "batch_size": 100}),
-        (-19.345, {"n_hidden": 12, "n_epochs": 400, "learning_rate": 0.1, "batch_size": 100, "persistent": False}),
+        (-19.345, {"n_hidden": 12, "max_epochs": 400, "learning_rate": 0.1, "batch_size": 100}),
+        (
+            -19.345,
+            {"n_hidden": 12, "max_epochs": 400, "learning_rate": 0.1, "batch_size": 100, "persistent": False},
+        ),
         (-18.9, {}),
         (-18.9, {"centred": True}),
     ],
@@ -608,7 +628,7 @@ def test_digits_are_learned_as_well_as_by_the_exact_gradient(at_least, plan):
 
 def test_options_do_what_they_say():
     rows = digits()[0][:640]
-    common = {"n_epochs": 20, "learning_rate": 0.1, "n_hidden": 12}
+    common = {"max_epochs": 20, "learning_rate": 0.1, "n_hidden": 12}
     plain, _, _ = trained(rows, **common)
     weights = plain.weights[0].detach()
     decayed, _, _ = trained(rows, weight_decay=0.05, **common)
@@ -637,14 +657,11 @@ def test_fast_weights_drive_the_chains_out_of_a_mode():
     rows = torch.cat([torch.ones(50, 10), torch.zeros(50, 10)])
     left = []
     for fast in (0.0, 0.5):
-        settings = LearningPlan(batch_size=100, learning_rate=1e-9, final_rate=1e-9, fast_rate=fast)
+        step = begun(machine, rows, [torch.ones(100, 10), torch.ones(100, 1)], batch_size=100, fast_rate=fast)
         with torch.no_grad():
-            learning = Learning(
-                BoltzmannTrainer(settings), machine, rows, None, [torch.ones(100, 10), torch.ones(100, 1)]
-            )
             for _ in range(40):
-                learning.update(rows, 0.0)
-        left.append(float((learning.chains[1] == 0).float().mean()))
+                step.learn(rows, 1e-9)
+        left.append(float((step.chains[1] == 0).float().mean()))
     assert left[0] < 0.05
     assert left[1] > 0.2
 
@@ -671,7 +688,7 @@ class Interrupting(SilentProgress):
 )
 def test_an_interrupted_run_resumes_to_the_same_machine(tmp_path, plan):
     rows = digits()[0][:320]
-    settings = {"n_epochs": 6, "checkpoint_seconds": 0.0, **plan}
+    settings = {"max_epochs": 6, "checkpoint_seconds": 0.0, **plan}
     whole, history, _ = trained(rows, **settings)
     with pytest.raises(KeyboardInterrupt):
         trained(rows, tmp_path, progress=Interrupting(3), **settings)
@@ -684,7 +701,7 @@ def test_an_interrupted_run_resumes_to_the_same_machine(tmp_path, plan):
     assert torch.equal(again.weights[0], whole.weights[0])
     for change, words in (
         ({"learning_rate": 0.2}, "other settings"),
-        ({"n_hidden": 5}, "another machine"),
+        ({"n_hidden": 5}, "another network"),
     ):
         with pytest.raises(ValueError, match=words):
             trained(rows, tmp_path, resume=True, **{**settings, **change})
@@ -694,12 +711,12 @@ def test_an_interrupted_run_resumes_to_the_same_machine(tmp_path, plan):
 
 def test_divergence_is_rolled_back_and_told():
     rows, _ = digits()
-    _, history, _ = trained(rows, learning_rate=2000.0, n_epochs=3)
+    _, history, _ = trained(rows, learning_rate=2000.0, max_epochs=3)
     assert any("learning rate halved" in event for event in history.events)
     before = machine_of(rows)
     torch.manual_seed(0)
     with pytest.raises(DivergenceError, match="Lower the learning rate"):
-        BoltzmannTrainer(LearningPlan(learning_rate=1e9)).fit(before, rows)
+        Trainer(machine_plan(learning_rate=1e9)).run(MomentStep(before), Batch(None, rows))
     assert all(bool(torch.isfinite(p).all()) for p in before.parameters())
     assert torch.equal(before.weights[0], machine_of(rows).weights[0])
 
@@ -715,13 +732,13 @@ def test_divergence_is_rolled_back_and_told():
 )
 def test_rows_that_are_no_states_are_refused(rows, words):
     with pytest.raises(ValueError, match=words):
-        BoltzmannTrainer(LearningPlan()).fit(RBMEnergy(3, 2), rows)
+        Trainer(machine_plan()).run(MomentStep(RBMEnergy(3, 2)), Batch(None, rows))
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"n_epochs": 0},
+        {"max_epochs": 0},
         {"learning_rate": math.nan},
         {"final_rate": -1.0},
         {"momentum": 1.0},
@@ -734,4 +751,4 @@ def test_rows_that_are_no_states_are_refused(rows, words):
 )
 def test_settings_that_can_not_be_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
-        LearningPlan(**settings)
+        settings_of(settings)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning_fabric import Fabric
 from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -19,13 +20,15 @@ from thalweg import DeepBeliefNetwork as DeepBeliefEstimator
 from thalweg.energies.machines.belief import DeepBeliefNetwork
 from thalweg.energies.machines.layered import DBMEnergy, RBMEnergy, binary_states
 from thalweg.energies.machines.units import Binary, Gaussian
+from thalweg.objectives.base import Batch
 from thalweg.recipes import boltzmann
 from thalweg.recipes.base import Settings
-from thalweg.training.loop import DivergenceError
-from thalweg.training.moments import BoltzmannTrainer, Learning, LearningPlan
+from thalweg.training.feed import Feed
+from thalweg.training.loop import DivergenceError, Trainer
+from thalweg.training.moments import MomentStep, machine_plan
 from thalweg.training.pretraining import grow_belief_network, pretrain, up_down
 
-FAST = LearningPlan(n_epochs=200, batch_size=50, learning_rate=0.3)
+FAST = machine_plan(max_epochs=200, batch_size=50, learning_rate=0.3)
 
 
 def all_states(n: int) -> Tensor:
@@ -178,7 +181,7 @@ def test_greedy_layers_raise_the_likelihood_and_up_down_does_no_harm():
         base.top.biases[0].copy_(Binary(12).bias_of(rows))
     assert exact(two, others) > exact(base, others) + 1
     before = exact(two, others)
-    up_down(two, rows, LearningPlan(n_epochs=20, batch_size=50, learning_rate=0.05))
+    up_down(two, rows, machine_plan(max_epochs=20, batch_size=50, learning_rate=0.05))
     assert exact(two, others) > before - 0.1
     assert not torch.equal(two.lower[0].up_weight, two.lower[0].weight)
 
@@ -192,7 +195,7 @@ def test_joint_training_raises_the_likelihood_of_a_pretrained_deep_machine():
     assert len(pretrain(machine, rows, FAST)) == 2
     pretrained = exact(machine, others)
     assert pretrained > bare + 1
-    BoltzmannTrainer(FAST).fit(machine, rows)
+    Trainer(FAST).run(MomentStep(machine), Batch(None, rows))
     joint = exact(machine, others)
     assert joint > pretrained
     with torch.no_grad():
@@ -204,14 +207,15 @@ def test_joint_training_raises_the_likelihood_of_a_pretrained_deep_machine():
 def test_pretraining_counts_inputs_twice_where_stated(hidden, monkeypatch):
     seen = []
 
-    def fit(self, part, data, resume, encode):
-        seen.append((self.up, self.down))
+    def run(self, step, data, resume):
+        seen.append((step.up, step.down))
+        part = step.machine
         with torch.no_grad():
             part.weights[0].fill_(1.0)
             part.biases[0].fill_(2.0)
             part.biases[1].fill_(4.0)
 
-    monkeypatch.setattr(BoltzmannTrainer, "fit", fit)
+    monkeypatch.setattr(Trainer, "run", run)
     machine = DBMEnergy(12, hidden)
     pretrain(machine, stripes(20), FAST)
     between = [(1.0, 1.0)] * (len(hidden) - 2)
@@ -226,23 +230,24 @@ def test_scaled_inputs_are_those_of_the_deep_machine():
     part = RBMEnergy(12, 3)
     random_weights(part)
     rows = stripes(50)
-    learning = Learning(BoltzmannTrainer(FAST, up=2.0), part, rows)
+    fabric, learning = Fabric(accelerator="cpu", devices=1), MomentStep(part, up=2.0)
+    learning.begin(FAST, fabric, Feed(Batch(None, rows), FAST, fabric), torch.Generator())
     with torch.no_grad():
         expected = torch.sigmoid(2 * rows @ part.weights[0] + part.biases[1])
         torch.testing.assert_close(learning.positive(rows)[1], expected)
         down = learning.field([rows, expected], 0)
         torch.testing.assert_close(down, expected @ part.weights[0].t() + part.biases[0])
     with pytest.raises(ValueError, match="restricted"):
-        BoltzmannTrainer(FAST, up=2.0).fit(DBMEnergy(12, [2, 2]), rows)
+        MomentStep(DBMEnergy(12, [2, 2]), up=2.0)
 
 
 def test_pretraining_of_real_rows_and_refusals():
     rows = torch.randn(100, 3)
     machine = DBMEnergy(Gaussian(3), [4, 3])
-    pretrain(machine, rows, LearningPlan(n_epochs=3, batch_size=50, learning_rate=0.01))
+    pretrain(machine, rows, machine_plan(max_epochs=3, batch_size=50, learning_rate=0.01))
     assert all(torch.isfinite(p).all() for p in machine.parameters())
-    network, _ = grow_belief_network(Gaussian(3), [4, 3], rows, LearningPlan(n_epochs=3, learning_rate=0.01))
-    up_down(network, rows, LearningPlan(n_epochs=3, learning_rate=0.01))
+    network, _ = grow_belief_network(Gaussian(3), [4, 3], rows, machine_plan(max_epochs=3, learning_rate=0.01))
+    up_down(network, rows, machine_plan(max_epochs=3, learning_rate=0.01))
     assert torch.isfinite(network.log_prob(rows)).all()
     with pytest.raises(ValueError, match="0 or 1"):
         pretrain(DBMEnergy(3, [2, 2]), rows, FAST)
@@ -290,18 +295,19 @@ class StopAfter:
 
 def test_resumed_runs_end_with_the_same_weights(tmp_path):
     rows = stripes(200)
-    plan = LearningPlan(n_epochs=4, batch_size=50, checkpoint_seconds=0.0)
+    plan = machine_plan(max_epochs=4, batch_size=50, checkpoint_seconds=0.0)
 
     def grow(folder, progress=None, resume=False):
         torch.manual_seed(0)
-        network, _ = grow_belief_network(12, [4, 12], rows, plan, folder, progress, resume)
-        up_down(network, rows, plan, folder / "up-down", progress, resume)
+        how = {"progress": progress, "resume": resume}
+        network, _ = grow_belief_network(12, [4, 12], rows, plan, run_dir=folder, **how)
+        up_down(network, rows, plan, run_dir=folder / "up-down", **how)
         return network
 
     def deep(folder, progress=None, resume=False):
         torch.manual_seed(0)
         machine = DBMEnergy(12, [4, 3])
-        pretrain(machine, rows, plan, folder, progress, resume)
+        pretrain(machine, rows, plan, run_dir=folder, progress=progress, resume=resume)
         return machine
 
     for make, stops in ((grow, (2, 6, 10)), (deep, (2, 6))):
@@ -317,11 +323,11 @@ def test_resumed_runs_end_with_the_same_weights(tmp_path):
 
 def test_divergence_below_the_top_is_noticed():
     rows = stripes(100)
-    network, _ = grow_belief_network(12, [4, 4], rows, LearningPlan(n_epochs=1, batch_size=50))
+    network, _ = grow_belief_network(12, [4, 4], rows, machine_plan(max_epochs=1, batch_size=50))
     with torch.no_grad():
         network.lower[0].bias.fill_(float("nan"))
     with pytest.raises(DivergenceError, match="not finite"):
-        up_down(network, rows, LearningPlan(n_epochs=2, batch_size=50))
+        up_down(network, rows, machine_plan(max_epochs=2, batch_size=50))
 
 
 # -- estimators ---------------------------------------------------------------------------------------------

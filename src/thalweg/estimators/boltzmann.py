@@ -19,9 +19,11 @@ from thalweg.data.states import StateEncoder
 from thalweg.energies.machines.layered import LayeredMachine, RBMEnergy
 from thalweg.estimators._states import StateRows, check_count, kept_columns, restore_columns
 from thalweg.estimators.regressor import n_weights, suitable_threads, using_threads
+from thalweg.objectives.base import Batch
 from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
-from thalweg.training.loop import History
-from thalweg.training.moments import BoltzmannTrainer, Encode, LearningPlan, binary_draws
+from thalweg.training.loop import History, Trainer
+from thalweg.training.moments import Encode, Moments, MomentStep, binary_draws, machine_plan
+from thalweg.training.plan import Plan
 from thalweg.training.progress import BarProgress
 from thalweg.training.saving import load_model, rebuilding, save_model, tensors_of
 
@@ -66,7 +68,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         n_temperatures: of the persistent chains; None is 5 with Gaussian units, whose groups often lie far apart,
             else 1.
         batch_size, momentum, weight_decay, n_gibbs, persistent, centred, fast_rate, sparsity_target,
-            sparsity_cost: see :class:`~thalweg.training.moments.LearningPlan`.
+            sparsity_cost: see :class:`~thalweg.training.moments.Moments`.
         n_iter: passes over the data; a table of few rows has few updates in each, and takes more of them.
         n_threads: of PyTorch; None chooses by the size of the work.
         verbose: show progress.
@@ -167,17 +169,17 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         plan = self._plan(self.n_iter, self.final_rate, self._seed, checkpoint_seconds)
         data = self._states(X).float()
         self._build(data)
-        trainer = BoltzmannTrainer(
+        trainer = Trainer(
             plan,
+            None,
             None if run_dir is None else Path(run_dir),
-            BarProgress("held-out log p", with_best=False) if self.verbose else None,
+            BarProgress("held-out NLL", with_best=False) if self.verbose else None,
         )
+        step = self._step()
         validate = None if held_out is None else self._likelihood_of(self._validated(held_out))
         with self._threads():
-            self.history_ = trainer.fit(
-                self.energy_, data, validate, resume, encode=self._encode(), base_bias=self.base_bias_
-            )
-        self.chains_ = trainer.chains
+            self.history_ = trainer.run(step, Batch(None, data), validate, resume)
+        self.chains_ = step.all_chains
         self._n_calls = 0
         return self
 
@@ -202,29 +204,35 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         encoder = self.encoder_
         encoder.grey = encoder.grey or bool(encoder.kind == "binary" and ((data > 0) & (data < 1)).any())
         plan = self._plan(1, self._rate(), self._seed + self._n_calls)
-        trainer = BoltzmannTrainer(plan)
+        step = self._step(None if first else self.chains_)
         with self._threads():
-            chains = None if first else self.chains_
-            record = trainer.fit(self.energy_, data, None, False, chains, self._encode(), self.base_bias_)
-        self.chains_ = trainer.chains
+            record = Trainer(plan).run(step, Batch(None, data))
+        self.chains_ = step.all_chains
         self.history_.epochs += [{**e, "epoch": float(self._n_calls)} for e in record.epochs]
         self._log_z = None
         return self
 
-    def _plan(self, n_epochs: int, final_rate: float, seed: int, checkpoint_seconds: float = 5.0) -> LearningPlan:
+    def _plan(self, n_epochs: int, final_rate: float, seed: int, checkpoint_seconds: float = 5.0) -> Plan:
         for name in ("n_components", "n_iter", "batch_size", "n_gibbs", "n_temperatures"):
             value = getattr(self, name)
             if value is None and name == "n_temperatures":
                 continue
             if not isinstance(value, int | np.integer) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        return LearningPlan(
-            n_epochs=int(n_epochs),
+        return machine_plan(
+            max_epochs=int(n_epochs),
             batch_size=int(self.batch_size),
             learning_rate=self._rate(),
             final_rate=final_rate,
-            momentum=self.momentum,
             weight_decay=self.weight_decay,
+            validate_every=max(1, int(n_epochs) // 100),
+            checkpoint_seconds=checkpoint_seconds,
+            seed=seed,
+        )
+
+    def _step(self, chains: list[Tensor] | None = None) -> MomentStep:
+        moments = Moments(
+            momentum=self.momentum,
             n_gibbs=int(self.n_gibbs),
             persistent=self.persistent,
             n_temperatures=self._n_levels(),
@@ -232,10 +240,9 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             centred=self.centred,
             sparsity_target=self.sparsity_target,
             sparsity_cost=self.sparsity_cost,
-            validate_every=max(1, int(n_epochs) // 100),
-            checkpoint_seconds=checkpoint_seconds,
-            seed=seed,
         )
+        encode, base_bias = self._encode(), self.base_bias_
+        return MomentStep(self.energy_, moments, chains=chains, encode=encode, base_bias=base_bias)
 
     def _n_levels(self) -> int:
         if self.n_temperatures is not None:
@@ -270,13 +277,13 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         """What tells the progress of training on rows held out."""
         rows, shift, seed = self._states(X).float(), self._log_volume(), self._seed
 
-        def validate(machine: LayeredMachine) -> float:
+        def validate(machine: LayeredMachine) -> Tensor:
             if machine.n_enumerated <= _MOST_ENUMERATED_IN_TRAINING:
                 log_z = float(machine.log_normaliser())
             else:
                 generator = torch.Generator().manual_seed(seed)
                 log_z = anneal_machine(machine, self.base_bias_, 32, 100, generator=generator).estimate
-            return float(-machine(rows).mean()) - log_z - shift
+            return machine(rows).mean() + log_z + shift
 
         return validate
 

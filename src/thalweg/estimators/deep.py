@@ -6,7 +6,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from thalweg.estimators.regressor import suitable_threads, using_threads
 from thalweg.objectives.base import AnyEnergy, Batch, Objective
 from thalweg.sampling.layered_annealing import bracket_machine
 from thalweg.training.loop import History, Plan, Trainer
-from thalweg.training.moments import BoltzmannTrainer, LearningPlan
+from thalweg.training.moments import Moments, MomentStep, machine_plan
 from thalweg.training.pretraining import grow_belief_network, pretrain, up_down
 from thalweg.training.progress import BarProgress
 from thalweg.training.saving import load_model, rebuilding, save_model, tensors_of
@@ -85,15 +85,14 @@ class _Deep(StateRows):
         self.base_bias_ = self._base_bias(self._units(), rows).double()
         return rows
 
-    def _plan(self, n_epochs: int, share: float = 1.0, checkpoint_seconds: float = 5.0) -> LearningPlan:
+    def _plan(self, n_epochs: int, share: float = 1.0, checkpoint_seconds: float = 5.0) -> Plan:
         rate = self.learning_rate
         if rate is None:
             rate = _GAUSSIAN_RATE if len(self.encoder_.columns("gaussian")) else _BINARY_RATE
-        return LearningPlan(
-            n_epochs=n_epochs,
+        return machine_plan(
+            max_epochs=n_epochs,
             batch_size=self.batch_size,
             learning_rate=share * rate,
-            n_gibbs=self.n_gibbs,
             checkpoint_seconds=checkpoint_seconds,
             seed=self._seed,
         )
@@ -322,12 +321,14 @@ class DeepBoltzmannMachine(_DeepDensity):
         with torch.no_grad():
             self.energy_.biases[0].copy_(self.base_bias_)
         first = self._plan(self.n_iter_pretraining, 1 / 3, checkpoint_seconds)
-        first = replace(first, persistent=False, n_gibbs=1)
-        parts = pretrain(self.energy_, rows, first, **self._how(run_dir, "pretraining", resume))
+        parts = pretrain(
+            self.energy_, rows, first, Moments(persistent=False), **self._how(run_dir, "pretraining", resume)
+        )
         how = self._how(run_dir, "joint", resume)
-        plan = replace(self._plan(self.n_iter, 1.0, checkpoint_seconds), n_temperatures=self._suitable_levels())
-        trainer = BoltzmannTrainer(plan, how["run_dir"], how["progress"])
-        self.history_ = [*parts, trainer.fit(self.energy_, rows, resume=resume, base_bias=self.base_bias_)]
+        trainer = Trainer(self._plan(self.n_iter, 1.0, checkpoint_seconds), None, how["run_dir"], how["progress"])
+        moments = Moments(n_gibbs=self.n_gibbs, n_temperatures=self._suitable_levels())
+        step = MomentStep(self.energy_, moments, base_bias=self.base_bias_)
+        self.history_ = [*parts, trainer.run(step, Batch(None, rows), resume=resume)]
 
     @property
     def _normalised(self) -> Any:
@@ -442,12 +443,22 @@ class DeepBeliefNetwork(_DeepDensity):
             self.hidden,
             rows,
             self._plan(self.n_iter_pretraining, 1.0, checkpoint_seconds),
+            Moments(n_gibbs=self.n_gibbs),
             **self._how(run_dir, "pretraining", resume),
         )
         self.history_ = parts
         if len(self.hidden) > 1:
             plan = self._plan(self.n_iter, 1 / 6, checkpoint_seconds)
-            self.history_ = [*parts, up_down(self.energy_, rows, plan, **self._how(run_dir, "up-down", resume))]
+            self.history_ = [
+                *parts,
+                up_down(
+                    self.energy_,
+                    rows,
+                    plan,
+                    Moments(n_gibbs=self.n_gibbs),
+                    **self._how(run_dir, "up-down", resume),
+                ),
+            ]
 
     @property
     def _normalised(self) -> Any:
@@ -602,6 +613,7 @@ class DeepBeliefClassifier(ClassifierMixin, _Deep):
                 self.hidden,
                 rows,
                 self._plan(self.n_iter_pretraining, 1.0, checkpoint_seconds),
+                Moments(n_gibbs=self.n_gibbs),
                 **self._how(run_dir, "pretraining", resume),
             )
             self.network_ = self.energy_.classifier(len(self.classes_))

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from thalweg.data.images import digits
+from thalweg.energies.discrete import binary_states
+from thalweg.energies.machines import DBMEnergy, LayeredMachine, RBMEnergy
 from thalweg.energies.machines.belief import DeepBeliefNetwork
-from thalweg.energies.machines.layered import DBMEnergy, RBMEnergy, binary_states
 from thalweg.estimators.deep import CrossEntropy
 from thalweg.evaluation.density_baselines import BernoulliMixture
 from thalweg.objectives.base import Batch
@@ -21,19 +23,20 @@ from thalweg.recipes.base import Figure, Recipe, Result, Settings
 from thalweg.recipes.boltzmann_images import energies_matrix, new_machine, stretched, wall
 from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
 from thalweg.training.class_machines import class_energies, class_offsets, machines_of_classes
+from thalweg.training.feed import Feed
 from thalweg.training.loop import Plan, Trainer
-from thalweg.training.moments import BoltzmannTrainer, LearningPlan
+from thalweg.training.moments import Moments, MomentStep, machine_plan
 from thalweg.training.pretraining import grow_belief_network, pretrain, up_down
 from thalweg.training.progress import Messages
 
 SIDE = 8
 N_DRAWS = 5  # of the labelled images, for each seed
 
-CHAINS: dict[str, dict[str, Any]] = {
-    "CD-1": {"persistent": False},
-    "CD-10": {"persistent": False, "n_gibbs": 10},
-    "PCD-1": {},
-    "PCD-5": {"n_gibbs": 5},
+CHAINS = {
+    "CD-1": Moments(persistent=False),
+    "CD-10": Moments(persistent=False, n_gibbs=10),
+    "PCD-1": Moments(),
+    "PCD-5": Moments(n_gibbs=5),
 }
 
 # What a part of the recipe adds to: figures, and pictures (None: only the first seed draws).
@@ -107,31 +110,38 @@ class _Digits:
 # -- the machines -------------------------------------------------------------------------------------------
 
 
-def _plan(seed: int, quick: bool, n_epochs: int = 400, **changes: Any) -> LearningPlan:
-    how: dict[str, Any] = {"batch_size": 100, "learning_rate": 0.3, "seed": seed, **changes}
-    return LearningPlan(n_epochs=3 if quick else n_epochs, **how)
+def _plan(seed: int, quick: bool, n_epochs: int = 400, **changes: Any) -> Plan:
+    how: dict[str, Any] = {"batch_size": 100, "seed": seed, **changes}
+    return machine_plan(max_epochs=3 if quick else n_epochs, **how)
 
 
-def _trained(rows: Tensor, hidden: list[int], plan: LearningPlan, told: Messages) -> Any:
+def _train(
+    machine: LayeredMachine, rows: Tensor, plan: Plan, told: Messages, moments: Moments = Moments()
+) -> None:
+    Trainer(plan, progress=told).run(MomentStep(machine, moments), Batch(None, rows))
+
+
+def _trained(rows: Tensor, hidden: list[int], plan: Plan, told: Messages, moments: Moments = Moments()) -> Any:
     machine = new_machine(rows, hidden, plan.seed)
-    BoltzmannTrainer(plan, progress=told).fit(machine, rows)
+    _train(machine, rows, plan, told, moments)
     return machine
 
 
-def _by_exact_gradient(rows: Tensor, n_hidden: int, plan: LearningPlan) -> RBMEnergy:
-    """The steps of the trainer, with the machine's means of products by enumeration."""
-    machine = new_machine(rows, [n_hidden], plan.seed)
-    (states,) = binary_states(n_hidden, rows)
-    generator = torch.Generator().manual_seed(plan.seed)
-    optimizer = torch.optim.SGD(machine.parameters(), lr=plan.learning_rate)
-    for epoch in range(plan.n_epochs):
-        optimizer.param_groups[0]["lr"] = plan.learning_rate * (1 - epoch / plan.n_epochs)
-        for index in torch.randperm(len(rows), generator=generator).split(plan.batch_size):
-            loss = machine(rows[index]).mean() + torch.logsumexp(-machine.summed_out([None, states], 0), 0)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return machine
+class ExactStep(MomentStep):
+    """The update of a small restricted machine with its own means by enumeration instead of chains."""
+
+    def begin(self, plan: Plan, fabric: Fabric, feed: Feed, generator: torch.Generator) -> None:
+        super().begin(plan, fabric, feed, generator)
+        (self.hidden_states,) = binary_states(self.machine.units[1].width, self.matrices[0])
+
+    def phases(self, rows: Tensor) -> list[Tensor]:
+        """Rows with their hidden means, and beneath them every hidden state with its visible means."""
+        states = self.hidden_states
+        probability = torch.softmax(-self.machine.summed_out([None, states], 0), 0)
+        self.sign = torch.cat([rows.new_full((len(rows),), 1 / len(rows)), -probability])
+        means = self.machine.visible.mean(self.field([states, states], 0))
+        given = self.positive(rows)
+        return [torch.cat([given[0], means]), torch.cat([given[1], states])]
 
 
 def _log_prob(model: Any, rows: Tensor) -> Tensor:
@@ -167,13 +177,13 @@ def _chains(data: _Digits, seed: int, quick: bool, found: Found, shown: Shown) -
     """A restricted machine by every kind of chain, against the exact gradient."""
     n_hidden = 6 if quick else 12
     slow = _plan(seed, quick, learning_rate=0.1)
-    best = _nats(_by_exact_gradient(data.train, n_hidden, slow), data.test)
+    exact = new_machine(data.train, [n_hidden], seed)
+    Trainer(slow).run(ExactStep(exact), Batch(None, data.train))
+    best = _nats(exact, data.test)
     found[f"RBM 64x{n_hidden}: exact gradient (nats)"] = best
-    for name, how in CHAINS.items():
-        plan = _plan(seed, quick, learning_rate=0.1, **how)
-        found[f"{name} less exact gradient (nats)"] = (
-            _nats(_trained(data.train, [n_hidden], plan, data.told), data.test) - best
-        )
+    for name, moments in CHAINS.items():
+        machine = _trained(data.train, [n_hidden], slow, data.told, moments)
+        found[f"{name} less exact gradient (nats)"] = _nats(machine, data.test) - best
     machine = _trained(data.train, [n_hidden], _plan(seed, quick), data.told)
     found[f"RBM 64x{n_hidden}: PCD-1 from 0.3 (nats)"] = _nats(machine, data.test)
     n_wide = 8 if quick else 16
@@ -185,9 +195,10 @@ def _chains(data: _Digits, seed: int, quick: bool, found: Found, shown: Shown) -
 def _deep_machine(data: _Digits, seed: int, quick: bool, found: Found, shown: Shown) -> None:
     hidden = [6, 4] if quick else [14, 10]
     machine = new_machine(data.train, hidden, seed)
-    pretrain(machine, data.train, _plan(seed, quick, 100, learning_rate=0.1, persistent=False), progress=data.told)
+    first = _plan(seed, quick, 100, learning_rate=0.1)
+    pretrain(machine, data.train, first, CHAINS["CD-1"], progress=data.told)
     before = _nats(machine, data.test)
-    BoltzmannTrainer(_plan(seed, quick), progress=data.told).fit(machine, data.train)
+    _train(machine, data.train, _plan(seed, quick), data.told)
     exact = _log_prob(machine, data.test)
     gap = exact - (machine.evidence_bound(data.test) - machine.log_normaliser())
     found["DBM: pretrained (nats)"] = before
@@ -274,8 +285,9 @@ def _fantasies(data: _Digits, seed: int, quick: bool, found: Found, shown: Shown
     if shown is None:
         return
     deep = new_machine(data.train, [n, n // 2], seed)
-    pretrain(deep, data.train, _plan(seed, quick, 100, learning_rate=0.1, persistent=False), progress=data.told)
-    BoltzmannTrainer(_plan(seed, quick, 200), progress=data.told).fit(deep, data.train)
+    first = _plan(seed, quick, 100, learning_rate=0.1)
+    pretrain(deep, data.train, first, CHAINS["CD-1"], progress=data.told)
+    _train(deep, data.train, _plan(seed, quick, 200), data.told)
     belief, _ = grow_belief_network(64, [n, n], data.train, _plan(seed, quick, 200), progress=data.told)
     up_down(belief, data.train, _plan(seed, quick, 100, learning_rate=0.05), progress=data.told)
     belief.n_sweeps = 1000

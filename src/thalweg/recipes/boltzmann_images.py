@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import plotly.graph_objects as go
@@ -14,15 +15,19 @@ from thalweg.energies.machines.belief import DeepBeliefNetwork
 from thalweg.energies.machines.layered import DBMEnergy, LayeredMachine, RBMEnergy
 from thalweg.energies.machines.units import Binary
 from thalweg.evaluation.density_baselines import BernoulliMixture
+from thalweg.objectives.base import Batch
 from thalweg.recipes.base import Figure, Result, Settings
 from thalweg.sampling.annealing import Bracket
 from thalweg.sampling.layered_annealing import bracket_machine
-from thalweg.training.moments import BoltzmannTrainer, LearningPlan
+from thalweg.training.loop import Trainer
+from thalweg.training.moments import Moments, MomentStep, machine_plan
+from thalweg.training.plan import Plan
 from thalweg.training.pretraining import grow_belief_network, pretrain, up_down
 
 SIDE = 28
 DEEP, SMALL = [384, 128], [8, 8]  # hidden units of the deep ones, from below; those of a quick run
 N_EPOCHS, RATE, DECAY, N_BRIDGES = 60, 0.1, 0.001, 6000
+MOMENTS = Moments(n_gibbs=5)
 
 
 def run(settings: Settings) -> Result:
@@ -59,11 +64,16 @@ def run(settings: Settings) -> Result:
     return Result(rows, pictures, notes, time.monotonic() - started)
 
 
-def _fitted(machine: LayeredMachine, train: Tensor, plan: LearningPlan) -> Tensor:
+def _plan(n_epochs: int, seed: int, quick: bool, weight_decay: float = 0.0) -> Plan:
+    n = 1 if quick else n_epochs
+    return machine_plan(max_epochs=n, batch_size=100, learning_rate=RATE, weight_decay=weight_decay, seed=seed)
+
+
+def _fitted(machine: LayeredMachine, train: Tensor, plan: Plan) -> Tensor:
     """Train, and hand back the chains' first hidden layer, where the way back of the annealing starts."""
-    trainer = BoltzmannTrainer(plan)
-    trainer.fit(machine, train)
-    return trainer.chains[1]
+    step = MomentStep(machine, MOMENTS)
+    Trainer(plan).run(step, Batch(None, train))
+    return step.chains[1]
 
 
 def _one_run(train: Tensor, test: Tensor, seed: int, quick: bool) -> tuple[dict[str, float], dict[str, Any]]:
@@ -73,9 +83,7 @@ def _one_run(train: Tensor, test: Tensor, seed: int, quick: bool) -> tuple[dict[
     mixture = BernoulliMixture(100).fit(train.numpy().astype(float), seed, 5 if quick else 50)
     found["mixture of 100 Bernoullis (nats)"] = float(mixture.log_prob(test.numpy().astype(float)).mean())
 
-    def plan(n_epochs: int) -> LearningPlan:
-        return LearningPlan(1 if quick else n_epochs, 100, RATE, weight_decay=DECAY, n_gibbs=5, seed=seed)
-
+    plan = partial(_plan, seed=seed, quick=quick, weight_decay=DECAY)
     bias = Binary(SIDE**2).bias_of(train)
     wide = f"RBM {SIDE**2}-{first + second}"
     machines: dict[str, Any] = {}
@@ -88,7 +96,7 @@ def _one_run(train: Tensor, test: Tensor, seed: int, quick: bool) -> tuple[dict[
         found[f"{name} (nats)"], found[f"{name}: log Z back less there"] = value - log_z.estimate, log_z.width
 
     dbm = new_machine(train, [first, second], seed)
-    pretrain(dbm, train, plan(10))
+    pretrain(dbm, train, plan(10), MOMENTS)
     chains = _fitted(dbm, train, plan(N_EPOCHS))
     log_z = _bracket(dbm, bias, chains, generator, quick)
     found["DBM: variational bound (nats)"] = float(dbm.evidence_bound(test).mean()) - log_z.estimate
@@ -120,13 +128,11 @@ def _one_run(train: Tensor, test: Tensor, seed: int, quick: bool) -> tuple[dict[
 def _belief_network(
     train: Tensor, test: Tensor, seed: int, quick: bool
 ) -> tuple[DeepBeliefNetwork, dict[str, float]]:
-    def plan(n_epochs: int) -> LearningPlan:
-        return LearningPlan(1 if quick else n_epochs, 100, RATE, n_gibbs=5, seed=seed)
-
+    plan = partial(_plan, seed=seed, quick=quick)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    network, _ = grow_belief_network(SIDE**2, SMALL if quick else DEEP, train, plan(20))
-    up_down(network, train, plan(150))
+    network, _ = grow_belief_network(SIDE**2, SMALL if quick else DEEP, train, plan(20), MOMENTS)
+    up_down(network, train, plan(150), MOMENTS)
     top = network.top
     # What the way up makes of data knows of modes that the annealing there may miss.
     inner = network.draw_up(train[:100], generator)[0][-1]

@@ -19,7 +19,9 @@ from thalweg.objectives.contrastive_divergence import ContrastiveDivergence
 from thalweg.recipes.base import Figure, Recipe, Result, Settings
 from thalweg.sampling.buffer import Chains, FromNoise, ReplayBuffer, Start
 from thalweg.sampling.langevin import ColdLangevin
-from thalweg.training.loop import DivergenceError
+from thalweg.training.feed import Stages
+from thalweg.training.loop import Plan, Trainer
+from thalweg.training.progress import Messages
 
 SHAPE = (1, 8, 8)
 N_TASKS = 5
@@ -83,12 +85,17 @@ def run(settings: Settings) -> Result:
     accuracy: dict[str, list[float]] = {name: [] for name in METHODS}
     # For each method and seed: [after which task, of which task].
     courses: dict[str, list[np.ndarray]] = {name: [] for name in METHODS}
+    shares = np.bincount(test.labels // 2) / len(test.labels)
+    divergences: list[float] = []
     for seed in settings.seeds:
+        divergences.append(0.0)
         for name, objective in METHODS.items():
-            right = _one_run(objective(), train, test, n_steps, seed)
-            accuracy[name].append(float(right[-1].mean()))
-            of_task = [right[:, test.labels // 2 == task].mean(1) for task in range(N_TASKS)]
-            courses[name].append(np.stack(of_task, 1))
+            course, told = _one_run(objective(), train, test, n_steps, seed)
+            accuracy[name].append(float(course[-1] @ shares))
+            courses[name].append(course)
+            divergences[-1] += len(told)
+            for text in told:
+                settings.tell(f"seed {seed}, {name}: {text}")
         settings.tell(f"seed {seed}: " + ", ".join(f"{k} {v[-1]:.3f}" for k, v in accuracy.items()))
     ratio = [e / max(s, 1e-9) for e, s in zip(accuracy["energy"], accuracy["softmax"], strict=True)]
     targets: tuple[float | None, float | None] = (None, None) if settings.quick else (0.55, 3.0)
@@ -97,6 +104,7 @@ def run(settings: Settings) -> Result:
         Figure("accuracy, energy, fresh chains (share)", accuracy["energy, fresh chains"]),
         Figure("accuracy, softmax (share)", accuracy["softmax"]),
         Figure("energy's over softmax's (ratio)", ratio, targets[1], False),
+        Figure("divergences, all methods", divergences, None if settings.quick else 0.0),
         Figure("tasks 1 to 4, energy (share)", [float(c[-1, :-1].mean()) for c in courses["energy"]]),
         Figure("tasks 1 to 4, softmax (share)", [float(c[-1, :-1].mean()) for c in courses["softmax"]]),
     ]
@@ -113,34 +121,30 @@ def run(settings: Settings) -> Result:
     return Result(figures, {"Accuracy as the tasks go by": _picture(courses)}, notes, time.monotonic() - started)
 
 
-def _one_run(objective: Objective, train: Images, test: Images, n_steps: int, seed: int) -> np.ndarray:
-    """Which test images are answered rightly after each task: [task, image]."""
+def _one_run(
+    objective: Objective, train: Images, test: Images, n_steps: int, seed: int
+) -> tuple[np.ndarray, list[str]]:
+    """Share of right answers to test images [after which task, of which task], and what went wrong."""
     assert train.labels is not None
+    assert test.labels is not None
+    labels = test.labels
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    energy = network()
-    optimizer = torch.optim.Adam(energy.parameters(), lr=RATE)
-    right = []
+    energy, messages = network(), Messages()
+    tasks = []
     for task in range(N_TASKS):
         rows = train.rows(np.flatnonzero(train.labels // 2 == task))
-        data = Batch(torch.as_tensor(rows.labels, dtype=torch.float32), torch.from_numpy(rows.pixels))
-        order = torch.empty(0, dtype=torch.long)
-        for _ in range(n_steps):
-            if len(order) < BATCH:
-                order = torch.randperm(len(data.y), generator=generator)
-            loss, _ = objective(energy, data.rows(order[:BATCH]), generator)
-            order = order[BATCH:]
-            if not abs(float(loss.detach())) < 1e3:
-                raise DivergenceError(
-                    f"seed {seed}, task {task + 1}: training diverged, with a loss of {loss:.3g}"
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        with torch.no_grad():
-            answers = energy.energies(torch.from_numpy(test.pixels)).argmin(-1).numpy()
-        right.append(answers == test.labels)
-    return np.stack(right)
+        tasks.append(Batch(torch.as_tensor(rows.labels, dtype=torch.float32), torch.from_numpy(rows.pixels)))
+
+    def answered(energy: LabelledImageEnergy) -> dict[str, float]:
+        right = energy.energies(torch.from_numpy(test.pixels)).argmin(-1).numpy() == labels
+        return {f"task {task + 1}": float(right[labels // 2 == task].mean()) for task in range(N_TASKS)}
+
+    plan = Plan(
+        max_epochs=n_steps, max_steps=n_steps, batch_size=BATCH, learning_rate=RATE, schedule="constant", seed=seed
+    )
+    history = Trainer(plan, progress=messages).fit(energy, objective, Stages(tasks), after_stage=answered)
+    course = [[e[f"task {task + 1}"] for task in range(N_TASKS)] for e in history.epochs if "task 1" in e]
+    return np.array(course), messages.texts
 
 
 def _picture(courses: dict[str, list[np.ndarray]]) -> go.Figure:

@@ -12,7 +12,7 @@ import torch
 
 _NAME = "checkpoint.pt"
 _FORMAT = "thalweg-checkpoint"
-_VERSION = 1
+_VERSION = 2
 
 
 def write_checkpoint(run_dir: Path, state: dict[str, Any]) -> None:

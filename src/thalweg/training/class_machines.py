@@ -7,12 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from thalweg.energies.machines.layered import RBMEnergy
-from thalweg.training.moments import BoltzmannTrainer, LearningPlan
+from thalweg.objectives.base import Batch
+from thalweg.training.loop import Trainer
+from thalweg.training.moments import MomentStep
+from thalweg.training.plan import Plan
 from thalweg.training.progress import Progress
 
 
 def machines_of_classes(
-    rows: Tensor, labels: Tensor, n_hidden: int, plan: LearningPlan, progress: Progress | None = None
+    rows: Tensor, labels: Tensor, n_hidden: int, plan: Plan, progress: Progress | None = None
 ) -> list[RBMEnergy]:
     """A machine for each of the labels 0, 1, ..., trained on its rows alone.
 
@@ -28,7 +31,7 @@ def machines_of_classes(
         torch.manual_seed(plan.seed)
         machine = RBMEnergy(rows.shape[1], n_hidden)
         machine.biases[0].data.copy_(machine.visible.bias_of(own))
-        BoltzmannTrainer(plan, progress=progress).fit(machine, own)
+        Trainer(plan, progress=progress).run(MomentStep(machine), Batch(None, own))
         machines.append(machine)
     return machines
 

@@ -39,7 +39,7 @@ class History:
             [record for part in parts.values() for record in part.epochs],
             [f"{name}: {event}" for name, part in parts.items() for event in part.events],
             sum(part.seconds for part in parts.values()),
-            next((part.stopped for part in reversed(parts.values())), ""),
+            [part.stopped for part in parts.values()][-1] if parts else "",
             dict(parts),
         )
 

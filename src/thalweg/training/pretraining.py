@@ -7,20 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
 
-from thalweg.energies.machines.belief import DeepBeliefNetwork
-from thalweg.energies.machines.layered import DBMEnergy, RBMEnergy
-from thalweg.energies.machines.units import Units
-from thalweg.training.loop import History
-from thalweg.training.moments import BoltzmannTrainer, Learning, LearningPlan
+from thalweg.energies.machines import DBMEnergy, DeepBeliefNetwork, RBMEnergy, Units
+from thalweg.objectives.base import Batch
+from thalweg.training.feed import Feed
+from thalweg.training.history import History
+from thalweg.training.loop import Trainer
+from thalweg.training.moments import Moments, MomentStep
+from thalweg.training.plan import Plan
 from thalweg.training.progress import Progress
 
 
 def pretrain(
     machine: DBMEnergy,
     data: Tensor,
-    plan: LearningPlan,
+    plan: Plan,
+    moments: Moments = Moments(),
     run_dir: Path | None = None,
     progress: Progress | None = None,
     resume: bool = False,
@@ -35,7 +39,8 @@ def pretrain(
 
     Args:
         data: visible states ``[N, width]``.
-        plan: of each part.
+        plan: how each part is trained.
+        moments: how the chains of each part run.
         run_dir: keep the checkpoints of the parts here.
 
     Returns:
@@ -43,7 +48,7 @@ def pretrain(
 
     Raises:
         ValueError: for data that are no states of the visible units.
-        DivergenceError: as :meth:`~thalweg.training.moments.BoltzmannTrainer.fit`.
+        DivergenceError: as :meth:`~thalweg.training.loop.Trainer.run`.
 
     Source: [Salakhutdinov 2009, sec. 3.2].
     """
@@ -65,9 +70,8 @@ def pretrain(
             states = encode(data, torch.Generator(data.device).manual_seed(plan.seed))
             part.biases[0].copy_(part.visible.bias_of(states))
         up, down = _factors(k, last)
-        folder = None if run_dir is None else run_dir / f"layer-{k + 1}"
-        trainer = BoltzmannTrainer(plan, folder, progress, up, down)
-        histories.append(trainer.fit(part, data, resume=resume, encode=encode if k else None))
+        step = MomentStep(part, moments, encode=encode if k else None, up=up, down=down)
+        histories.append(_fit_layer(k, step, data, plan, run_dir, progress, resume))
         parts.append(part)
     with torch.no_grad():
         machine.visible.load_state_dict(parts[0].visible.state_dict())
@@ -93,7 +97,8 @@ def grow_belief_network(
     visible: Units | int,
     hidden: Sequence[int],
     data: Tensor,
-    plan: LearningPlan,
+    plan: Plan,
+    moments: Moments = Moments(),
     run_dir: Path | None = None,
     progress: Progress | None = None,
     resume: bool = False,
@@ -107,7 +112,8 @@ def grow_belief_network(
         visible: the visible units, or how many binary ones.
         hidden: numbers of hidden units, from below.
         data: visible states ``[N, width]``.
-        plan: of each machine.
+        plan: how each machine is trained.
+        moments: how the chains of each machine run.
         run_dir: keep the checkpoints of the machines here.
 
     Returns:
@@ -115,7 +121,7 @@ def grow_belief_network(
 
     Raises:
         ValueError: for data that are no states of the visible units.
-        DivergenceError: as :meth:`~thalweg.training.moments.BoltzmannTrainer.fit`.
+        DivergenceError: as :meth:`~thalweg.training.loop.Trainer.run`.
 
     Source: [Hinton 2006, sec. 5].
     """
@@ -132,16 +138,16 @@ def grow_belief_network(
     for k, n in enumerate(hidden):
         if k:
             network.grow(n)
-        folder = None if run_dir is None else run_dir / f"layer-{k + 1}"
-        trainer = BoltzmannTrainer(plan, folder, progress)
-        histories.append(trainer.fit(network.top, data, resume=resume, encode=encode if k else None))
+        step = MomentStep(network.top, moments, encode=encode if k else None)
+        histories.append(_fit_layer(k, step, data, plan, run_dir, progress, resume))
     return network, histories
 
 
 def up_down(
     network: DeepBeliefNetwork,
     data: Tensor,
-    plan: LearningPlan,
+    plan: Plan,
+    moments: Moments = Moments(),
     run_dir: Path | None = None,
     progress: Progress | None = None,
     resume: bool = False,
@@ -153,28 +159,49 @@ def up_down(
 
     Args:
         data: visible states ``[N, width]``.
-        plan: of everything; its rate is best a small one.
+        plan: how everything is trained; its rate is best a small one.
+        moments: how the chains of the machine on top run.
 
     Raises:
         ValueError: for data that are no states of the visible units.
-        DivergenceError: as :meth:`~thalweg.training.moments.BoltzmannTrainer.fit`.
+        DivergenceError: as :meth:`~thalweg.training.loop.Trainer.run`.
 
     Source: [Hinton 2006, sec. 6 and app. B].
     """
     network.visible.check(data)
     network.untie()
-    trainer = BoltzmannTrainer(plan, run_dir, progress)
-    return trainer.run(_UpDown(trainer, network, data), resume)
+    trainer = Trainer(plan, run_dir=run_dir, progress=progress)
+    return trainer.run(_UpDown(network, moments), Batch(None, data.float()), resume=resume)
 
 
-class _UpDown(Learning):
-    """The machine on top learns as ever; the layers below beside it."""
+def _fit_layer(
+    number: int,
+    step: MomentStep,
+    data: Tensor,
+    plan: Plan,
+    run_dir: Path | None,
+    progress: Progress | None,
+    resume: bool,
+) -> History:
+    folder = None if run_dir is None else run_dir / f"layer-{number + 1}"
+    return Trainer(plan, run_dir=folder, progress=progress).run(step, Batch(None, data), resume=resume)
 
-    def __init__(self, trainer: BoltzmannTrainer, network: DeepBeliefNetwork, data: Tensor):
-        self.network = network
+
+class _UpDown(MomentStep):
+    """The machine on top learns as any machine does, and the layers below beside it."""
+
+    def __init__(self, network: DeepBeliefNetwork, moments: Moments):
+        super().__init__(network.top, moments, encode=self.wake)
+        self.network = self.module = network
         self.awake: list[Tensor] = []
         self.asleep: list[Tensor] = []
-        super().__init__(trainer, network.top, data, encode=self.wake)
+
+    @torch.no_grad()
+    def begin(self, plan: Plan, fabric: Fabric, feed: Feed, generator: torch.Generator) -> None:
+        self.network.to(fabric.device)
+        super().begin(plan, fabric, feed, generator)
+        lower = [p.detach() for p in self.network.lower.parameters()]
+        self.weights, self.n_energy_weights = [*self.weights, *lower], len(self.weights) + len(lower)
 
     def wake(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         self.awake, _ = self.network.draw_up(rows, generator)
@@ -185,9 +212,8 @@ class _UpDown(Learning):
         self.asleep = self.network.draw_down(self.chains[0], self.generator)
         return layers
 
-    def update(self, rows: Tensor, epoch: float) -> None:
-        super().update(rows, epoch)
-        rate = self.rate(epoch)
+    def learn(self, rows: Tensor, rate: float) -> None:
+        super().learn(rows, rate)
         for layer, below, above in zip(self.network.lower, self.awake, self.awake[1:], strict=False):
             error = layer.unit.feature(below - layer.unit.mean(layer.field(above)))
             layer.weight.addmm_(error.t(), above, alpha=rate / len(above))
@@ -196,6 +222,3 @@ class _UpDown(Learning):
             error = above - torch.sigmoid(layer.up(below))
             layer.up_weight.addmm_(layer.unit.feature(below).t(), error, alpha=rate / len(above))
             layer.up_bias.add_(error.mean(0), alpha=rate)
-
-    def _tensors(self) -> list[Tensor]:
-        return [*super()._tensors(), *(p.detach() for p in self.network.lower.parameters())]
