@@ -1,25 +1,20 @@
-"""The page of pictures."""
+"""The page of pictures: one file a task, found by the task's name."""
 
-from thalweg.report.boltzmann import boltzmann_report, write_boltzmann_report
-from thalweg.report.density import density_report, write_density_report
-from thalweg.report.density_compare import write_comparison_page
-from thalweg.report.images import image_report, write_image_report
-from thalweg.report.page import Card, Tile, render_page
-from thalweg.report.recipe import write_recipe_page
-from thalweg.report.regression import regression_report, write_regression_report
+from __future__ import annotations
 
-__all__ = [
-    "Card",
-    "Tile",
-    "boltzmann_report",
-    "density_report",
-    "image_report",
-    "regression_report",
-    "render_page",
-    "write_boltzmann_report",
-    "write_comparison_page",
-    "write_density_report",
-    "write_image_report",
-    "write_recipe_page",
-    "write_regression_report",
-]
+from pathlib import Path
+
+from thalweg.report.page import Card, Tile, render_page, write_page
+from thalweg.runs import found
+from thalweg.runs.base import Run
+
+__all__ = ["Card", "Tile", "render_page", "write_page", "write_report"]
+
+
+def write_report(run: Run, path: Path | None = None) -> Path:
+    """Write the page of a finished run; beside the run by default.
+
+    Raises:
+        ValueError: if the path is a folder, or the data that the page needs are gone.
+    """
+    return write_page(found(run.settings.report).report(run), path or run.folder / "report.html")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -12,9 +10,10 @@ import torch
 from thalweg.recipes.boltzmann_images import energies_matrix
 from thalweg.report import charts, density_charts
 from thalweg.report.images import wall
-from thalweg.report.page import Card, Tile, render_page, write_page
-from thalweg.runs.boltzmann import INDEPENDENT, NAMES, FinishedMachine, Rows
-from thalweg.runs.density import MODEL_NAME
+from thalweg.report.page import Card, Tile, footer_of, render_page
+from thalweg.runs.base import MODEL_NAME
+from thalweg.runs.boltzmann import INDEPENDENT, NAMES, BoltzmannRun
+from thalweg.runs.states import Rows
 
 _MOST_FILTERS = 100
 _MOST_COLUMNS = 60
@@ -22,30 +21,23 @@ _MOST_MARGINALS = 12
 _ADJECTIVES = {"binary": "binary", "gaussian": "Gaussian", "categorical": "categorical", "mixed": "mixed"}
 
 
-def write_boltzmann_report(run: FinishedMachine, path: Path | None = None) -> Path:
-    """Write the report; beside the run by default."""
-    return write_page(boltzmann_report(run), path or run.folder / "report.html")
-
-
-def boltzmann_report(run: FinishedMachine) -> str:
+def report(run: BoltzmannRun) -> str:
     """The report of a finished run as one HTML page.
 
     Raises:
         ValueError: if the data that the run was made with are gone, or others.
     """
-    rows = run.rows()
+    rows = run.data
     cards = [_filters(run), _reconstructions(run, rows), _draws(run, rows), _training(run)]
     cards += [_energies(run, rows), *_classes(run), _scores(run)]
     figures = run.figures
-    made = figures["made_with"]
-    footer = f"thalweg {made['thalweg']} · torch {made['torch']} · Python {made['python']} · {made['on']}"
     subtitle = (
         f"A {NAMES[run.settings.kind]} with {_ADJECTIVES[figures['visible']]} visible and binary hidden units"
     )
-    return render_page(f"A machine of {figures['data']}", subtitle, _tiles(run), cards, footer)
+    return render_page(f"A machine of {figures['data']}", subtitle, _tiles(run), cards, footer_of(run))
 
 
-def _tiles(run: FinishedMachine) -> list[Tile]:
+def _tiles(run: BoltzmannRun) -> list[Tile]:
     figures = run.figures
     ours, alone = figures["scores"][MODEL_NAME], figures["scores"][INDEPENDENT]
     off = figures["log_normaliser_error"]
@@ -64,7 +56,7 @@ def _tiles(run: FinishedMachine) -> list[Tile]:
     ]  # fmt: skip
 
 
-def _filters(run: FinishedMachine) -> Card:
+def _filters(run: BoltzmannRun) -> Card:
     weights = run.model.components_
     # The hidden units that do most, first.
     order = np.argsort(-np.abs(weights).sum(1), kind="stable")
@@ -97,11 +89,11 @@ def _filters(run: FinishedMachine) -> Card:
     return Card("Weights", text, [charts.styled(figure, 120 + 18 * len(names))])
 
 
-def _first(run: FinishedMachine) -> str:
+def _first(run: BoltzmannRun) -> str:
     return "" if run.settings.kind == "restricted" else " of the first layer"
 
 
-def _state_names(run: FinishedMachine) -> list[str]:
+def _state_names(run: BoltzmannRun) -> list[str]:
     """What each number of a visible state is."""
     encoder = run.model.encoder_
     names = [""] * encoder.width
@@ -113,7 +105,7 @@ def _state_names(run: FinishedMachine) -> list[str]:
     return names
 
 
-def _reconstructions(run: FinishedMachine, rows: Rows) -> Card:
+def _reconstructions(run: BoltzmannRun, rows: Rows) -> Card:
     if run.shape is not None:
         test = rows.test[:20]
         back = run.model.reconstruct(test).clip(0, 1)
@@ -141,7 +133,7 @@ def _reconstructions(run: FinishedMachine, rows: Rows) -> Card:
     return Card("Reconstructions", text, [density_charts.errors_by_column(names, errors)])
 
 
-def _draws(run: FinishedMachine, rows: Rows) -> Card:
+def _draws(run: BoltzmannRun, rows: Rows) -> Card:
     if run.shape is not None:
         fantasies = run.model.sample(80, random_state=0).clip(0, 1).reshape(-1, *run.shape)
         training = rows.training.to_numpy()[:40].reshape(-1, *run.shape)
@@ -204,14 +196,14 @@ def _dots(values: dict[str, np.ndarray], what: str, ends: list[float]) -> go.Fig
     return charts.styled(figure, 320, showlegend=False)
 
 
-def _training(run: FinishedMachine) -> Card:
+def _training(run: BoltzmannRun) -> Card:
     if run.settings.kind != "restricted":
         return _stages(run)
     (history,) = run.histories.values()
     judged = [e for e in history.epochs if "validation" in e]
     likelihood = charts.curves(
         [e["epoch"] for e in judged],
-        {"log-likelihood of rows held out": [e["validation"] for e in judged]},
+        {"log-likelihood of rows held out": [-e["validation"] for e in judged]},
         ("epoch", "held-out log-likelihood, nats"),
         None,
     )
@@ -229,7 +221,7 @@ def _training(run: FinishedMachine) -> Card:
     return Card("Training", text, [likelihood, gap], notes=history.events)
 
 
-def _stages(run: FinishedMachine) -> Card:
+def _stages(run: BoltzmannRun) -> Card:
     """Of a deep machine's training, which comes in parts."""
     figure = go.Figure()
     start = 0
@@ -244,10 +236,10 @@ def _stages(run: FinishedMachine) -> Card:
         "the states of the one below, and then of the whole. It shows that something is learned; it is no "
         "likelihood."
     )
-    return Card("Training", text, [charts.styled(figure, 320)], notes=run.figures["events"])
+    return Card("Training", text, [charts.styled(figure, 320)], notes=run.model.history_.events)
 
 
-def _energies(run: FinishedMachine, rows: Rows) -> Card:
+def _energies(run: BoltzmannRun, rows: Rows) -> Card:
     rng = np.random.RandomState(0)
     training, test = rows.training[:1000], rows.test[:1000]
     shuffled = pd.DataFrame({c: rng.permutation(test[c].to_numpy()) for c in test.columns})
@@ -267,7 +259,7 @@ def _energies(run: FinishedMachine, rows: Rows) -> Card:
     return Card("What it takes for its own", text, [charts.styled(figure, 340)])
 
 
-def _classes(run: FinishedMachine) -> list[Card]:
+def _classes(run: BoltzmannRun) -> list[Card]:
     """Nothing, where the data have no labels."""
     found = run.figures.get("classes")
     if not found:
@@ -281,7 +273,7 @@ def _classes(run: FinishedMachine) -> list[Card]:
                  [energies_matrix(torch.tensor(found["energies"]), found["names"])])]  # fmt: skip
 
 
-def _scores(run: FinishedMachine) -> Card:
+def _scores(run: BoltzmannRun) -> Card:
     table = []
     for name, entry in run.figures["scores"].items():
         error, off, back = entry["error"], entry["log_normaliser_error"], entry["reconstruction"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,9 +10,10 @@ from sklearn.linear_model import LinearRegression
 
 from thalweg.estimators.density import EnergyDensity
 from thalweg.report import charts, density_charts
-from thalweg.report.page import Card, Tile, render_page, write_page
+from thalweg.report.page import Card, Tile, footer_of, render_page
 from thalweg.report.regression import duration
-from thalweg.runs.density import MODEL_NAME, FinishedDensity
+from thalweg.runs.base import MODEL_NAME
+from thalweg.runs.density import DensityRun
 
 _MAX_MARGINALS = 12
 _MAX_PAIRED = 4
@@ -22,15 +22,10 @@ _MAX_SHOWN = 8
 _N_DRAWS = 3000
 
 
-def write_density_report(run: FinishedDensity, path: Path | None = None) -> Path:
-    """Write the report; beside the run by default."""
-    return write_page(density_report(run), path or run.folder / "report.html")
-
-
-def density_report(run: FinishedDensity) -> str:
+def report(run: DensityRun) -> str:
     """The report of a finished run as one HTML page."""
     figures = run.figures
-    draws = run.model.sample(_N_DRAWS, 0)
+    draws = run.model.sample(_N_DRAWS, random_state=0)
     data = run.training_rows[run.columns].to_numpy(np.float64)
     cards = [_data_card(run, data, draws)]
     if len(run.columns) == 2:
@@ -43,18 +38,16 @@ def density_report(run: FinishedDensity) -> str:
     if figures["scores"]:
         cards.append(_scores_card(run))
     cards.append(_making_card(run))
-    made = figures["made_with"]
-    footer = f"thalweg {made['thalweg']} · torch {made['torch']} · Python {made['python']} · {made['on']}"
     return render_page(
         f"The density of {figures['table']}",
         "The joint distribution of all columns, by an energy-based model",
         _tiles(run),
         cards,
-        footer,
+        footer_of(run),
     )
 
 
-def _tiles(run: FinishedDensity) -> list[Tile]:
+def _tiles(run: DensityRun) -> list[Tile]:
     figures = run.figures
     left_out = figures["rows"] - figures["training_rows"] - figures["test_rows"]
     gaps = f", {left_out:,} with gaps left out" if left_out else ""
@@ -74,13 +67,13 @@ def _tiles(run: FinishedDensity) -> list[Tile]:
         if error
         else Tile("log Z", "0", "exact: it integrates to one")
     )
-    n = len(run.model.history_)
-    many = f"{n} networks" if n > 1 else f"{len(run.model.history_[0].epochs)} epochs"
+    n = len(run.histories)
+    many = f"{n} networks" if n > 1 else f"{len(run.model.history_.epochs)} epochs"
     tiles.append(Tile("training", duration(figures["seconds"]["training"]), many))
     return tiles
 
 
-def _data_card(run: FinishedDensity, data: np.ndarray, draws: np.ndarray) -> Card:
+def _data_card(run: DensityRun, data: np.ndarray, draws: np.ndarray) -> Card:
     shown = run.columns[:_MAX_MARGINALS]
     resolution = run.model.resolution_
     picture = density_charts.marginals(
@@ -105,7 +98,7 @@ def _moments(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(values.std())
 
 
-def _plane_card(run: FinishedDensity, data: np.ndarray) -> Card:
+def _plane_card(run: DensityRun, data: np.ndarray) -> Card:
     x, y, density = density_on_plane(run.model, data)
     chosen = np.random.RandomState(0).permutation(len(data))[:1200]
     points = (data[chosen, 0].tolist(), data[chosen, 1])
@@ -129,7 +122,7 @@ def density_on_plane(
     return axes[0], axes[1], np.exp(density).reshape(n, n)
 
 
-def _pairs_card(run: FinishedDensity, data: np.ndarray, draws: np.ndarray) -> Card:
+def _pairs_card(run: DensityRun, data: np.ndarray, draws: np.ndarray) -> Card:
     chosen = _related(data)
     names = [run.columns[k] for k in chosen]
     picture = density_charts.pairs(
@@ -158,7 +151,7 @@ def _related(data: np.ndarray) -> list[int]:
     return sorted(chosen)
 
 
-def _correlations_card(run: FinishedDensity, data: np.ndarray, draws: np.ndarray) -> Card:
+def _correlations_card(run: DensityRun, data: np.ndarray, draws: np.ndarray) -> Card:
     n = min(len(run.columns), _MAX_CORRELATED)
     picture = density_charts.correlations(data[:, :n], draws[:, :n], run.columns[:n])
     off = np.abs(np.corrcoef(data[:, :n].T) - np.corrcoef(draws[:, :n].T))[np.triu_indices(n, 1)]
@@ -170,8 +163,8 @@ def _correlations_card(run: FinishedDensity, data: np.ndarray, draws: np.ndarray
     return Card("Correlations", text, [picture])
 
 
-def _training_card(run: FinishedDensity) -> Card:
-    histories = [h for h in run.model.history_ if h.epochs]
+def _training_card(run: DensityRun) -> Card:
+    histories = [h for h in run.histories.values() if h.epochs]
     n_epochs = max((len(h.epochs) for h in histories), default=0)
     # Training works on standardised columns; a change of scale shifts a log density by a constant. Networks that
     # have stopped stay at their best.
@@ -187,7 +180,7 @@ def _training_card(run: FinishedDensity) -> Card:
     )
     rows: list[list[str]] = []
     head: list[str] = []
-    if len(run.model.history_) > 1:
+    if len(run.histories) > 1:
         text += (
             " The density is a chain of conditionals, one for each column given those before it; the curve is "
             "their sum."
@@ -195,18 +188,17 @@ def _training_card(run: FinishedDensity) -> Card:
         head = ["column, given those before it", "epochs", "time", "end"]
         rows = [
             [name, str(len(h.epochs)), duration(h.seconds), h.stopped]
-            for name, h in zip(run.columns, run.model.history_, strict=True)
+            for name, h in zip(run.columns, run.histories.values(), strict=True)
         ]
     lines = {
         "held-out rows": (held_out + shift).tolist(),
         "best so far, of each network its own": (best_so_far + shift).tolist(),
     }
     picture = charts.curves(list(range(1, n_epochs + 1)), lines, ("epoch", "NLL, nats"), None)
-    events = [event for h in run.model.history_ for event in h.events]
-    return Card("Training", text, [picture], head, rows, notes=events, folded=len(rows) > 8)
+    return Card("Training", text, [picture], head, rows, notes=run.model.history_.events, folded=len(rows) > 8)
 
 
-def _outliers_card(run: FinishedDensity) -> Card:
+def _outliers_card(run: DensityRun) -> Card:
     found = run.figures["outliers"][:10]
     # The columns in which these rows are farthest out, if not all can be shown.
     data = run.training_rows[run.columns].to_numpy(np.float64)
@@ -224,7 +216,7 @@ def _outliers_card(run: FinishedDensity) -> Card:
         for entry in found
     ]
     text = "The rows that the model finds least likely, counted from the top of the table: mistakes, or rarities."
-    if len(run.model.history_) > 1 or run.settings.objective == "auto":
+    if len(run.histories) > 1 or run.settings.objective == "auto":
         text += " Training rows are judged by those networks that did not learn from them."
     if len(shown) < len(run.columns):
         text += f" Of the {len(run.columns)} columns the {len(shown)} in which they are farthest out."
@@ -232,7 +224,7 @@ def _outliers_card(run: FinishedDensity) -> Card:
     return Card("Unlikely rows", text, head=head, rows=[*rows, typical])
 
 
-def _imputation_card(run: FinishedDensity) -> Card:
+def _imputation_card(run: DensityRun) -> Card:
     rows = run.training_rows if run.test_rows is None else run.test_rows
     which = "training" if run.test_rows is None else "test"
     names, errors, spreads = imputation_errors(run, rows)
@@ -254,7 +246,7 @@ def _imputation_card(run: FinishedDensity) -> Card:
 
 
 def imputation_errors(
-    run: FinishedDensity, rows: pd.DataFrame, work: float = 1.5e6
+    run: DensityRun, rows: pd.DataFrame, work: float = 1.5e6
 ) -> tuple[list[str], dict[str, list[float]], list[float]]:
     """RMSE of hidden values, by column and by the way of filling them, in standard deviations of the column.
 
@@ -288,7 +280,7 @@ def imputation_errors(
     return [run.columns[k] for k in which], errors, spreads
 
 
-def _scores_card(run: FinishedDensity) -> Card:
+def _scores_card(run: DensityRun) -> Card:
     scores = run.figures["scores"]
     rows, notes = [], []
     for name, entry in scores.items():
@@ -314,7 +306,7 @@ def _scores_card(run: FinishedDensity) -> Card:
     )  # fmt: skip
 
 
-def _making_card(run: FinishedDensity) -> Card:
+def _making_card(run: DensityRun) -> Card:
     figures, settings = run.figures, run.settings
     n_weights = sum(p.numel() for p in run.model.energy_.parameters())
     names = {"training": "training the model", "scoring": "scoring it", "looking for outliers": "scoring all rows"}

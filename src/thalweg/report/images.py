@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
@@ -11,16 +10,11 @@ import plotly.graph_objects as go
 from thalweg.data.images import outliers, tile
 from thalweg.evaluation.generation import nearest_neighbours
 from thalweg.report import charts
-from thalweg.report.page import Card, Tile, render_page, write_page
-from thalweg.runs.images import FinishedImageRun
+from thalweg.report.page import Card, Tile, footer_of, render_page
+from thalweg.runs.images import ImageRun
 
 
-def write_image_report(run: FinishedImageRun, path: Path | None = None) -> Path:
-    """Write the report; beside the run by default."""
-    return write_page(image_report(run), path or run.folder / "report.html")
-
-
-def image_report(run: FinishedImageRun) -> str:
+def report(run: ImageRun) -> str:
     """The report of a finished run as one HTML page."""
     figures, scores = run.figures, run.figures["scores"]
     channels, height, width = figures["shape"]
@@ -30,16 +24,16 @@ def image_report(run: FinishedImageRun) -> str:
         Tile("labels", str(figures["labels"]) if figures["labels"] > 1 else "none"),
         Tile("Frechet distance", f"{scores['Frechet distance, fresh chains']:.3g}",
              f"held out: {scores['Frechet distance, images held out']:.3g}"),
-        Tile("training", f"{figures['seconds']:.0f} s",
+        Tile("training", f"{figures['seconds']['training']:.0f} s",
              f"mean of {run.settings.snapshots} snapshots" if run.settings.snapshots > 1 else ""),
     ]  # fmt: skip
     cards = [_generated(run), _neighbours(run), _completed(run), _energies(run), _training(run), _scores(run)]
-    made = figures["made_with"]
-    footer = f"thalweg {made['thalweg']} · torch {made['torch']} · Python {made['python']} · {made['on']}"
-    return render_page(f"Images of {figures['images']}", "An energy-based model of images", tiles, cards, footer)
+    return render_page(
+        f"Images of {figures['images']}", "An energy-based model of images", tiles, cards, footer_of(run)
+    )
 
 
-def _generated(run: FinishedImageRun) -> Card:
+def _generated(run: ImageRun) -> Card:
     n = run.model.n_labels_
     columns = n if n > 1 else 12
     fresh = run.model.sample(6 * columns, n_steps=300, random_state=run.settings.seed)
@@ -48,7 +42,7 @@ def _generated(run: FinishedImageRun) -> Card:
     return Card("Generated", text + " Beneath, training images.", [wall(fresh, columns), wall(training, columns)])
 
 
-def _neighbours(run: FinishedImageRun) -> Card:
+def _neighbours(run: ImageRun) -> Card:
     fresh = run.model.sample(16, n_steps=300, random_state=run.settings.seed + 1)
     training = run.images[0].pixels
     nearest = nearest_neighbours(fresh, training)
@@ -59,13 +53,13 @@ def _neighbours(run: FinishedImageRun) -> Card:
     )
 
 
-def _completed(run: FinishedImageRun) -> Card:
+def _completed(run: ImageRun) -> Card:
     test = run.images[1].rows(slice(0, 16))
     height = run.figures["shape"][1]
     known = np.zeros((1, *run.figures["shape"][1:]), bool)
     known[:, : height // 2] = True
     labels = test.labels if run.model.n_labels_ > 1 else None
-    completed = run.model.complete(test.pixels, known, labels, 3, random_state=0)
+    completed = run.model.impute(test.pixels, known=known, labels=labels, n_draws=3, random_state=0)
     rows = [test.pixels, np.where(known, test.pixels, 0.5), *completed]
     return Card(
         "Completed",
@@ -74,7 +68,7 @@ def _completed(run: FinishedImageRun) -> Card:
     )
 
 
-def _energies(run: FinishedImageRun) -> Card:
+def _energies(run: ImageRun) -> Card:
     rng = np.random.RandomState(0)
     training, test = (images.pixels[:500] for images in run.images)
     kinds = {"training": training, "held out": test, **outliers(test, len(test), rng)}
@@ -89,7 +83,7 @@ def _energies(run: FinishedImageRun) -> Card:
     )
 
 
-def _training(run: FinishedImageRun) -> Card:
+def _training(run: ImageRun) -> Card:
     epochs = run.model.history_.epochs
     lines: dict[str, Sequence[float]] = {
         "energy gap": [e["energy gap"] for e in epochs],
@@ -97,10 +91,10 @@ def _training(run: FinishedImageRun) -> Card:
     }
     figure = charts.curves([e["epoch"] for e in epochs], lines, ("epoch", "energy"), None)
     text = "The energy of the data less that of the chains should hover round zero; a steady drift is divergence."
-    return Card("Training", text, [figure], notes=run.figures["events"])
+    return Card("Training", text, [figure], notes=run.figures["remarks"])
 
 
-def _scores(run: FinishedImageRun) -> Card:
+def _scores(run: ImageRun) -> Card:
     rows = [[name, f"{value:.4g}"] for name, value in run.figures["scores"].items()]
     return Card(
         "Figures",

@@ -11,6 +11,8 @@ import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from thalweg.runs.base import Run
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -83,3 +85,9 @@ def write_page(html: str, path: Path) -> Path:
     finally:
         aside.unlink(missing_ok=True)
     return path
+
+
+def footer_of(run: Run) -> str:
+    """What a run was made with, for the foot of its page."""
+    made = run.figures["made_with"]
+    return f"thalweg {made['thalweg']} · torch {made['torch']} · Python {made['python']} · {made['on']}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,19 +10,15 @@ import pandas as pd
 from thalweg.data.encoding import is_number
 from thalweg.estimators.distribution import PredictiveDistribution
 from thalweg.report import charts
-from thalweg.report.page import Card, Tile, render_page, write_page
-from thalweg.runs.regression import MODEL_NAME, FinishedRun
+from thalweg.report.page import Card, Tile, footer_of, render_page
+from thalweg.runs.base import MODEL_NAME
+from thalweg.runs.regression import RegressionRun
 
 _MAX_BARS = 25
 _MAX_POINTS = 1200
 
 
-def write_regression_report(run: FinishedRun, path: Path | None = None) -> Path:
-    """Write the report; beside the run by default."""
-    return write_page(regression_report(run), path or run.folder / "report.html")
-
-
-def regression_report(run: FinishedRun) -> str:
+def report(run: RegressionRun) -> str:
     """The report of a finished run as one HTML page."""
     figures = run.figures
     several = len(run.targets) > 1
@@ -38,13 +33,11 @@ def regression_report(run: FinishedRun) -> str:
         cards.append(_scores_card(run))
     cards.append(_making_card(run))
     title = f"{', '.join(run.targets)} from {figures['table']}"
-    made = figures["made_with"]
-    footer = f"thalweg {made['thalweg']} · torch {made['torch']} · Python {made['python']} · {made['on']}"
     subtitle = "The distribution of the target given the inputs, by an energy-based model"
-    return render_page(title, subtitle, _tiles(run), cards, footer)
+    return render_page(title, subtitle, _tiles(run), cards, footer_of(run))
 
 
-def _tiles(run: FinishedRun) -> list[Tile]:
+def _tiles(run: RegressionRun) -> list[Tile]:
     figures = run.figures
     tiles = [
         Tile("rows", f"{figures['rows']:,}", f"of which {figures['test_rows']:,} for testing"),
@@ -66,7 +59,7 @@ def _tiles(run: FinishedRun) -> list[Tile]:
     return tiles
 
 
-def _data_card(run: FinishedRun) -> Card:
+def _data_card(run: RegressionRun) -> Card:
     parts = {"training": run.training_rows}
     if run.test_rows is not None:
         parts["test"] = run.test_rows
@@ -95,7 +88,7 @@ def _data_card(run: FinishedRun) -> Card:
     return Card("The data", text, pictures, head, rows, folded=len(rows) > 20)
 
 
-def _training_card(run: FinishedRun) -> Card:
+def _training_card(run: RegressionRun) -> Card:
     history = run.model.history_
     # Training works on the standardised target; a change of scale shifts a log density by a constant.
     likelihood = run.figures["validation_nll"] is not None
@@ -104,7 +97,7 @@ def _training_card(run: FinishedRun) -> Card:
     lines: dict[str, Any] = {}
     if not likelihood:
         lines["training loss"] = [e["loss"] for e in history.epochs]
-    elif run.model._objective_name() == "likelihood":
+    elif run.model.objective_name == "likelihood":
         # The ensemble's loss is the sum over its members.
         n_members = run.model.n_members if run.model.n_outputs_ == 1 else 1
         lines["training rows"] = [e["loss"] / n_members + shift for e in history.epochs]
@@ -121,7 +114,7 @@ def _training_card(run: FinishedRun) -> Card:
     return Card("Training", text, [charts.curves(epochs, lines, axes, marked)], notes=history.events)
 
 
-def _densities_card(run: FinishedRun) -> Card:
+def _densities_card(run: RegressionRun) -> Card:
     rows, which = _shown_rows(run)
     truth = np.asarray(run.truth(rows))
     distribution = run.model.predict_distribution(run.inputs(rows))
@@ -157,7 +150,7 @@ def _densities_card(run: FinishedRun) -> Card:
     return Card("Predictive densities", text, [picture])
 
 
-def _map_cards(run: FinishedRun) -> list[Card]:
+def _map_cards(run: RegressionRun) -> list[Card]:
     X = _plain_columns(run.inputs(run.training_rows))
     moved = input_effects(run, X)
     ranked = sorted(moved, key=lambda name: -moved[name])
@@ -224,7 +217,7 @@ def _map_cards(run: FinishedRun) -> list[Card]:
 
 
 def input_effects(
-    run: FinishedRun, X: pd.DataFrame, max_rows: int = 250, max_columns: int = 40
+    run: RegressionRun, X: pd.DataFrame, max_rows: int = 250, max_columns: int = 40
 ) -> dict[str, float]:
     """How far predicted quantiles move when an input is shuffled between rows, in units of the target.
 
@@ -252,7 +245,7 @@ def input_effects(
     return moved
 
 
-def _calibration_card(run: FinishedRun) -> Card:
+def _calibration_card(run: RegressionRun) -> Card:
     scores = run.figures["scores"]
     ours = scores[MODEL_NAME]
     text = (
@@ -265,7 +258,7 @@ def _calibration_card(run: FinishedRun) -> Card:
     return Card("Calibration", text, pictures)
 
 
-def _residuals_card(run: FinishedRun) -> Card:
+def _residuals_card(run: RegressionRun) -> Card:
     assert run.test_rows is not None
     rows = run.test_rows.iloc[: 2 * _MAX_POINTS]
     mean = run.model.predict_distribution(run.inputs(rows)).mean()
@@ -273,7 +266,7 @@ def _residuals_card(run: FinishedRun) -> Card:
     return Card("Residuals", text, [charts.residuals(mean, np.asarray(run.truth(rows)), run.targets[0])])
 
 
-def _scores_card(run: FinishedRun) -> Card:
+def _scores_card(run: RegressionRun) -> Card:
     scores = run.figures["scores"]
     n = run.figures["test_rows"]
     text = (
@@ -324,7 +317,7 @@ def _scores_card(run: FinishedRun) -> Card:
     return Card("Beside two baselines", text, head=["model", *columns.values()], rows=rows, best=best, notes=notes)
 
 
-def _making_card(run: FinishedRun) -> Card:
+def _making_card(run: RegressionRun) -> Card:
     figures, settings = run.figures, run.settings
     total = sum(figures["seconds"].values())
     n_weights = sum(p.numel() for p in run.model.energy_.parameters())
@@ -332,13 +325,13 @@ def _making_card(run: FinishedRun) -> Card:
     rows = [[names.get(k, f"fitting and scoring: {k}"), duration(v)] for k, v in figures["seconds"].items()]
     rows.append(["all", duration(total)])
     text = (
-        f"Objective {run.model._objective_name()!r}, {type(run.model.energy_).__name__} with {n_weights:,} "
+        f"Objective {run.model.objective_name!r}, {type(run.model.energy_).__name__} with {n_weights:,} "
         f"weights, seed {settings.seed}. The same command on the same machine gives the same model."
     )
     return Card("How it was made", text, head=["step", "time"], rows=rows, notes=figures["remarks"])
 
 
-def _several_targets(run: FinishedRun) -> list[Card]:
+def _several_targets(run: RegressionRun) -> list[Card]:
     rows, which = _shown_rows(run)
     rows = rows.iloc[:300]
     truth = np.asarray(run.truth(rows))
@@ -360,14 +353,14 @@ def _several_targets(run: FinishedRun) -> list[Card]:
 # -- small things ------------------------------------------------------------------------------------
 
 
-def _shown_rows(run: FinishedRun) -> tuple[pd.DataFrame, str]:
+def _shown_rows(run: RegressionRun) -> tuple[pd.DataFrame, str]:
     """The rows to show predictions of, and what they are."""
     if run.test_rows is not None:
         return run.test_rows.iloc[:2000], "test"
     return run.training_rows.iloc[:2000], "training"
 
 
-def _target_grid(run: FinishedRun, low: float, high: float, n: int = 500) -> tuple[np.ndarray, bool]:
+def _target_grid(run: RegressionRun, low: float, high: float, n: int = 500) -> tuple[np.ndarray, bool]:
     """Values of the target over a range; the rounded values themselves, if they are few."""
     if not _has_bars(run, low, high):
         return np.linspace(low, high, n), False
@@ -378,11 +371,11 @@ def _target_grid(run: FinishedRun, low: float, high: float, n: int = 500) -> tup
     return origin + resolution * np.arange(first, max(last, first + 1) + 1), True
 
 
-def _has_bars(run: FinishedRun, low: float, high: float) -> bool:
+def _has_bars(run: RegressionRun, low: float, high: float) -> bool:
     return bool(run.model.resolution_) and (high - low) / run.model.resolution_ < _MAX_BARS
 
 
-def _on_grid(run: FinishedRun, distribution: PredictiveDistribution, y: np.ndarray, bars: bool) -> np.ndarray:
+def _on_grid(run: RegressionRun, distribution: PredictiveDistribution, y: np.ndarray, bars: bool) -> np.ndarray:
     """Densities ``[rows, m]`` on a grid, or probabilities of its cells. Spikes of single values are left out."""
     asked = np.broadcast_to(y, (len(distribution), len(y)))
     if bars:
@@ -397,18 +390,18 @@ def _on_grid(run: FinishedRun, distribution: PredictiveDistribution, y: np.ndarr
     return density
 
 
-def _atoms(run: FinishedRun) -> list[float]:
+def _atoms(run: RegressionRun) -> list[float]:
     """Values that the model gives a probability of their own."""
     atoms = run.model.architecture_.get("atoms", [])
     return [float(a * run.model.scale_[0] + run.model.location_[0]) for a in atoms]
 
 
-def _atom_reach(run: FinishedRun) -> float:
+def _atom_reach(run: RegressionRun) -> float:
     """How far from such a value its spike reaches."""
     return 6 * float(run.model.architecture_["atom_std"] * run.model.scale_[0])
 
 
-def _atom_mass(run: FinishedRun, distribution: PredictiveDistribution, atom: float) -> np.ndarray:
+def _atom_mass(run: RegressionRun, distribution: PredictiveDistribution, atom: float) -> np.ndarray:
     reach = np.full(len(distribution), _atom_reach(run))
     return distribution.cdf(atom + reach) - distribution.cdf(atom - reach)
 

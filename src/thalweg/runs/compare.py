@@ -11,49 +11,15 @@ from typing import Any
 import numpy as np
 
 from thalweg.data.target import find_resolution
-from thalweg.estimators.density import OBJECTIVES, EnergyDensity
+from thalweg.estimators.density import EnergyDensity
 from thalweg.objectives.catalogue import METHODS
-from thalweg.runs.density import Numbers, baseline_scores, held_out_log_prob, read_numbers
+from thalweg.runs.density import baseline_scores, held_out_log_prob
+from thalweg.runs.settings.compare import CompareSettings
+from thalweg.runs.tables import Numbers, model_settings, read_numbers
 from thalweg.training.loop import DivergenceError
 
 _TRIAL_STEPS = 40
 _MOST_STEPS = 100_000
-
-
-@dataclass(frozen=True)
-class CompareSettings:
-    """What decides a comparison.
-
-    Attributes:
-        table, drop, test_fraction: as of a run. The split is the same for all.
-        objectives: names; all by default.
-        seconds: of training for each fit. The updates that fit into it are counted before, by a short run.
-        steps: updates, instead of seconds: the same on every machine. Of "auto", of each column.
-        seeds: fits of each objective.
-        members: networks in each ensemble of "auto".
-        threads: of PyTorch.
-    """
-
-    table: str
-    drop: list[str] = field(default_factory=list)
-    test_fraction: float = 0.2
-    objectives: list[str] = field(default_factory=lambda: list(OBJECTIVES))
-    seconds: float = 10.0
-    steps: int | None = None
-    seeds: int = 3
-    members: int = 8
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        unknown = [o for o in self.objectives if o not in OBJECTIVES]
-        if unknown:
-            raise ValueError(f"there is no objective {unknown[0]!r}; there are: {', '.join(OBJECTIVES)}")
-        if len(set(self.objectives)) < len(self.objectives) or not self.objectives:
-            raise ValueError("name each objective once")
-        if not 0 < self.test_fraction < 1:
-            raise ValueError(f"the test fraction must lie between 0 and 1, got {self.test_fraction}")
-        if not self.seconds > 0:
-            raise ValueError(f"the seconds must be positive, got {self.seconds:g}")
 
 
 @dataclass
@@ -133,10 +99,10 @@ def compare_densities(
         ValueError: for data or settings that can't be used.
     """
     begun = time.monotonic()
-    data = read_numbers(settings.table, settings.drop, settings.test_fraction, 0)
+    data = read_numbers(settings.data, settings.drop, settings.test_fraction, settings.seed)
     contenders = []
-    for i, name in enumerate(settings.objectives):
-        tell(f"{name} ({i + 1} of {len(settings.objectives)})")
+    for i, name in enumerate(settings.names):
+        tell(f"{name} ({i + 1} of {len(settings.names)})")
         contenders.append(_contender(name, settings, data))
         add(contenders[-1])
     resolution = np.array([find_resolution(column) for column in data.training.to_numpy().T])
@@ -153,7 +119,7 @@ def _contender(name: str, settings: CompareSettings, data: Numbers) -> Contender
         )
     else:
         contender = Contender(name, METHODS[name].title, METHODS[name].needs, steps)
-    for seed in range(settings.seeds):
+    for seed in range(settings.seed, settings.seed + settings.fits):
         start = time.process_time()
         try:
             model = _fit(name, steps, seed, settings, data)
@@ -181,8 +147,7 @@ def _fit(name: str, steps: int, seed: int, settings: CompareSettings, data: Numb
         max_epochs=steps,
         max_steps=steps,
         patience=None,
-        n_threads=settings.threads,
-        random_state=seed,
+        **{**model_settings(settings), "random_state": seed},
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -192,8 +157,8 @@ def _fit(name: str, steps: int, seed: int, settings: CompareSettings, data: Numb
 def _steps_in(seconds: float, name: str, settings: CompareSettings, data: Numbers) -> int:
     """Updates that take so long, validation included, told from a short run."""
     try:
-        trial = _fit(name, _TRIAL_STEPS, 0, settings, data)
+        trial = _fit(name, _TRIAL_STEPS, settings.seed, settings, data)
     except DivergenceError:
         return _TRIAL_STEPS
-    took = sum(h.seconds for h in trial.history_)
+    took = trial.history_.seconds
     return int(np.clip(seconds / took * _TRIAL_STEPS, 1, _MOST_STEPS))

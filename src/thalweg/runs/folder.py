@@ -1,21 +1,35 @@
-"""The folder of a run: what is written there, whole or not at all, and told apart."""
+"""The folder of a run: what is written there, whole or not at all.
+
+The folder of a run::
+
+    fit.json               the task, its settings and a fingerprint of the data: enough to go on after Ctrl-C
+    training/              the checkpoint, while the run is not finished
+    model/                 the model: config.json and model.safetensors
+    training_rows.parquet  training rows of a table (a sample of a large one), for the report
+    test_rows.parquet      the rows of a table that were held out
+    figures.json           what was measured; written last, so a folder with one is finished
+    report.html            the page of pictures
+"""
 
 from __future__ import annotations
 
-import hashlib
+import importlib.metadata
 import json
 import os
 import platform
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-import pandas as pd
-import torch
+from thalweg.runs import settings_of
+from thalweg.runs.settings import RunSettings
 
-Settings = TypeVar("Settings")
+
+def listed(names: list[str], most: int = 12) -> str:
+    """Names in quotes, the last of many only counted."""
+    shown = ", ".join(repr(n) for n in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def is_finished(folder: Path) -> bool:
@@ -23,7 +37,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def task_of(folder: Path) -> str:
-    """What the run in a folder is of: "regression", "density", ...
+    """The task of the run in a folder: "regression", "density", ...
 
     Raises:
         ValueError: if the folder holds no run, or a damaged one.
@@ -31,22 +45,26 @@ def task_of(folder: Path) -> str:
     path = folder / "fit.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no run: make one with `thalweg fit`")
-    # The first runs were all regressions and did not say so.
-    return str(read_json(path).get("task", "regression"))
+    return str(read_json(path).get("task"))
 
 
-def read_run_settings(folder: Path, task: str, kind: type[Settings]) -> Settings:
+def read_run_settings(folder: Path, task: str | None = None) -> RunSettings:
     """The settings of a run.
 
+    Args:
+        task: the task that it must be of; None for any.
+
     Raises:
-        ValueError: if the folder holds no run, one of another kind, or a damaged one.
+        ValueError: if the folder holds no run, one of another task, or a damaged one.
     """
     found = task_of(folder)
-    if found != task:
-        raise ValueError(f"{folder} holds a run of {_named(found)}: this is for runs of {_named(task)}")
+    if task is not None and found != task:
+        raise ValueError(
+            f"{folder} holds a run of `thalweg fit {found}`: this is for runs of `thalweg fit {task}`"
+        )
     path = folder / "fit.json"
     try:
-        return kind(**read_json(path)["settings"])
+        return settings_of(found)(**read_json(path)["settings"])
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged, or of another version ({error})") from error
 
@@ -66,7 +84,7 @@ def read_figures(folder: Path, task: str, expected: set[str]) -> dict[str, Any]:
     return figures
 
 
-def check_run(folder: Path, task: str, settings: Any, *, resume: bool, overwrite: bool) -> bool:
+def check_run(folder: Path, settings: RunSettings, *, resume: bool, overwrite: bool) -> bool:
     """Whether the run asked for is finished already.
 
     Raises:
@@ -86,34 +104,35 @@ def check_run(folder: Path, task: str, settings: Any, *, resume: bool, overwrite
         )
     if not resume:
         return False
-    kept = asdict(read_run_settings(folder, task, type(settings)))
+    kept = asdict(read_run_settings(folder, settings.task))
     changed = [k for k, v in asdict(settings).items() if kept[k] != v]
     if changed:
         raise ValueError(
             f"the run in {folder} was started with another {', '.join(changed)}: resume it with the same settings "
-            f"({_resume(folder, task)}), or start a new run"
+            f"({_resume(folder, settings.task)}), or start a new run"
         )
     return is_finished(folder)
 
 
-def begin_run(folder: Path, task: str, settings: Any, data: str, fingerprint: str, *, resume: bool) -> None:
+def begin_run(folder: Path, settings: RunSettings, fingerprint: str, *, resume: bool) -> None:
     """Make the folder ready to train in; a run that is not resumed is removed.
 
     Raises:
         ValueError: if the data have changed since the run to resume was started.
     """
     if resume:
-        check_unchanged(folder, data, fingerprint)
+        check_unchanged(folder, settings.data, fingerprint)
     elif (folder / "fit.json").exists():
         remove_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "fit.json", {"task": task, "settings": asdict(settings), "fingerprint": fingerprint})
+    write_json(
+        folder / "fit.json", {"task": settings.task, "settings": asdict(settings), "fingerprint": fingerprint}
+    )
 
 
 def check_unchanged(folder: Path, data: str, fingerprint: str) -> None:
     """Refuse data that are not those of the run."""
-    # The first runs on images kept no fingerprint.
-    if read_json(folder / "fit.json").get("fingerprint", fingerprint) != fingerprint:
+    if read_json(folder / "fit.json").get("fingerprint") != fingerprint:
         raise ValueError(f"{data} has changed since the run in {folder} was started: start a new run")
 
 
@@ -123,12 +142,8 @@ def finish_run(folder: Path, figures: dict[str, Any]) -> None:
     shutil.rmtree(folder / "training", ignore_errors=True)
 
 
-def _named(task: str) -> str:
-    return "`thalweg fit density` on images" if task == "images" else f"`thalweg fit {task}`"
-
-
 def _resume(folder: Path, task: str) -> str:
-    return f"`thalweg fit {'density' if task == 'images' else task} --resume --out {folder}`"
+    return f"`thalweg fit {task} --resume --out {folder}`"
 
 
 def remove_run(folder: Path) -> None:
@@ -137,31 +152,15 @@ def remove_run(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for name in ("model", "training"):
         shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def fingerprint_of(table: pd.DataFrame) -> str:
-    """Of the values and the names; tells whether a table is still the one that a run was started on."""
-    digest = hashlib.sha256(repr([(str(c), str(t)) for c, t in table.dtypes.items()]).encode())
-    digest.update(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes())
-    return digest.hexdigest()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def versions() -> dict[str, str]:
-    # Imported here: the package imports this module.
-    from thalweg import __version__
-
+    """What a run is made with."""
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    return {"thalweg": __version__, "torch": torch.__version__, "python": platform.python_version(), "on": machine}
-
-
-def without_infinities(summary: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity: a figure that can't be told becomes null."""
-    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in summary.items()}
-
-
-def listed(names: list[str], most: int = 12) -> str:
-    shown = ", ".join(repr(n) for n in names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+    ours, torchs = (importlib.metadata.version(name) for name in ("thalweg", "torch"))
+    return {"thalweg": ours, "torch": torchs, "python": platform.python_version(), "on": machine}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -187,10 +186,9 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
         raise OSError(f"could not write {path} ({error}): free some space and run again with --resume") from error
 
 
-def split_rows(n_rows: int, test_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Training and test rows, in the order of the table. The same seed gives the same split."""
-    n_test = max(1, round(test_fraction * n_rows)) if test_fraction else 0
-    if n_rows - n_test < 5:
-        raise ValueError(f"{n_rows - n_test} rows are left to train on: lower --test-fraction")
-    order = np.random.RandomState(seed).permutation(n_rows)
-    return np.sort(order[n_test:]), np.sort(order[:n_test])
+def process_rank() -> int:
+    """The number of this process among those that train together; only the first one writes and reports."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0

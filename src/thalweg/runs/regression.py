@@ -1,20 +1,9 @@
-"""A run on a table: split, fit, score, save; and the folder that holds it all.
-
-The folder of a run::
-
-    fit.json               the settings; enough to go on after an interruption
-    training/              the checkpoint, while the run is not finished
-    model/                 the model: config.json and model.safetensors
-    training_rows.parquet  training rows (a sample of a large table), for the report
-    test_rows.parquet      the rows that were held out, with the truth
-    figures.json           what was measured; written last, so a folder with one is finished
-"""
+"""A run on a table for a target: split, fit, score, save, predict."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,91 +11,49 @@ import numpy as np
 import pandas as pd
 
 from thalweg.data.encoding import check_entries
-from thalweg.data.tables import read_table, write_table
+from thalweg.data.tables import read_table
 from thalweg.data.target import check_target
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
 from thalweg.estimators.regressor import EnergyRegressor
 from thalweg.evaluation.baselines import BASELINES
 from thalweg.evaluation.regression import pit_values, score, score_rows, score_targets
-from thalweg.runs.folder import (
-    begin_run,
-    check_run,
-    fingerprint_of,
-    finish_run,
-    listed,
-    read_figures,
-    read_run_settings,
-    split_rows,
-    versions,
-    without_infinities,
-)
+from thalweg.runs.base import MODEL_NAME, Run, Tell, TextTable
+from thalweg.runs.folder import listed
+from thalweg.runs.settings.regression import RegressionSettings
+from thalweg.runs.tables import columns_of, fingerprint_of, model_settings, split_rows, without_infinities
 
 _ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ].*)?$"
-_MAX_SAVED_ROWS = 5000
 _MAX_TEXTS = 32
-MODEL_NAME = "thalweg"
-TASK = "regression"
-_FIGURES = {
-    "table", "inputs", "dates", "ignored", "remarks", "rows", "training_rows", "test_rows", "validation_nll",
-    "scores", "seconds", "made_with",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What decides a run's result.
-
-    Attributes:
-        table: path of the table.
-        targets: columns to predict.
-        drop: columns to leave out.
-        test_fraction: part of the rows held out and never trained on, in [0, 1).
-        seed: of the split, the folds and the training.
-        objective, epochs, members, point, threads: see :class:`EnergyRegressor`.
-        checkpoint_seconds: least time between two checkpoints.
-    """
-
-    table: str
-    targets: list[str]
-    drop: list[str] = field(default_factory=list)
-    test_fraction: float = 0.1
-    seed: int = 0
-    objective: str = "auto"
-    epochs: int = 200
-    members: int = 8
-    point: str = "mean"
-    threads: int | None = None
-    checkpoint_seconds: float = 5.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.test_fraction < 1:
-            raise ValueError(f"the test fraction must be at least 0 and below 1, got {self.test_fraction}")
-        if not self.targets:
-            raise ValueError("name the column to predict with --target COLUMN")
-        for names in (self.targets, self.drop):
-            if len(set(names)) < len(names):
-                raise ValueError(f"a column is named twice: {', '.join(names)}")
 
 
 @dataclass
-class FinishedRun:
-    """A finished run, read from its folder.
+class Rows:
+    """A table ready for a regression.
 
     Attributes:
-        folder: where it lies.
-        settings: how it was made.
-        figures: what was measured: ``scores`` (by model, the first is ours), ``seconds``, and more.
-        model: the fitted model.
-        training_rows: rows that it was trained on, a sample if they are many.
-        test_rows: rows held out, None if there are none.
+        X: the inputs of all rows.
+        y: the target ``[rows]``, or the targets ``[rows, K]``.
+        dates: columns of X that hold dates.
+        training, test: places of the training rows and of those held out.
+        fingerprint: of the table.
     """
 
-    folder: Path
-    settings: RunSettings
-    figures: dict[str, Any]
-    model: EnergyRegressor
-    training_rows: pd.DataFrame
-    test_rows: pd.DataFrame | None
+    X: pd.DataFrame
+    y: np.ndarray
+    dates: list[str]
+    training: np.ndarray
+    test: np.ndarray
+    fingerprint: str
+
+
+class RegressionRun(Run):
+    """The density of a target given all other columns, beside two baselines on rows held out."""
+
+    settings_class = RegressionSettings
+    needed = frozenset(
+        {"table", "inputs", "dates", "ignored", "remarks", "rows", "training_rows", "test_rows", "validation_nll",
+         "scores"}
+    )  # fmt: skip
 
     @property
     def targets(self) -> list[str]:
@@ -121,90 +68,176 @@ class FinishedRun:
         values = rows[self.targets].to_numpy(np.float64)
         return values[:, 0] if values.shape[1] == 1 else values
 
+    # -- making --------------------------------------------------------------------------------------
 
-# -- making a run ------------------------------------------------------------------------------------
+    @classmethod
+    def read(cls, settings: RegressionSettings) -> Rows:
+        table = read_table(Path(settings.data))
+        table.columns = table.columns.map(str)
+        X, y, dates = _split_columns(table, settings)
+        training, test = split_rows(len(X), settings.test_fraction, settings.seed)
+        return Rows(X, y, dates, training, test, fingerprint_of(table.drop(columns=settings.drop)))
+
+    @classmethod
+    def build(cls, settings: RegressionSettings, data: Rows, verbose: bool) -> EnergyRegressor:
+        return EnergyRegressor(
+            settings.objective,
+            point=settings.point,
+            n_members=settings.members,
+            max_epochs=settings.epochs,
+            verbose=verbose,
+            **model_settings(settings),
+        )
+
+    @classmethod
+    def train(cls, model: EnergyRegressor, data: Rows, settings: RegressionSettings, **how: Any) -> None:
+        model.fit(data.X.iloc[data.training], data.y[data.training], **how)
+
+    @classmethod
+    def measure(
+        cls, model: EnergyRegressor, data: Rows, settings: RegressionSettings, tell: Tell
+    ) -> dict[str, Any]:
+        tell(
+            "Scoring the model and two baselines on the rows held out."
+            if len(data.test)
+            else "No rows were held out."
+        )
+        scores, seconds = _scores(model, data.X, data.y, data.training, data.test, settings)
+        assert model.encoder_ is not None
+        return {
+            "table": Path(settings.data).name,
+            "inputs": list(data.X.columns),
+            "dates": data.dates,
+            "ignored": model.encoder_.ignored,
+            "remarks": _remarks(data.X, data.y, model, settings),
+            "rows": len(data.X),
+            "training_rows": len(data.training),
+            "test_rows": len(data.test),
+            "resolution": model.resolution_,
+            "validation_nll": None if np.isnan(model.validation_nll_) else model.validation_nll_,
+            "scores": scores,
+            "seconds": seconds,
+        }
+
+    @classmethod
+    def keep(
+        cls, folder: Path, model: Any, data: Rows, figures: dict[str, Any], settings: RegressionSettings
+    ) -> None:
+        everything = pd.concat(
+            [data.X, pd.DataFrame(data.y, columns=settings.targets, index=data.X.index)], axis=1
+        )
+        cls.keep_rows(folder, everything.iloc[data.training], everything.iloc[data.test], settings.seed)
+        extra = {k: figures[k] for k in ("table", "inputs", "dates", "training_rows", "test_rows", "scores")}
+        extra |= {"targets": settings.targets, "seed": settings.seed, "test_fraction": settings.test_fraction}
+        model.save(folder / "model", extra)
+
+    @classmethod
+    def load_model(cls, folder: Path, settings: RegressionSettings) -> EnergyRegressor:
+        return EnergyRegressor.load(folder)
+
+    # -- verbs ---------------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        path: Path,
+        quantiles: str = "0.05,0.5,0.95",
+        coverage: float = 0.9,
+        samples: int = 0,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """The predictions for a file (see :meth:`predict_table`)."""
+        try:
+            levels = [float(p) for p in quantiles.split(",") if p.strip()]
+        except ValueError:
+            raise ValueError(f"--quantiles takes numbers separated by commas, got {quantiles!r}") from None
+        how = {"quantiles": levels, "coverage": coverage, "n_samples": samples, "seed": seed}
+        return self.predict_table(read_table(path), **how)
+
+    def predict_table(
+        self,
+        table: pd.DataFrame,
+        *,
+        quantiles: list[float],
+        coverage: float,
+        n_samples: int = 0,
+        seed: int = 0,
+        chunk_rows: int = 10_000,
+    ) -> pd.DataFrame:
+        """The predictions for a table, one line for each of its rows.
+
+        Args:
+            quantiles: probabilities whose quantiles are wanted.
+            coverage: of the central interval.
+            n_samples: draws from p(y|x), in as many columns.
+            seed: of the draws.
+
+        Raises:
+            ValueError: if the table lacks a column that the model was trained on, or a value can't be used.
+        """
+        for p in quantiles:
+            if not 0 < p < 1:
+                raise ValueError(f"a quantile must lie strictly between 0 and 1, got {p:g}")
+        if not 0 < coverage < 1:
+            raise ValueError(f"the coverage must lie strictly between 0 and 1, got {coverage:g}")
+        X = _with_dates(columns_of(table, list(self.figures["inputs"])), self.figures["dates"])
+        table = table.set_axis(table.columns.map(str), axis=1)
+        rng = np.random.RandomState(seed)
+        parts = []
+        for start in range(0, len(X), chunk_rows):
+            rows = slice(start, start + chunk_rows)
+            distribution = self.model.predict_distribution(X.iloc[rows])
+            parts.append(_predictions(self, distribution, table.iloc[rows], quantiles, coverage, n_samples, rng))
+        return pd.concat(parts, ignore_index=True)
+
+    # -- what is told of it --------------------------------------------------------------------------
+
+    def summary(self) -> dict[str, str]:
+        figures, model = self.figures, self.model
+        kinds = [f"{c['name']} ({c['kind']})" for c in model.encoder_.columns]
+        n_weights = sum(p.numel() for p in model.energy_.parameters())
+        return {
+            "target": ", ".join(self.targets),
+            "model": f"{type(model.energy_).__name__}, objective {model.objective_name}, "
+            f"{n_weights:,} weights, predicts the {model.point}",
+            "table": f"{figures['table']}: {figures['training_rows']} training rows, {figures['test_rows']} test "
+            f"rows (seed {self.settings.seed})",
+            "inputs": ", ".join(kinds),
+            "rounded to": f"{model.resolution_:g}" if model.resolution_ else "not rounded",
+            "training": f"{figures['seconds']['training']:.1f} s, {len(model.history_.epochs)} epochs, "
+            f"ended: {model.history_.stopped}",
+        }
+
+    def tables(self) -> list[TextTable]:
+        scores = self.figures["scores"]
+        if not scores:
+            return []
+        title = f"{', '.join(self.targets)}: {self.figures['test_rows']} test rows"
+        if len(self.targets) > 1:
+            # Many figures and three models: a line for each figure.
+            rows = [["joint NLL", *(_cell(entry["nll"], "nll") for entry in scores.values())]]
+            for target in self.targets:
+                for name, label in (("crps", "CRPS"), ("rmse", "RMSE"), ("coverage", "90 % coverage")):
+                    cells = [_cell(entry["targets"][target][name], name) for entry in scores.values()]
+                    rows.append([f"{target}: {label}", *cells])
+            return [TextTable(title, ["figure", *scores], rows, best=False)]
+        columns = {"nll": "NLL", "crps": "CRPS", "rmse": "RMSE", "mae": "MAE", "coverage": "90 % coverage"}
+        rows = [[model, *(_cell(entry[name], name) for name in columns)] for model, entry in scores.items()]
+        return [TextTable(title, ["model", *columns.values()], rows)]
+
+    def remarks(self) -> list[str]:
+        nll = self.figures["validation_nll"]
+        held_out = [] if nll is None else [f"Held-out folds of the training rows: NLL {nll:.4f} nats."]
+        return held_out + super().remarks()
 
 
-def fit_run(
-    folder: Path,
-    settings: RunSettings,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    verbose: bool = True,
-    tell: Callable[[str], None] = lambda line: None,
-) -> FinishedRun:
-    """Fit a model on a table, score it beside two baselines on rows held out, and save it all.
-
-    Args:
-        folder: of the run.
-        resume: go on with the run in the folder, which must have the same settings.
-        overwrite: replace a run in the folder.
-        verbose: show the progress of training.
-        tell: called with a line at every stage.
-
-    Raises:
-        ValueError: for data or settings that can't be used, or a folder that holds another run.
-        DivergenceError: if training can't be kept from diverging.
-    """
-    if check_run(folder, TASK, settings, resume=resume, overwrite=overwrite):
-        tell("This run is finished already.")
-        return load_run(folder)
-    table = read_table(Path(settings.table))
-    table.columns = table.columns.map(str)
-    X, y, dates = _split_columns(table, settings)
-    fingerprint = fingerprint_of(table.drop(columns=settings.drop))
-    training, test = split_rows(len(X), settings.test_fraction, settings.seed)
-
-    begin_run(folder, TASK, settings, settings.table, fingerprint, resume=resume)
-    model = EnergyRegressor(
-        settings.objective,
-        point=settings.point,
-        n_members=settings.members,
-        max_epochs=settings.epochs,
-        n_threads=settings.threads,
-        verbose=verbose,
-        random_state=settings.seed,
-    )
-    model.fit(
-        X.iloc[training],
-        y[training],
-        run_dir=folder / "training",
-        resume=resume,
-        checkpoint_seconds=settings.checkpoint_seconds,
-    )
-    tell("Scoring the model and two baselines on the rows held out." if len(test) else "No rows were held out.")
-    scores, seconds = _scores(model, X, y, training, test, settings)
-    assert model.encoder_ is not None
-    figures = {
-        "table": Path(settings.table).name,
-        "inputs": list(X.columns),
-        "dates": dates,
-        "ignored": model.encoder_.ignored,
-        "remarks": _remarks(X, y, model, settings),
-        "rows": len(table),
-        "training_rows": len(training),
-        "test_rows": len(test),
-        "resolution": model.resolution_,
-        "validation_nll": None if np.isnan(model.validation_nll_) else model.validation_nll_,
-        "scores": scores,
-        "seconds": {"training": model.history_.seconds, **seconds},
-        "made_with": versions(),
-    }
-    shown = np.sort(np.random.RandomState(settings.seed).permutation(training)[:_MAX_SAVED_ROWS])
-    everything = pd.concat([X, pd.DataFrame(y, columns=settings.targets, index=X.index)], axis=1)
-    write_table(everything.iloc[shown], folder / "training_rows.parquet")
-    if len(test):
-        write_table(everything.iloc[test], folder / "test_rows.parquet")
-    extra = {k: figures[k] for k in ("table", "inputs", "dates", "training_rows", "test_rows", "scores")}
-    extra |= {"targets": settings.targets, "seed": settings.seed, "test_fraction": settings.test_fraction}
-    model.save(folder / "model", extra)
-    finish_run(folder, figures)
-    return load_run(folder)
+def _cell(value: float, name: str) -> str:
+    return f"{100 * value:.1f} %" if name == "coverage" else f"{value:.4g}" if name != "nll" else f"{value:.4f}"
 
 
-def _split_columns(table: pd.DataFrame, settings: RunSettings) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
-    name = Path(settings.table).name
+def _split_columns(
+    table: pd.DataFrame, settings: RegressionSettings
+) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
+    name = Path(settings.data).name
     for column in [*settings.targets, *settings.drop]:
         if column not in table.columns:
             raise ValueError(f"{name} has no column {column!r}; it has {listed(list(table.columns))}")
@@ -245,7 +278,7 @@ def _scores(
     y: np.ndarray,
     training: np.ndarray,
     test: np.ndarray,
-    settings: RunSettings,
+    settings: RegressionSettings,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     if not len(test):
         return {}, {}
@@ -291,7 +324,7 @@ def _scores(
     return scores, seconds
 
 
-def _remarks(X: pd.DataFrame, y: np.ndarray, model: EnergyRegressor, settings: RunSettings) -> list[str]:
+def _remarks(X: pd.DataFrame, y: np.ndarray, model: EnergyRegressor, settings: RegressionSettings) -> list[str]:
     """What a user should know of how the table was taken."""
     remarks = []
     assert model.encoder_ is not None
@@ -329,80 +362,8 @@ def _remarks(X: pd.DataFrame, y: np.ndarray, model: EnergyRegressor, settings: R
     return remarks
 
 
-# -- using a run -------------------------------------------------------------------------------------
-
-
-def read_settings(folder: Path) -> RunSettings:
-    """The settings of a run.
-
-    Raises:
-        ValueError: if the folder holds no run, or a damaged one.
-    """
-    return read_run_settings(folder, TASK, RunSettings)
-
-
-def load_run(folder: Path) -> FinishedRun:
-    """Read a finished run.
-
-    Raises:
-        ValueError: if the folder holds no run, an unfinished or a damaged one.
-    """
-    settings = read_settings(folder)
-    figures = read_figures(folder, TASK, _FIGURES)
-    test = folder / "test_rows.parquet"
-    return FinishedRun(
-        folder,
-        settings,
-        figures,
-        EnergyRegressor.load(folder / "model"),
-        read_table(folder / "training_rows.parquet"),
-        read_table(test) if test.exists() else None,
-    )
-
-
-def predict_table(
-    run: FinishedRun,
-    table: pd.DataFrame,
-    *,
-    quantiles: list[float],
-    coverage: float,
-    n_samples: int = 0,
-    seed: int = 0,
-    chunk_rows: int = 10_000,
-) -> pd.DataFrame:
-    """The predictions for a table, one line for each of its rows.
-
-    Args:
-        quantiles: probabilities whose quantiles are wanted.
-        coverage: of the central interval.
-        n_samples: draws from p(y|x), in as many columns.
-        seed: of the draws.
-
-    Raises:
-        ValueError: if the table lacks a column that the model was trained on, or a value can't be used.
-    """
-    for p in quantiles:
-        if not 0 < p < 1:
-            raise ValueError(f"a quantile must lie strictly between 0 and 1, got {p:g}")
-    if not 0 < coverage < 1:
-        raise ValueError(f"the coverage must lie strictly between 0 and 1, got {coverage:g}")
-    table = table.copy()
-    table.columns = table.columns.map(str)
-    missing = [c for c in run.figures["inputs"] if c not in table.columns]
-    if missing:
-        raise ValueError(f"the table lacks {listed(missing)}, which the model was trained on")
-    X = _with_dates(run.inputs(table), run.figures["dates"])
-    rng = np.random.RandomState(seed)
-    parts = []
-    for start in range(0, len(X), chunk_rows):
-        rows = slice(start, start + chunk_rows)
-        distribution = run.model.predict_distribution(X.iloc[rows])
-        parts.append(_predictions(run, distribution, table.iloc[rows], quantiles, coverage, n_samples, rng))
-    return pd.concat(parts, ignore_index=True)
-
-
 def _predictions(
-    run: FinishedRun,
+    run: RegressionRun,
     distribution: PredictiveDistribution | MultivariateDistribution,
     table: pd.DataFrame,
     quantiles: list[float],
@@ -451,9 +412,6 @@ def _predictions(
             else:
                 columns["log_prob"] = np.where(known, distribution.log_prob(filled), np.nan)
     return pd.DataFrame(columns)
-
-
-# -- dates, files, words -----------------------------------------------------------------------------
 
 
 def _looks_like_date(column: pd.Series) -> bool:

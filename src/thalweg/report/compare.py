@@ -23,7 +23,7 @@ def write_comparison_page(comparison: Comparison, path: Path) -> Path:
     tiles = [
         Tile("rows", f"{len(data.training) + len(data.test):,}", f"of which {len(data.test):,} for testing"),
         Tile("columns", str(data.training.shape[1]), f"{len(data.constant) or 'none'} left out"),
-        Tile("methods", str(len(comparison.contenders)), f"{settings.seeds} fits each, of {budget}"),
+        Tile("methods", str(len(comparison.contenders)), f"{settings.fits} fits each, of {budget}"),
         Tile("time", duration(comparison.seconds)),
     ]
     if ended:
@@ -32,7 +32,7 @@ def write_comparison_page(comparison: Comparison, path: Path) -> Path:
     if data.training.shape[1] == 2 and ended:
         cards.append(_maps_card(comparison, ended))
     cards.append(_table_card(comparison))
-    name = Path(settings.table).name
+    name = Path(settings.data).name
     html = render_page(
         f"Ways to train a density, on {name}",
         "One table, one split, one budget for each fit",

@@ -1,0 +1,97 @@
+"""What the command prints: figures to stdout, progress and errors to stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from thalweg.runs.base import Run, TextTable
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def say_error(message: str) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+
+
+def teller(quiet: bool) -> Callable[[str], None]:
+    """What reports a stage of the work, unless it is to be quiet."""
+
+    def tell(line: str) -> None:
+        if not quiet:
+            err.print(escape(line))
+
+    return tell
+
+
+def show_table(table: TextTable) -> None:
+    shown = Table(table.head[0], title=escape(table.title), title_justify="left")
+    for heading in table.head[1:]:
+        shown.add_column(heading, justify="right")
+    for i, row in enumerate(table.rows):
+        shown.add_row(*map(escape, row), style="bold" if table.best and i == 0 else None)
+    out.print(shown)
+
+
+def show_pairs(pairs: Mapping[str, str]) -> None:
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in pairs.items():
+        table.add_row(name, escape(value))
+    out.print(table)
+
+
+def show_figures(run: Run) -> None:
+    """The figures of a run, and what a user should know of them."""
+    for table in run.tables():
+        show_table(table)
+    show_lines(run.remarks())
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        out.print(escape(line), soft_wrap=True)
+
+
+def show_end(run: Run) -> None:
+    """The figures of a run that has just ended, where it lies, and what can be done with it."""
+    show_figures(run)
+    folder = escape(str(run.folder))
+    out.print(
+        f"Trained in {run.figures['seconds']['training']:.1f} s. The run lies in [bold]{folder}[/]", soft_wrap=True
+    )
+    if (run.folder / "report.html").exists():
+        out.print(f"Look at [bold]{folder}/report.html[/], and use the run with", soft_wrap=True)
+    else:
+        out.print(f"See it with `thalweg report {folder}`, and use it with", soft_wrap=True)
+    for verb, about in run.settings.verbs.items():
+        out.print(f"  thalweg {verb} " + about.example.format(run=folder), soft_wrap=True)
+
+
+def write_result(result: Any, path: Path | None, what: str) -> None:
+    """Write a table to a file or to stdout, or images ``[n, C, H, W]`` to an .npz or a folder."""
+    import numpy as np
+
+    if isinstance(result, np.ndarray):
+        from thalweg.data.images import write_images
+
+        assert path is not None
+        write_images(result, path)
+        err.print(f"{len(result)} images written to {escape(str(path))}", soft_wrap=True)
+    elif path is None:
+        result.to_csv(sys.stdout, index=False)
+        sys.stdout.flush()
+    else:
+        from thalweg.data.tables import write_table
+
+        write_table(result, path)
+        err.print(f"{len(result)} {what} written to {escape(str(path))}")

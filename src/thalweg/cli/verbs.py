@@ -1,0 +1,181 @@
+"""What a finished run can be asked for: predict, sample, score, impute; its page and what it holds."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from thalweg.cli.console import err, out, show_figures, show_pairs, write_result
+from thalweg.cli.options import OutFile, RunFolder, Seed, was_written
+from thalweg.runs import settings_of
+
+TableFile = Annotated[
+    Path, typer.Argument(metavar="TABLE", help="CSV, TSV or Parquet file with the same columns.")
+]
+DataFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA", help="CSV, TSV or Parquet file with the same columns; images for a run on images."
+    ),
+]
+
+
+def add_verbs(app: typer.Typer) -> None:
+    """Give the command its verbs."""
+    app.command(epilog="Example: thalweg predict runs/wine new.csv --out predictions.parquet")(predict)
+    app.command(epilog="Example: thalweg sample runs/iris -n 1000 --out new.csv")(sample)
+    app.command(epilog="Example: thalweg score runs/iris new.csv --out scores.csv")(score)
+    app.command(epilog="Example: thalweg impute runs/iris gaps.csv --draws 5 --out filled.csv")(impute)
+    app.command(epilog="Example: thalweg report runs/wine")(report)
+    app.command(epilog="Example: thalweg info runs/wine")(info)
+
+
+def predict(
+    context: typer.Context,
+    run_folder: RunFolder,
+    table: TableFile,
+    out_file: OutFile = None,
+    quantiles: Annotated[str, typer.Option(help="Probabilities, separated by commas.")] = "0.05,0.5,0.95",
+    coverage: Annotated[float, typer.Option(help="Coverage of the central interval.")] = 0.9,
+    samples: Annotated[int, typer.Option(min=0, help="Number of draws from p(y|x) for each row.")] = 0,
+    seed: Seed = 0,
+) -> None:
+    """Predict the rows of a table: mean, median, mode, spread, quantiles and an interval.
+
+    Where the table holds the target too, the log-likelihood and the PIT value of each row are added.
+    """
+    options = {"quantiles": quantiles, "coverage": coverage, "samples": samples, "seed": seed}
+    _ask(context, "predict", run_folder, out_file, "predictions", options, table)
+
+
+def sample(
+    context: typer.Context,
+    run_folder: RunFolder,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many rows or images.")] = 100,
+    out_file: OutFile = None,
+    seed: Seed = 0,
+) -> None:
+    """Draw new rows, or new images; columns that are rounded come rounded.
+
+    Images are written to an .npz, or as PNG files into a folder.
+    """
+    _ask(context, "sample", run_folder, out_file, "rows", {"n": n, "seed": seed})
+
+
+def score(context: typer.Context, run_folder: RunFolder, data: DataFile, out_file: OutFile = None) -> None:
+    """Say how likely each row is: log_prob in nats, and outlier_score, the share of likelier training rows.
+
+    For a deep Boltzmann machine or a belief network log_prob is a lower bound; for images the score is not
+    normalised. A row with gaps gets no score; fill them with `thalweg impute` first.
+    """
+    _ask(context, "score", run_folder, out_file, "scores", {}, data)
+
+
+def impute(
+    context: typer.Context,
+    run_folder: RunFolder,
+    table: TableFile,
+    out_file: OutFile = None,
+    draws: Annotated[
+        int, typer.Option(min=1, help="Number of filled tables, one beneath the other, counted by a column.")
+    ] = 1,
+    candidates: Annotated[
+        int, typer.Option(min=2, help="Weighted draws for each row, from which a density takes its fillings.")
+    ] = 256,
+    seed: Seed = 0,
+) -> None:
+    """Fill the gaps of each row with draws given what is known of it.
+
+    One filled table looks surer than it is: several show how far what is filled in may vary.
+    """
+    options = {"draws": draws, "candidates": candidates, "seed": seed}
+    _ask(context, "impute", run_folder, out_file, "rows", options, table)
+
+
+def report(
+    run_folder: RunFolder,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", "-o", help="HTML file. [default: RUN/report.html]")
+    ] = None,
+) -> None:
+    """Write the report of a run: one HTML page that opens offline."""
+    _check(run_folder)
+    from thalweg.report import write_report
+    from thalweg.runs.base import load_run
+
+    path = write_report(load_run(run_folder), out_file)
+    out.print(f"Report written to {escape(str(path))}", soft_wrap=True)
+
+
+def info(run_folder: RunFolder) -> None:
+    """Say what a run holds: the model, its columns, its figures, how long it took."""
+    _check(run_folder)
+    from thalweg.runs.base import load_run
+
+    run = load_run(run_folder)
+    made = {"made with": ", ".join(f"{k} {v}" for k, v in run.figures["made_with"].items())}
+    show_pairs({"task": f"{run.settings.task}: {run.settings.title}", **run.summary(), **made})
+    show_figures(run)
+
+
+def _check(run_folder: Path) -> Any:
+    """The settings of a finished run, found without loading it.
+
+    Raises:
+        ValueError: if there is no finished run.
+    """
+    from thalweg.runs.folder import read_figures, task_of
+
+    settings = settings_of(task_of(run_folder))
+    read_figures(run_folder, settings.task, set())
+    return settings
+
+
+def _ask(
+    context: typer.Context,
+    verb: str,
+    run_folder: Path,
+    out_file: Path | None,
+    what: str,
+    options: dict[str, Any],
+    data: Path | None = None,
+) -> None:
+    """Ask a run, and write what it answers.
+
+    Raises:
+        ValueError: if the run's task lacks the verb, or an option that was given.
+    """
+    settings = _check(run_folder)
+    if verb not in settings.verbs:
+        able = ", ".join(settings.verbs) or "nothing"
+        raise ValueError(
+            f"{run_folder} holds a run of `thalweg fit {settings.task}` ({settings.title}), which can't {verb}: "
+            f"it can {able}"
+        )
+    taken = settings.verbs[verb].options
+    for name in options:
+        if name not in taken and was_written(context, name):
+            raise ValueError(f"--{name} does not apply to a run of `thalweg fit {settings.task}`: leave it out")
+    if data is not None and not data.exists():
+        raise ValueError(f"there is no file {data}")
+    from thalweg.runs.base import load_run
+
+    run = load_run(run_folder)
+    if run.makes_images(verb) and out_file is None:
+        raise ValueError("name an .npz or a folder for the images with --out")
+    given = {name: value for name, value in options.items() if name in taken}
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always", UserWarning)
+        result = getattr(run, verb)(*([] if data is None else [data]), **given)
+    for warning in raised:
+        if issubclass(warning.category, UserWarning):
+            err.print(escape(str(warning.message)), soft_wrap=True)
+    if verb == "score" and "log_prob" in result:
+        gaps = int(result["log_prob"].isna().sum())
+        if gaps:
+            err.print(f"{gaps} of {len(result)} rows have gaps and got no score")
+    write_result(result, out_file, what)

@@ -1,0 +1,10 @@
+"""The names of all objectives, without the objectives: what a command needs to know before PyTorch is loaded."""
+
+from __future__ import annotations
+
+# For a density of vectors, as in the catalogue.
+DENSITY = ("nce", "cnce", "fce", "ml-is", "sm", "ssm", "ssm-vr", "dsm", "ed", "lsd", "cd", "pcd", "icd")
+# For a density of targets given inputs.
+CONDITIONAL = (
+    "likelihood", "tilt-nce", "proposal-nce", "nce", "nce+", "ml-is", "kld-is", "ml-mcmc", "sm", "dsm",
+)  # fmt: skip

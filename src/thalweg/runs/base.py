@@ -1,0 +1,241 @@
+"""A run of any task: read the data, begin, fit, measure, save; and load what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from thalweg.data.tables import read_table, write_table
+from thalweg.runs import found, settings_of
+from thalweg.runs.folder import (
+    begin_run,
+    check_run,
+    check_unchanged,
+    finish_run,
+    process_rank,
+    read_figures,
+    read_run_settings,
+    remove_run,
+    task_of,
+    versions,
+)
+from thalweg.runs.settings import RunSettings
+from thalweg.training.history import History
+
+# The name of our model in every table of scores, where it comes first.
+MODEL_NAME = "thalweg"
+_MAX_SAVED_ROWS = 5000
+
+Tell = Callable[[str], None]
+
+
+@dataclass
+class TextTable:
+    """A table of figures to print.
+
+    Attributes:
+        title: what is above it.
+        head: a name for each column.
+        rows: cells.
+        best: whether the first row is set off.
+    """
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    best: bool = True
+
+
+class Run:
+    """A finished run of a task. A subclass says how it is made and what it can be asked.
+
+    The class methods make a run, in this order: :meth:`read`, :meth:`build`, :meth:`train`, :meth:`measure`,
+    :meth:`keep`. The verbs that the settings name (predict, sample, score, impute) are methods.
+
+    Args:
+        folder: where it lies.
+        settings: how it was made.
+        figures: what was measured.
+        model: the fitted model.
+    """
+
+    settings_class: ClassVar[type[RunSettings]]
+    # Figures without which a run is damaged, beside "seconds" and "made_with".
+    needed: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, folder: Path, settings: Any, figures: dict[str, Any], model: Any):
+        self.folder, self.settings, self.figures, self.model = folder, settings, figures, model
+
+    # -- making --------------------------------------------------------------------------------------
+
+    @classmethod
+    def read(cls, settings: Any) -> Any:
+        """Read the data and split them; the result has a ``fingerprint``.
+
+        Raises:
+            ValueError: for data that can't be used, in words.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def build(cls, settings: Any, data: Any, verbose: bool) -> Any:
+        """The estimator, not fitted."""
+        raise NotImplementedError
+
+    @classmethod
+    def train(cls, model: Any, data: Any, settings: Any, **how: Any) -> None:
+        """Fit the estimator; ``how`` has run_dir, resume and checkpoint_seconds."""
+        model.fit(data.training, **how)
+
+    @classmethod
+    def measure(cls, model: Any, data: Any, settings: Any, tell: Tell) -> dict[str, Any]:
+        """What is worth knowing of the fitted model, fit for JSON."""
+        raise NotImplementedError
+
+    @classmethod
+    def keep(cls, folder: Path, model: Any, data: Any, figures: dict[str, Any], settings: Any) -> None:
+        """Write the model, and what the report needs of the data."""
+        model.save(folder / "model")
+
+    @classmethod
+    def load_model(cls, folder: Path, settings: Any) -> Any:
+        """Read the model that :meth:`keep` wrote."""
+        raise NotImplementedError
+
+    # -- what is told of it --------------------------------------------------------------------------
+
+    def summary(self) -> dict[str, str]:
+        """What ``thalweg info`` shows above the figures."""
+        return {}
+
+    def tables(self) -> list[TextTable]:
+        """The figures to print."""
+        return []
+
+    def remarks(self) -> list[str]:
+        """What a user should know of how the data were taken and how the training went."""
+        return list(self.figures.get("remarks", []))
+
+    @property
+    def histories(self) -> dict[str, History]:
+        """The history of each part of the training, by name."""
+        history = self.model.history_
+        return history.parts or {"training": history}
+
+    def makes_images(self, verb: str) -> bool:
+        """Whether what a verb gives are images, which need a file to go to."""
+        return verb == "sample" and self.figures.get("shape") is not None
+
+    # -- what its data were --------------------------------------------------------------------------
+
+    @cached_property
+    def data(self) -> Any:
+        """What it was made with, read again.
+
+        Raises:
+            ValueError: if the data are gone, or others.
+        """
+        data = self.read(self.settings)
+        check_unchanged(self.folder, self.settings.data, data.fingerprint)
+        return data
+
+    @cached_property
+    def training_rows(self) -> pd.DataFrame:
+        """Rows of a table that it was trained on, a sample if they are many."""
+        return read_table(self.folder / "training_rows.parquet")
+
+    @cached_property
+    def test_rows(self) -> pd.DataFrame | None:
+        """Rows of a table that were held out; None if there are none."""
+        path = self.folder / "test_rows.parquet"
+        return read_table(path) if path.exists() else None
+
+    @staticmethod
+    def keep_rows(folder: Path, training: pd.DataFrame, test: pd.DataFrame, seed: int) -> None:
+        """Write the rows that the report shows."""
+        shown = np.sort(np.random.RandomState(seed).permutation(len(training))[:_MAX_SAVED_ROWS])
+        write_table(training.iloc[shown], folder / "training_rows.parquet")
+        if len(test):
+            write_table(test, folder / "test_rows.parquet")
+
+
+def run_class(settings: type[RunSettings]) -> type[Run]:
+    """The run of a task, by its settings."""
+    return found(settings.run)
+
+
+def fit_run(
+    folder: Path,
+    settings: RunSettings,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    verbose: bool = True,
+    tell: Tell = lambda line: None,
+) -> Any:
+    """Fit a model on data, measure it on what is held out, and save it all.
+
+    Args:
+        folder: of the run.
+        settings: of a task.
+        resume: go on with the run in the folder, which must have the same settings.
+        overwrite: replace a run in the folder.
+        verbose: show the progress of training.
+        tell: called with a line at every stage.
+
+    Returns:
+        the finished :class:`Run`; None in all processes but the first, where several train together.
+
+    Raises:
+        ValueError: for data or settings that can't be used, or a folder that holds another run.
+        DivergenceError: if training can't be kept from diverging.
+    """
+    cls, first = run_class(type(settings)), process_rank() == 0
+    if (first or resume) and check_run(folder, settings, resume=resume, overwrite=overwrite):
+        tell("This run is finished already.")
+        return load_run(folder) if first else None
+    data = cls.read(settings)
+    model = cls.build(settings, data, verbose and first)
+    if first:
+        begin_run(folder, settings, data.fingerprint, resume=resume)
+    how = {"run_dir": folder / "training", "resume": resume, "checkpoint_seconds": settings.checkpoint_seconds}
+    try:
+        cls.train(model, data, settings, **how)
+    except ValueError:
+        # What can't be used leaves no unfinished run behind.
+        if first and not resume:
+            remove_run(folder)
+        raise
+    if not first:
+        return None
+    tell("Measuring the model.")
+    figures = cls.measure(model, data, settings, tell)
+    figures["seconds"] = {"training": model.history_.seconds, **figures.get("seconds", {})}
+    figures["made_with"] = versions()
+    cls.keep(folder, model, data, figures, settings)
+    finish_run(folder, figures)
+    return load_run(folder)
+
+
+def load_run(folder: Path, task: str | None = None) -> Any:
+    """Read a finished run.
+
+    Args:
+        task: the task that it must be of; None for any.
+
+    Raises:
+        ValueError: if the folder holds no run, one of another task, an unfinished or a damaged one.
+    """
+    settings = read_run_settings(folder, task)
+    cls = run_class(type(settings))
+    figures = read_figures(folder, settings.task, {"seconds", "made_with", *cls.needed})
+    return cls(folder, settings, figures, cls.load_model(folder / "model", settings))
+
+
+__all__ = ["MODEL_NAME", "Run", "TextTable", "fit_run", "load_run", "run_class", "settings_of", "task_of"]

@@ -1,0 +1,39 @@
+"""``thalweg fit density``: its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from thalweg.objectives.names import DENSITY
+from thalweg.runs.settings.base import RunSettings, Verb, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensitySettings(RunSettings):
+    """Fit p(row) over all columns and score it on rows held out, beside three baselines.
+
+    Columns must hold numbers; rows with gaps are left out (`thalweg impute` fills them afterwards). Ctrl-C leaves
+    a run that `thalweg fit density --resume --out RUN` continues.
+    """
+
+    task = "density"
+    title = "joint density of all columns"
+    help = "Fit the joint density of all columns."
+    example = "thalweg fit density iris.csv --drop species --out runs/iris"
+    run = "thalweg.runs.density:DensityRun"
+    report = "thalweg.report.density"
+    verbs: ClassVar = {
+        "sample": Verb(("n", "seed"), "{run} -n 1000 --out new.csv"),
+        "score": Verb((), "{run} TABLE"),
+        "impute": Verb(("draws", "seed", "candidates"), "{run} TABLE --out filled.csv"),
+    }
+
+    drop: list[str] = option([], "Column to leave out; repeat it for several.")
+    objective: str = option(
+        "auto",
+        "How the energy learns; 'auto' normalises exactly, and `thalweg compare density` shows the others.",
+        choices=("auto", *DENSITY),
+    )
+    epochs: int = option(200, "Passes over the data, at most.", least=1)
+    members: int = option(8, "Number of networks in each ensemble.", least=1)

@@ -1,0 +1,35 @@
+"""``thalweg fit images``: its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from thalweg.runs.settings.base import RunSettings, Verb, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings(RunSettings):
+    """Train an energy of images that generates, completes and recognises outsiders, and measure it.
+
+    Subfolders are labels, as are the numbers in an .npz. Ctrl-C leaves a run that
+    `thalweg fit images --resume --out RUN` continues.
+    """
+
+    task = "images"
+    title = "energy of images"
+    help = "Fit an energy of images, with labels or without."
+    example = "thalweg fit images pictures/ --out runs/pictures"
+    data_help = "Folder of pictures, or an .npz."
+    data_name = "IMAGES"
+    run = "thalweg.runs.images:ImageRun"
+    report = "thalweg.report.images"
+    verbs: ClassVar = {
+        "sample": Verb(("n", "seed"), "{run} -n 100 --out new.npz"),
+        "score": Verb((), "{run} IMAGES --out scores.csv"),
+    }
+    needs_test_rows = True
+
+    labels: bool = option(True, "Use the labels, where there are any.", flags=("--labels/--no-labels",))
+    steps: int = option(3000, "Number of updates.", least=1)
+    snapshots: int = option(1, "Number of weights along the training whose energies are averaged.", least=1)

@@ -1,0 +1,47 @@
+"""``thalweg fit regression``: its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from thalweg.objectives.names import CONDITIONAL
+from thalweg.runs.settings.base import RunSettings, Verb, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionSettings(RunSettings):
+    """Fit p(target | all other columns) and score it on rows held out, beside two baselines.
+
+    Columns may be numbers, categories and dates (2024-05-31), with gaps. Ctrl-C leaves a run that
+    `thalweg fit regression --resume --out RUN` continues.
+    """
+
+    task = "regression"
+    title = "density of a target, given all other columns"
+    help = "Fit the density of a target, given all other columns."
+    example = "thalweg fit regression wine.csv --target quality --out runs/wine"
+    run = "thalweg.runs.regression:RegressionRun"
+    report = "thalweg.report.regression"
+    verbs: ClassVar = {
+        "predict": Verb(("quantiles", "coverage", "samples", "seed"), "{run} NEW_TABLE --out predictions.csv"),
+    }
+
+    targets: list[str] = option([], "Column to predict; repeat it for several.", flags=("--target", "-t"))
+    drop: list[str] = option([], "Column to leave out; repeat it for several.")
+    objective: str = option(
+        "auto", "How the energy learns; 'auto' picks the best that suits.", choices=("auto", *CONDITIONAL)
+    )
+    epochs: int = option(200, "Passes over the data, at most.", least=1)
+    members: int = option(8, "Number of networks in the ensemble.", least=1)
+    point: str = option("mean", "What the model predicts.", choices=("mean", "median", "mode"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.targets:
+            raise ValueError("name the column to predict with --target COLUMN")
+
+    @property
+    def default_folder(self) -> Path:
+        return Path("runs") / f"{self.name}-{'-'.join(self.targets)}"

@@ -1,0 +1,204 @@
+"""Rows of a table or of images as a Boltzmann machine takes them: which columns are what, and what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from thalweg.data.encoding import is_number
+from thalweg.data.images import Images, read_images
+from thalweg.data.states import StateEncoder
+from thalweg.data.target import whole_numbers
+from thalweg.runs.folder import listed
+from thalweg.runs.settings.boltzmann import BoltzmannSettings
+from thalweg.runs.tables import as_numbers, fingerprint_of, read_numbers, split_rows
+
+_MOST_CATEGORIES = 50
+
+
+@dataclass
+class Rows:
+    """Rows ready for a machine.
+
+    Attributes:
+        training, test: complete rows.
+        encoder: how rows become states of the visible units.
+        types: of each column of a table, constant ones too: "text", "truth", "whole" or "number".
+        shape: (C, H, W) of images, None of a table.
+        constant: columns left out because they never change, with their values.
+        remarks: what a user should know of how the data were taken.
+        n_rows: of the data.
+        fingerprint: of the data.
+        labels: of the training and the test rows, numbers from 0, where images have them.
+    """
+
+    training: pd.DataFrame
+    test: pd.DataFrame
+    encoder: StateEncoder
+    types: dict[str, str]
+    shape: list[int] | None
+    constant: dict[str, Any]
+    remarks: list[str]
+    n_rows: int
+    fingerprint: str
+    labels: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def kind(self) -> str:
+        """Of the visible units."""
+        return self.encoder.kind
+
+
+def read_rows(settings: BoltzmannSettings) -> Rows:
+    """Read what a run is made with, and split it.
+
+    Raises:
+        ValueError: for data that a machine can't take, in words.
+    """
+    path = Path(settings.data)
+    images = path.is_dir() or path.suffix.lower() == ".npz"
+    return _image_rows(settings, read_images(path)) if images else _table_rows(settings)
+
+
+_TAKEN = {"binary": "binary (0 or 1)", "categorical": "categories", "gaussian": "numbers, as Gaussian units"}
+
+
+def _table_rows(settings: BoltzmannSettings) -> Rows:
+    if settings.grey:
+        raise ValueError("--grey is for images")
+    types: dict[str, str] = {}
+    found = read_numbers(
+        settings.data,
+        settings.drop,
+        settings.test_fraction,
+        settings.seed,
+        partial(_as_states, visible=settings.visible, types=types),
+    )
+    training, test = found.training, found.test
+    # Numbers of a table are not taken for probabilities.
+    visible = "mixed" if settings.visible == "auto" else settings.visible
+    encoder = StateEncoder(visible).fit(training.to_numpy(), training.columns)
+    remarks = []
+    for kind, name in _TAKEN.items():
+        columns = [str(training.columns[k]) for k in encoder.columns(kind)]
+        remarks += [f"Taken as {name}: {listed(columns)}."] if columns else []
+    remarks += found.remarks
+    texts = [training.columns[k] for k in encoder.columns("categorical")]
+    known = np.logical_and.reduce([np.ones(len(test), bool), *(test[c].isin(training[c].unique()) for c in texts)])
+    if not known.all():
+        n = int((~known).sum())
+        remarks.append(f"{n} rows held out have categories that no training row has, and are not judged.")
+    if len(test) and not known.any():
+        most = max(texts, key=lambda c: training[c].nunique())
+        raise ValueError(
+            f"every row held out has a category that no training row has; column {most!r} has "
+            f"{training[most].nunique()} of them in {len(training)} rows: leave it out (--drop)"
+        )
+    test = test[known]
+    encoder.encode(test.to_numpy(), training.columns)
+    return Rows(training, test, encoder, types, None, found.constant, remarks, found.n_rows, found.fingerprint)
+
+
+def _image_rows(settings: BoltzmannSettings, images: Images) -> Rows:
+    if settings.visible in ("categorical", "mixed"):
+        raise ValueError("pixels are all of one kind: take --visible auto, binary or gaussian")
+    if settings.drop:
+        raise ValueError("--drop is for columns of tables")
+    flat = images.pixels.reshape(len(images.pixels), -1).astype(np.float64)
+    kind = "binary" if settings.visible == "auto" else settings.visible
+    two = bool(((flat == 0) | (flat == 1)).all())
+    remarks = []
+    if kind == "gaussian":
+        remarks.append("Grey values are taken as numbers, by Gaussian units.")
+    elif settings.grey and not two:
+        remarks.append(
+            "Grey values are taken as probabilities: black and white are drawn from them anew in every update, "
+            "and once for the figures."
+        )
+    elif not two:
+        flat = (flat > 0.5).astype(np.float64)
+        remarks.append("Pixels are cut at the middle into black and white (--grey keeps grey values).")
+    table = pd.DataFrame(flat, columns=[f"pixel {i + 1}" for i in range(flat.shape[1])])
+    training, test = split_rows(len(table), settings.test_fraction, settings.seed)
+    return Rows(
+        table.iloc[training],
+        table.iloc[test],
+        StateEncoder(kind).fit(table.iloc[training].to_numpy(), table.columns),
+        {},
+        list(images.pixels.shape[1:]),
+        {},
+        remarks,
+        len(table),
+        fingerprint_of(table),
+        None if images.labels is None else (images.labels[training], images.labels[test]),
+    )
+
+
+def _as_states(table: pd.DataFrame, visible: str, types: dict[str, str]) -> pd.DataFrame:
+    """Columns as numbers or as categories; what they are goes to ``types``."""
+    types.update({c: _type_of(table[c]) for c in table.columns})
+    constant = {c for c in table.columns if table[c].nunique() == 1}  # they say nothing of the others
+    mixed = visible in ("auto", "mixed")
+    return pd.DataFrame(
+        {
+            c: as_categories(table[c])
+            if visible == "categorical" or (types[c] == "text" and (mixed or c in constant))
+            else as_numbers(table[c])
+            for c in table.columns
+        }
+    )
+
+
+def _type_of(column: pd.Series) -> str:
+    if not is_number(column):
+        return "text"
+    known = column.dropna()
+    if len(known) and known.map(lambda v: isinstance(v, bool | np.bool_)).all():
+        return "truth"
+    if not pd.api.types.is_numeric_dtype(column) and known.dtype != object:
+        return "number"  # dates and spans, which are refused
+    values = known.to_numpy(np.float64)
+    return "whole" if len(values) and whole_numbers(values).all() else "number"
+
+
+def as_categories(column: pd.Series, known: Sequence[Any] = ()) -> pd.Series:
+    """Texts, or numbers where all values are numbers; of rows to judge, as the known categories are."""
+    n = column.nunique()
+    if n > _MOST_CATEGORIES:
+        numbers = pd.to_numeric(column, errors="coerce")
+        odd = column[numbers.isna() & column.notna()]
+        told = ""
+        if 0 < len(odd) < len(column) / 2:
+            example = f"{odd.iloc[0]!r} in row {int(odd.index[0]) + 1}"
+            told = f"it holds numbers but for texts such as {example}: mend these, or "
+        raise ValueError(
+            f"column {column.name!r} has {n} different values, too many for categories (at most "
+            f"{_MOST_CATEGORIES}): {told}leave it out (--drop)"
+        )
+    if any(isinstance(v, str) for v in known):
+        # A file that lacks the texts of the training table has numbers where that had "1".
+        kept = column.map(lambda v: _text(v, known), na_action="ignore")
+    elif is_number(column):
+        kept = column.astype(float)
+    elif known:
+        numbers = pd.to_numeric(column, errors="coerce")
+        kept = numbers.astype(object).where(numbers.notna(), column)
+    else:
+        kept = column.map(str, na_action="ignore")
+    return kept.astype(object).where(column.notna(), np.nan)
+
+
+def _text(value: Any, known: Sequence[Any]) -> str:
+    text = str(value)
+    return str(int(value)) if text not in known and isinstance(value, float) and value.is_integer() else text
+
+
+def binary_rows(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Rows of 0 and 1, drawn from probabilities where there are any."""
+    return (np.random.RandomState(seed).uniform(size=rows.shape) < rows).astype(np.float64)

@@ -1,0 +1,243 @@
+"""What the runs on tables share: reading numbers, splitting rows, filled tables, figures of held-out rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from thalweg.data.encoding import is_number
+from thalweg.data.tables import read_table
+from thalweg.runs.folder import listed
+
+
+@dataclass
+class Numbers:
+    """A table ready for a density.
+
+    Attributes:
+        training, test: complete rows, indexed by their places in the table.
+        constant: columns left out because they never change, with their values.
+        remarks: what a user should know of how the table was taken.
+        n_rows: of the table.
+        fingerprint: of the table.
+    """
+
+    training: pd.DataFrame
+    test: pd.DataFrame
+    constant: dict[str, Any]
+    remarks: list[str]
+    n_rows: int
+    fingerprint: str
+
+
+def numbers_of(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns as float64."""
+    return pd.DataFrame({c: as_numbers(table[c]) for c in table.columns})
+
+
+def read_numbers(
+    path: str,
+    drop: list[str],
+    test_fraction: float,
+    seed: int,
+    convert: Callable[[pd.DataFrame], pd.DataFrame] = numbers_of,
+) -> Numbers:
+    """Read a table, leave out what has no density, and split the rows.
+
+    Args:
+        convert: what makes the columns those that a model takes.
+
+    Raises:
+        ValueError: for columns that a model can't take, or too few complete rows; in words.
+    """
+    table = read_table(Path(path))
+    table.columns = table.columns.map(str)
+    name = Path(path).name
+    for column in drop:
+        if column not in table.columns:
+            raise ValueError(f"{name} has no column {column!r}; it has {listed(list(table.columns))}")
+    table = table.drop(columns=drop)
+    if table.shape[1] == 0:
+        raise ValueError(f"{name} has no column left")
+    fingerprint = fingerprint_of(table)
+    numbers = convert(table)
+    remarks = []
+    complete = numbers.dropna()
+    if len(complete) < 10:
+        gaps = numbers.isna().sum().sort_values(ascending=False)
+        worst = f"; most gaps has {gaps.index[0]!r} ({gaps.iloc[0]}): --drop it" if gaps.iloc[0] else ""
+        raise ValueError(f"{name} has {len(complete)} rows without gaps: at least 10 are needed{worst}")
+    if len(complete) < len(numbers):
+        n = len(numbers) - len(complete)
+        with_gaps = [c for c in numbers.columns if numbers[c].isna().any()]
+        remarks.append(
+            f"{n} of {len(numbers)} rows have gaps (in {listed(with_gaps)}) and were left out; the model can fill "
+            "them with `thalweg impute`."
+        )
+    training_index, test_index = split_rows(len(complete), test_fraction, seed)
+    training, test = complete.iloc[training_index], complete.iloc[test_index]
+    constant = {c: _as_json(training[c].iloc[0]) for c in training.columns if training[c].nunique() == 1}
+    if len(constant) == training.shape[1]:
+        raise ValueError(f"{name} has no column that changes")
+    if constant:
+        remarks.append(f"Left out, because constant: {listed(list(constant))}.")
+    training, test = training.drop(columns=list(constant)), test.drop(columns=list(constant))
+    for column in training.select_dtypes("number").columns:
+        steps = numbers[column].diff().iloc[1:]
+        if len(steps) and (steps == 1).all():
+            remarks.append(f"Column {column!r} numbers the rows: leave it out (--drop) unless it means something.")
+    return Numbers(training, test, constant, remarks, len(table), fingerprint)
+
+
+def _as_json(value: Any) -> Any:
+    return value if isinstance(value, str) else float(value)
+
+
+def as_numbers(column: pd.Series) -> np.ndarray:
+    """A column as float64, NaN where it has gaps.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    if pd.api.types.is_datetime64_any_dtype(column):
+        raise ValueError(
+            f"column {column.name!r} holds dates, and a density is over numbers: leave it out (--drop)"
+        )
+    converted = pd.to_numeric(column, errors="coerce") if not is_number(column) else pd.to_numeric(column)
+    bad = column[converted.isna() & column.notna()]
+    if len(bad):
+        example = f"{bad.iloc[0]!r} in row {int(bad.index[0]) + 1}"
+        raise ValueError(
+            f"column {column.name!r} holds texts ({example}), and a density is over numbers: mend the row, or "
+            f"fit without the column (--drop {column.name!r})"
+        )
+    values = converted.to_numpy(np.float64, na_value=np.nan)
+    if np.isnan(values).all():
+        raise ValueError(f"column {column.name!r} has no value at all: leave it out (--drop)")
+    if np.isinf(values).any():
+        row = int(np.flatnonzero(np.isinf(values))[0]) + 1
+        raise ValueError(f"column {column.name!r} has an infinite value (row {row}): replace or remove it")
+    return values
+
+
+def split_rows(n_rows: int, test_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training and test rows, in the order of the table. The same seed gives the same split."""
+    n_test = max(1, round(test_fraction * n_rows)) if test_fraction else 0
+    if n_rows - n_test < 5:
+        raise ValueError(f"{n_rows - n_test} rows are left to train on: lower --test-fraction")
+    order = np.random.RandomState(seed).permutation(n_rows)
+    return np.sort(order[n_test:]), np.sort(order[:n_test])
+
+
+def fingerprint_of(table: pd.DataFrame) -> str:
+    """Of the values and the names; tells whether a table is still the one that a run was started on."""
+    digest = hashlib.sha256(repr([(str(c), str(t)) for c, t in table.dtypes.items()]).encode())
+    digest.update(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes())
+    return digest.hexdigest()
+
+
+def completed_tables(
+    table: pd.DataFrame, known: pd.DataFrame, filled: np.ndarray, constant: dict[str, Any]
+) -> pd.DataFrame:
+    """A table with its gaps filled, once for each imputation, one beneath the other.
+
+    Args:
+        known: the model's columns of the table ``[rows, columns]``.
+        filled: ``[n, rows, columns]``.
+        constant: columns that never changed, with their values.
+    """
+    n, stacked = len(filled), []
+    for i in range(n):
+        completed = table.copy()
+        completed.columns = completed.columns.map(str)
+        for k, name in enumerate(known.columns):
+            gaps = known[name].isna().to_numpy()
+            if gaps.any():
+                completed[name] = np.where(gaps, filled[i, :, k], known[name])
+        for name, value in constant.items():
+            if name in completed.columns and completed[name].isna().any():
+                completed[name] = completed[name].fillna(value)
+        if n > 1:
+            completed.insert(0, "imputation", i + 1)
+        stacked.append(completed)
+    return pd.concat(stacked, ignore_index=True)
+
+
+def columns_of(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """The columns that a model was trained on."""
+    table = table.set_axis(table.columns.map(str), axis=1)
+    missing = [c for c in names if c not in table.columns]
+    if missing:
+        raise ValueError(f"the table lacks {listed(missing)}, which the model was trained on")
+    return table[names]
+
+
+def scored(log_prob: np.ndarray) -> dict[str, Any]:
+    """Mean held-out NLL with its standard error."""
+    error = float(log_prob.std(ddof=1) / np.sqrt(len(log_prob))) if len(log_prob) > 1 else None
+    return {"n_rows": len(log_prob), "nll": float(-log_prob.mean()), "nll_error": error}
+
+
+def thinned(values: np.ndarray, most: int = 1000) -> list[float]:
+    """The values in order, or as many of them, evenly."""
+    places = np.linspace(0, len(values) - 1, min(len(values), most)).round().astype(int)
+    return [round(float(v), 4) for v in np.sort(values)[places]]
+
+
+def without_infinities(summary: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: a figure that can't be told becomes null."""
+    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in summary.items()}
+
+
+def scored_rows(model: Any, X: pd.DataFrame, training_log_prob: list[float]) -> pd.DataFrame:
+    """How likely each row is, one line for each; empty for rows with gaps.
+
+    Args:
+        model: with ``score_samples``.
+        X: the model's columns.
+        training_log_prob: log p of training rows, sorted.
+
+    Returns:
+        ``log_prob`` in nats, the higher the likelier; ``outlier_score``, the share of the training rows that are
+        likelier: 1 is less likely than all of them.
+    """
+    known = X.notna().all(axis=1).to_numpy()
+    log_prob, score = np.full(len(X), np.nan), np.full(len(X), np.nan)
+    if known.any():
+        log_prob[known] = model.score_samples(X[known])
+        training = np.array(training_log_prob)
+        score[known] = 1 - np.searchsorted(training, log_prob[known], side="right") / len(training)
+    return pd.DataFrame({"log_prob": log_prob, "outlier_score": score})
+
+
+def refuse_counter(table: pd.DataFrame, n_draws: int) -> None:
+    """Refuse a table whose own column would be taken for the counter of several filled tables."""
+    if n_draws > 1 and "imputation" in table.columns:
+        raise ValueError("the table has a column 'imputation' already: rename it, or ask for one draw")
+
+
+def model_settings(settings: Any) -> dict[str, Any]:
+    """The parameters that every estimator takes from the settings of a run."""
+    names = {
+        "device": "device",
+        "devices": "devices",
+        "num_nodes": "nodes",
+        "strategy": "strategy",
+        "precision": "precision",
+        "n_threads": "threads",
+        "random_state": "seed",
+    }
+    return {name: getattr(settings, field) for name, field in names.items() if hasattr(settings, field)}
+
+
+def with_error(value: float | None, error: float | None, sign: str = "") -> str:
+    """A figure with its standard error, as text."""
+    if value is None:
+        return "not finite"
+    return f"{value:{sign}.3f}" + ("" if error is None else f" ± {error:.3f}")
