@@ -38,17 +38,15 @@ def with_settings(settings: type[Settings], body: Callable[..., None]) -> Callab
     hints = get_type_hints(settings)
     argument = typer.Argument(metavar=settings.data_name, help=settings.data_help, show_default=False)
     parameters = [_parameter("data", Annotated[Path | None, argument], None)]
-    names = [entry.name for entry in fields(settings) if entry.metadata and entry.name not in skip]
-    for entry in fields(settings):
-        if entry.name in names:
-            default = settings.defaults()[entry.name]
-            kind = hints[entry.name]
-            parameters.append(
-                _parameter(entry.name, Annotated[kind, _option(entry.name, entry.metadata)], default)
-            )
-    own = [
-        p for p in inspect.signature(body, eval_str=True).parameters.values() if p.name not in ("given", "data")
-    ]
+    shared = [entry.name for entry in fields(RunSettings)]
+    # What is peculiar to the task comes first.
+    entries = sorted((e for e in fields(settings) if e.metadata), key=lambda e: e.name in shared)
+    names = [entry.name for entry in entries]
+    for entry in entries:
+        annotation = Annotated[hints[entry.name], _option(entry.name, entry.metadata)]
+        parameters.append(_parameter(entry.name, annotation, settings.defaults()[entry.name]))
+    signature = inspect.signature(body, eval_str=True)
+    own = [p for name, p in signature.parameters.items() if name not in ("given", "data", "settings")]
 
     def command(**values: Any) -> None:
         context = values.pop("context")
