@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from thalweg.runs.settings import Settings
+from thalweg.runs.settings import RunSettings, Settings
 
 OutFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the result. [default: runs/NAME]")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
