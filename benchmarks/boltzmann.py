@@ -404,9 +404,9 @@ def numbers(seeds: list[int]) -> dict[str, list[float]]:
                 for seed in seeds:
                     order = np.random.RandomState(seed).permutation(len(table))
                     train, test = (table.iloc[part] for part in np.split(order, [int(0.7 * len(table))]))
-                    n_iter = max(50, 3000 // max(1, len(train) // 64))
+                    max_epochs = max(50, 3000 // max(1, len(train) // 64))
                     model = RestrictedBoltzmannMachine(
-                        16, n_iter=n_iter, n_temperatures=n_temperatures, random_state=seed
+                        16, max_epochs=max_epochs, n_temperatures=n_temperatures, random_state=seed
                     )
                     runs.append(model.fit(train).log_likelihood(test).mean)
                 found[f"{title}, {n_temperatures}"] = runs

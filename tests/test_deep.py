@@ -332,7 +332,7 @@ def test_divergence_below_the_top_is_noticed():
 
 # -- estimators ---------------------------------------------------------------------------------------------
 
-SMALL = {"hidden": (6, 4), "n_iter_pretraining": 3, "n_iter": 3, "random_state": 0}
+SMALL = {"hidden": (6, 4), "max_epochs_pretraining": 3, "max_epochs": 3, "random_state": 0}
 DENSITIES = pytest.mark.parametrize("kind", [DeepBoltzmannMachine, DeepBeliefEstimator])
 
 
@@ -340,7 +340,7 @@ DENSITIES = pytest.mark.parametrize("kind", [DeepBoltzmannMachine, DeepBeliefEst
     [
         DeepBoltzmannMachine(**SMALL),
         DeepBeliefEstimator(**SMALL),
-        DeepBeliefClassifier((16,), n_iter_pretraining=3, n_iter=15, fine_rate=2e-2, random_state=0),
+        DeepBeliefClassifier((16,), max_epochs_pretraining=3, max_epochs=15, fine_rate=2e-2, random_state=0),
     ]
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -351,7 +351,7 @@ def test_scikit_learn_checks(estimator, check):
 @DENSITIES
 def test_scores_are_bounds_of_a_density_and_draws_follow_the_data(kind):
     rows, others = stripes(600).numpy(), stripes(300, 1)
-    model = kind((4, 4), n_iter_pretraining=100, n_iter=100, batch_size=20, random_state=0).fit(rows)
+    model = kind((4, 4), max_epochs_pretraining=100, max_epochs=100, batch_size=20, random_state=0).fit(rows)
     assert model.log_normaliser_error_ == 0
     exactly = float(model.energy_.log_marginal(others.double()).mean()) - model.log_normaliser_
     assert exactly - 0.5 < model.score_samples(others.numpy()).mean() < exactly + 0.05
@@ -369,10 +369,15 @@ def test_scores_are_bounds_of_a_density_and_draws_follow_the_data(kind):
 
 def test_gaps_are_filled_with_the_conditional_of_the_deep_machine():
     rows = stripes(600).numpy()
-    model = DeepBoltzmannMachine((4, 4), n_iter_pretraining=50, n_iter=50, batch_size=20, random_state=0).fit(rows)
+    model = DeepBoltzmannMachine(
+        (4, 4), max_epochs_pretraining=50, max_epochs=50, batch_size=20, random_state=0
+    ).fit(rows)
     gaps = rows[:10].copy()
     gaps[:, :2] = np.nan
-    drawn, mean = model.impute(gaps, 2000, random_state=0), model.impute(gaps, n_chains=200, random_state=0)
+    drawn, mean = (
+        model.impute(gaps, n_draws=2000, random_state=0),
+        model.impute(gaps, n_chains=200, random_state=0),
+    )
     np.testing.assert_array_equal(mean[:, 2:], rows[:10, 2:])
     np.testing.assert_array_equal(drawn[7, :, 2:], rows[:10, 2:])
     first = all_states(2).double()
@@ -391,7 +396,7 @@ def test_deep_machines_take_tables_of_several_kinds(kind, tmp_path):
     table = pd.DataFrame({"job": np.where(first, "baker", rng.choice(["fool", "smith", "cook"], 400)),
                           "rich": first.astype(int), "age": np.where(first, 30, 60) + rng.randint(-5, 5, 400),
                           "home": rng.choice(["hut", "house"], 400)})  # fmt: skip
-    model = kind((6, 4), n_iter_pretraining=50, n_iter=100, random_state=0).fit(table)
+    model = kind((6, 4), max_epochs_pretraining=50, max_epochs=100, random_state=0).fit(table)
     assert model.encoder_.kinds == ["categorical", "binary", "gaussian", "categorical"]
     drawn = pd.DataFrame(model.sample(200, random_state=0), columns=table.columns).infer_objects()
     assert [t.kind for t in drawn.dtypes] == ["O", "i", "i", "O"]
@@ -409,7 +414,7 @@ def test_deep_machines_take_tables_of_several_kinds(kind, tmp_path):
 @DENSITIES
 def test_log_z_of_wide_machines_is_annealed_and_its_error_told(kind):
     rows = stripes(200).numpy()
-    model = kind((20, 19), visible="gaussian", n_iter_pretraining=2, n_iter=2, random_state=0).fit(rows)
+    model = kind((20, 19), visible="gaussian", max_epochs_pretraining=2, max_epochs=2, random_state=0).fit(rows)
     assert 0 < model.log_normaliser_error_ < 1
     assert np.isfinite(model.score_samples(rows)).all()
 
@@ -421,7 +426,7 @@ def test_saved_models_come_back(kind, columns, tmp_path):
     X = (X.mean(0) < X).astype(float) if columns == "binary" else X
     names = np.array(["setosa", "versicolor", "virginica"])
     model = kind(**SMALL).fit(X, names[y])
-    model.save(tmp_path / "model", {"note": 1})
+    model.save(tmp_path / "model", extra={"note": 1})
     again = kind.load(tmp_path / "model")
     assert again.extra_ == {"note": 1}
     if kind is DeepBeliefClassifier:
@@ -429,7 +434,9 @@ def test_saved_models_come_back(kind, columns, tmp_path):
         np.testing.assert_array_equal(again.predict(X), model.predict(X))
     else:
         np.testing.assert_array_equal(again.score_samples(X), model.score_samples(X))
-        np.testing.assert_array_equal(again.sample(3, 10, random_state=1), model.sample(3, 10, random_state=1))
+        np.testing.assert_array_equal(
+            again.sample(3, n_steps=10, random_state=1), model.sample(3, n_steps=10, random_state=1)
+        )
         np.testing.assert_array_equal(again.transform(X), model.transform(X))
     with pytest.raises(ValueError, match="holds a"):
         (DeepBeliefEstimator if kind is DeepBoltzmannMachine else DeepBoltzmannMachine).load(tmp_path / "model")
@@ -439,7 +446,7 @@ def test_saved_models_come_back(kind, columns, tmp_path):
 def test_resumed_fits_are_those_never_interrupted(kind, tmp_path, monkeypatch):
     X, y = stripes(100).numpy(), np.arange(100) % 2
     whole = kind(**SMALL).fit(X, y, run_dir=tmp_path / "whole", checkpoint_seconds=0)
-    monkeypatch.setattr("thalweg.estimators.deep.BarProgress", lambda label: StopAfter(2))
+    monkeypatch.setattr("thalweg.estimators._deep.BarProgress", lambda label: StopAfter(2))
     with pytest.raises(Interrupted):
         kind(**SMALL, verbose=True).fit(X, y, run_dir=tmp_path / "cut", checkpoint_seconds=0)
     again = kind(**SMALL).fit(X, y, run_dir=tmp_path / "cut", resume=True, checkpoint_seconds=0)
@@ -448,7 +455,7 @@ def test_resumed_fits_are_those_never_interrupted(kind, tmp_path, monkeypatch):
             assert torch.equal(a, b)
     # A new run in a used folder starts anew.
     fresh = kind(**{**SMALL, "random_state": 1}).fit(X, y, run_dir=tmp_path / "cut")
-    assert len(fresh.history_[-1].epochs) == 3
+    assert len(list(fresh.history_.parts.values())[-1].epochs) == 3
 
 
 def test_pretraining_on_rows_without_labels_helps_a_classifier():
@@ -456,8 +463,8 @@ def test_pretraining_on_rows_without_labels_helps_a_classifier():
     X = stripes(600).numpy()
     y = X[:, :3].sum(1) >= 2
     few = rng.permutation(300)[:20]
-    how = {"hidden": (8, 8), "n_iter": 200, "batch_size": 20, "random_state": 0}
-    model = DeepBeliefClassifier(n_iter_pretraining=200, **how).fit(X[few], y[few], unlabelled=X[:300])
+    how = {"hidden": (8, 8), "max_epochs": 200, "batch_size": 20, "random_state": 0}
+    model = DeepBeliefClassifier(max_epochs_pretraining=200, **how).fit(X[few], y[few], unlabelled=X[:300])
     assert model.score(X[300:], y[300:]) > 0.9
     assert model.predict(X[:3]).dtype == bool
 
@@ -467,8 +474,8 @@ def test_pretraining_on_rows_without_labels_helps_a_classifier():
     [
         ({"hidden": ()}, "hidden"),
         ({"hidden": (3, 0)}, "hidden"),
-        ({"hidden": 3}, "hidden"),
-        ({"n_iter": 0}, "n_iter"),
+        ({"hidden": 3}, "two hidden"),
+        ({"max_epochs": 0}, "max_epochs"),
         ({"visible": "softmax"}, "visible"),
         ({"visible": "binary"}, "0 and 1"),
         ({"hidden": (3,)}, "two hidden"),

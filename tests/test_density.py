@@ -16,7 +16,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from thalweg import EnergyDensity
 from thalweg.data.planar import TWO_MOONS
 from thalweg.energies import GaussianMixtureEnergy, PerceptronEnergy
-from thalweg.estimators.density import _share, _Whitened
+from thalweg.estimators._chain import best_share
+from thalweg.estimators._rescaled import Whitened
 from thalweg.evaluation.density_baselines import MixtureBaseline
 from thalweg.evaluation.generation import mmd_test
 from thalweg.inference.completion import posterior
@@ -81,8 +82,8 @@ def test_the_share_of_a_density_is_the_one_that_rows_like_best():
     """Rows from 0.3 N(0, 1) + 0.7 N(4, 1): EM finds 0.7 within four standard errors, sqrt(w (1 - w) / n)."""
     rng = np.random.RandomState(0)
     x = rng.randn(4000) + 4 * (rng.uniform(size=4000) < 0.7)
-    assert _share(norm.logpdf(x), norm.logpdf(x, 4)) == pytest.approx(0.7, abs=4 * math.sqrt(0.21 / 4000))
-    assert _share(norm.logpdf(x), np.full(4000, -np.inf)) < 1e-5
+    assert best_share(norm.logpdf(x), norm.logpdf(x, 4)) == pytest.approx(0.7, abs=4 * math.sqrt(0.21 / 4000))
+    assert best_share(norm.logpdf(x), np.full(4000, -np.inf)) < 1e-5
 
 
 def test_a_table_of_gaussian_clusters_is_as_likely_as_under_a_mixture_fitted_to_it():
@@ -133,7 +134,7 @@ def test_gaps_are_filled_from_the_conditional(on_gaussian, objective):
     gaps = X.copy()
     for rows, k in ((slice(0, 20), 0), (slice(20, 40), 1), (slice(40, 60), 2)):
         gaps[rows, k] = np.nan
-    drawn = model.impute(gaps, 100, random_state=0)
+    drawn = model.impute(gaps, n_draws=100, random_state=0)
     assert drawn.shape == (100, 60, 3)
     known = ~np.isnan(gaps)
     assert (drawn[:, known].view(np.int64) == X[known].view(np.int64)).all()
@@ -194,7 +195,7 @@ def test_whitened_energy_is_the_same_in_other_coordinates():
     factor = torch.tensor([[2.0, 0.0], [1.9, 0.1]])
     mixture = GaussianMixtureEnergy(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), factor.repeat(2, 1, 1))
     energy = PerceptronEnergy(2, (8,)) + mixture
-    white = _Whitened(energy, factor)
+    white = Whitened(energy, factor)
     u = torch.randn(5, 2)
     torch.testing.assert_close(white.forth(white.back(u)), u, atol=1e-4, rtol=1e-4)
     value, grad = white.value_and_grad(u)
@@ -214,7 +215,7 @@ def test_draws_of_columns_that_are_nearly_one():
     model = EnergyDensity("nce", hidden=(32,), max_epochs=30, random_state=0).fit(X)
     draws = model.sample(1000, random_state=0)
     # The same chains, from the data and several times as long.
-    white = _Whitened(model.energy_.inner, model.proposal_.scales[-1])
+    white = Whitened(model.energy_.inner, model.proposal_.scales[-1])
     start = white.forth(model.energy_.forth(torch.from_numpy(X)))
     long = run_chain(HMC(0.15), white, start, 300, torch.Generator().manual_seed(0)).position
     long = model.energy_.back(white.back(long)).numpy()
@@ -230,7 +231,7 @@ def test_large_numbers_keep_their_digits():
     far = X + shift
     near, shifted = (EnergyDensity(resolution=0.0, **{**SMALL, "max_epochs": 5}).fit(Z) for Z in (X, far))
     np.testing.assert_allclose(near.score_samples(X), shifted.score_samples(far), atol=1e-2)
-    assert np.abs(shifted.sample(50, 0) - shift - near.sample(50, 0)).max() < 0.1
+    assert np.abs(shifted.sample(50, random_state=0) - shift - near.sample(50, random_state=0)).max() < 0.1
 
 
 def test_rounded_columns_are_told_and_draws_are_rounded():
@@ -242,7 +243,10 @@ def test_rounded_columns_are_told_and_draws_are_rounded():
         assert model.resolution_.tolist() == [0.0, 1.0, 0.5]
         gaps = X[:20].copy()
         gaps[:, 1:] = np.nan
-        for drawn in (model.sample(100, random_state=0), model.impute(gaps, 3, random_state=0).reshape(-1, 3)):
+        for drawn in (
+            model.sample(100, random_state=0),
+            model.impute(gaps, n_draws=3, random_state=0).reshape(-1, 3),
+        ):
             assert (drawn[:, 1] == np.round(drawn[:, 1])).all()
             assert ((drawn[:, 2] - 0.25) % 0.5 == 0).all()
             assert not (drawn[:, 0] == np.round(drawn[:, 0])).all()
@@ -261,11 +265,15 @@ def test_same_seed_same_model_and_the_users_generators_untouched(objective):
     assert torch.equal(before, torch.get_rng_state())
     second = EnergyDensity(objective, **SMALL).fit(X)
     np.testing.assert_array_equal(first.score_samples(X), second.score_samples(X))
-    np.testing.assert_array_equal(first.sample(10, 3), second.sample(10, 3))
+    np.testing.assert_array_equal(first.sample(10, random_state=3), second.sample(10, random_state=3))
     gaps = np.where(np.arange(3) == 1, np.nan, X[:5])
-    np.testing.assert_array_equal(first.impute(gaps, 2, 3), second.impute(gaps, 2, 3))
-    np.testing.assert_array_equal(first.denoise(X[:5], 0.1, 3), second.denoise(X[:5], 0.1, 3))
-    assert (first.sample(10, 3) != first.sample(10, 4)).all()
+    np.testing.assert_array_equal(
+        first.impute(gaps, n_draws=2, random_state=3), second.impute(gaps, n_draws=2, random_state=3)
+    )
+    np.testing.assert_array_equal(
+        first.denoise(X[:5], 0.1, random_state=3), second.denoise(X[:5], 0.1, random_state=3)
+    )
+    assert (first.sample(10, random_state=3) != first.sample(10, random_state=4)).all()
 
 
 @BOTH
@@ -306,9 +314,9 @@ def test_saved_model_is_the_same(tmp_path, objective):
     gaps = X[:9].mask(np.arange(27).reshape(9, 3) % 4 == 0)
     for one, other in (
         (model.score_samples(X), loaded.score_samples(X)),
-        (model.sample(20, 1), loaded.sample(20, 1)),
-        (model.impute(gaps, 2, 1), loaded.impute(gaps, 2, 1)),
-        (model.denoise(X, 0.3, 1), loaded.denoise(X, 0.3, 1)),
+        (model.sample(20, random_state=1), loaded.sample(20, random_state=1)),
+        (model.impute(gaps, n_draws=2, random_state=1), loaded.impute(gaps, n_draws=2, random_state=1)),
+        (model.denoise(X, 0.3, random_state=1), loaded.denoise(X, 0.3, random_state=1)),
     ):
         np.testing.assert_array_equal(one, other)
     assert loaded.validation_nll_ == model.validation_nll_
@@ -420,7 +428,7 @@ def test_bad_questions_are_refused_in_words(on_gaussian):
         (lambda: model.score_samples(GOOD[:, :2]), "expecting 3 features"),
         (lambda: model.score_samples(_with(GOOD, (0, 0), np.nan)), "contains NaN"),
         (lambda: model.impute(_with(GOOD, (0, 0), np.inf)), "contains infinity"),
-        (lambda: model.impute(GOOD, 0), "n_imputations must be"),
+        (lambda: model.impute(GOOD, n_draws=0), "n_draws must be"),
         (lambda: model.sample(-1), "n_samples must be"),
         (lambda: model.sample(2.5), "n_samples must be"),
         (lambda: model.denoise(GOOD, 0.0), "noise_std must be positive"),
@@ -441,7 +449,7 @@ def test_bad_questions_are_refused_in_words(on_gaussian):
 def test_few_rows_give_a_density_all_the_same(objective, n):
     model = EnergyDensity(objective, **SMALL).fit(gaussian_rows(n))
     assert np.isfinite(model.score_samples(GOOD)).all()
-    assert np.isfinite(model.sample(5, 0)).all()
+    assert np.isfinite(model.sample(5, random_state=0)).all()
     assert np.isfinite(model.impute(_with(GOOD, (0, 0), np.nan))).all()
 
 

@@ -95,7 +95,7 @@ def test_intervals_cover_what_they_say():
     X_new, y_new = linear_data(2000, seed=1)
     model = EnergyRegressor(n_members=4, hidden=(64,), max_epochs=60, random_state=0).fit(X, y)
     for coverage in (0.5, 0.9):
-        interval = model.predict_interval(X_new, coverage)
+        interval = model.predict_interval(X_new, coverage=coverage)
         covered = ((y_new >= interval[:, 0]) & (y_new <= interval[:, 1])).mean()
         # Three standard errors of the share, and 3 points for the model's own error.
         assert abs(covered - coverage) < 3 * np.sqrt(coverage * (1 - coverage) / 2000) + 0.03
@@ -154,7 +154,7 @@ def test_several_targets(objective):
     assert d.interval(0.9).shape == (30, 2, 2)
     assert d.log_prob(Y[:30]).shape == (30,)
     assert ((d.effective_sample_size >= 1) & (d.effective_sample_size <= d.n_importance + 1e-6)).all()
-    draws = model.sample(X[:30], 50, random_state=0)
+    draws = model.sample(X[:30], n_samples=50, random_state=0)
     assert draws.shape == (30, 50, 2)
     assert np.corrcoef((draws - draws.mean(1, keepdims=True)).reshape(-1, 2).T)[0, 1] < (
         -0.3 if objective == "auto" else 0.2
@@ -364,7 +364,7 @@ def test_bad_data_is_refused_in_words(X, y, words):
         ({"roughness": -1.0}, "roughness must be"),
         ({"resolution": "fine"}, "resolution must be"),
         ({"hidden": ()}, "hidden must be"),
-        ({"hidden": 128}, "hidden must be"),
+        ({"hidden": (64, 0)}, "hidden must be"),
         ({"n_tilts": -1}, "n_tilts must be"),
         ({"n_threads": 0}, "n_threads must be"),
         ({"batch_size": "large"}, "batch_size must be"),

@@ -6,8 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from thalweg.estimators.belief import DeepBeliefClassifier, DeepBeliefNetwork
     from thalweg.estimators.boltzmann import RestrictedBoltzmannMachine
-    from thalweg.estimators.deep import DeepBeliefClassifier, DeepBeliefNetwork, DeepBoltzmannMachine
+    from thalweg.estimators.deep import DeepBoltzmannMachine
     from thalweg.estimators.density import EnergyDensity
     from thalweg.estimators.images import ImageEBM
     from thalweg.estimators.regressor import EnergyRegressor
@@ -27,8 +28,8 @@ __version__ = "0.1.0"
 
 
 _HOMES = {
-    "DeepBeliefClassifier": "deep",
-    "DeepBeliefNetwork": "deep",
+    "DeepBeliefClassifier": "belief",
+    "DeepBeliefNetwork": "belief",
     "DeepBoltzmannMachine": "deep",
     "EnergyDensity": "density",
     "EnergyRegressor": "regressor",

@@ -43,7 +43,7 @@ def with_settings(settings: type[Settings], body: Callable[..., None]) -> Callab
     entries = sorted((e for e in fields(settings) if e.metadata), key=lambda e: e.name in shared)
     names = [entry.name for entry in entries]
     for entry in entries:
-        annotation = Annotated[hints[entry.name], _option(entry.name, entry.metadata)]
+        annotation: Any = Annotated.__class_getitem__((hints[entry.name], _option(entry.name, entry.metadata)))  # type: ignore[attr-defined]
         parameters.append(_parameter(entry.name, annotation, settings.defaults()[entry.name]))
     signature = inspect.signature(body, eval_str=True)
     own = [p for name, p in signature.parameters.items() if name not in ("given", "data", "settings")]

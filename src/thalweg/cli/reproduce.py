@@ -67,7 +67,7 @@ def reproduce(
     for note in result.notes:
         console.out.print(escape(note))
 
-    from thalweg.report import write_recipe_page
+    from thalweg.report.recipe import write_recipe_page
 
     folder = out_folder or Path("runs") / recipe
     path = write_recipe_page(chosen, settings, result, folder / "report.html")

@@ -8,33 +8,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from thalweg.data.states import StateEncoder
 from thalweg.energies.machines.layered import LayeredMachine
 from thalweg.energies.machines.units import Binary, Categorical, Gaussian, Mixed, Units
+from thalweg.estimators._base import Estimator, check_count, generator_of
 
 # exp of it is 0, and it is still a number in single precision.
 IMPOSSIBLE = -1e4
 
 
-def kept_columns(model: Any) -> dict[str, Any]:
-    """Number and names of a fitted model's columns, for its saved config."""
-    names = [str(c) for c in getattr(model, "feature_names_in_", [])]
-    return {"n_features_in": model.n_features_in_, "feature_names_in": names}
-
-
-def restore_columns(model: Any, config: dict[str, Any]) -> None:
-    """Give a loaded model what :func:`kept_columns` kept."""
-    model.n_features_in_ = config["n_features_in"]
-    if config["feature_names_in"]:
-        model.feature_names_in_ = np.array(config["feature_names_in"], dtype=object)
-
-
-class StateRows(BaseEstimator):
+class StateRows(Estimator):
     """An estimator whose rows become states of visible units; it has a parameter ``visible``, their kind.
 
     Attributes:
@@ -111,39 +97,32 @@ class StateRows(BaseEstimator):
         bias[torch.from_numpy(self.encoder_.impossible())] = IMPOSSIBLE
         return bias
 
-    def _generator(self, random_state: Any = None) -> torch.Generator:
-        return torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
-
     def _filled(
         self,
         machine: LayeredMachine,
         base_bias: Tensor,
         X: Any,
-        n_imputations: int | None,
+        n_draws: int | None,
         n_chains: int,
         n_steps: int,
         random_state: Any,
     ) -> np.ndarray:
         """Gaps filled by block Gibbs with all known entries held fast."""
-        original, generator = self._validated(X, gaps=True), self._generator(random_state)
+        original, generator = self._validated(X, gaps=True), generator_of(random_state)
         x = self._states(original).to(base_bias)
-        n = n_chains if n_imputations is None else n_imputations
-        out = np.repeat(original[None], n if n_imputations is not None else 1, 0)
+        n = n_chains if n_draws is None else n_draws
+        if n_draws is not None:
+            check_count("n_draws", n_draws)
+        out = np.repeat(original[None], n if n_draws is not None else 1, 0)
         rows = np.flatnonzero(pd.isna(original).any(1))
         for piece in np.array_split(rows, max(1, len(rows) * n // 4096)):
             if not len(piece):
                 continue
             mean, last = _clamped(machine, x[piece], base_bias, n, n_steps, generator)
-            filled = self._decoded(mean[None]) if n_imputations is None else self._decoded(last, draws=True)
+            filled = self._decoded(mean[None]) if n_draws is None else self._decoded(last, draws=True)
             gaps = pd.isna(original[piece])
             out[:, piece] = np.where(gaps, filled, original[piece])
-        return out[0] if n_imputations is None else out
-
-
-def check_count(n_samples: Any) -> None:
-    """Refuse what is no number of draws."""
-    if not isinstance(n_samples, int | np.integer) or n_samples < 1:
-        raise ValueError(f"n_samples must be a whole number of at least 1, got {n_samples!r}")
+        return out[0] if n_draws is None else out
 
 
 @torch.no_grad()

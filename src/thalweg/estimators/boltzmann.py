@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from thalweg.data.states import StateEncoder
 from thalweg.energies.machines.layered import LayeredMachine, RBMEnergy
-from thalweg.estimators._states import StateRows, check_count, kept_columns, restore_columns
-from thalweg.estimators.regressor import n_weights, suitable_threads, using_threads
+from thalweg.estimators._base import RandomState, check_count, check_counts, count_weights, generator_of
+from thalweg.estimators._states import StateRows
 from thalweg.objectives.base import Batch
 from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
 from thalweg.training.loop import History, Trainer
 from thalweg.training.moments import Encode, Moments, MomentStep, binary_draws, machine_plan
 from thalweg.training.plan import Plan
 from thalweg.training.progress import BarProgress
-from thalweg.training.saving import load_model, rebuilding, save_model, tensors_of
 
 # Up to here enumeration takes about a second.
 _MOST_ENUMERATED = 20
@@ -58,7 +56,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
     enter the free energy; by Jensen's inequality ``score_samples`` is then at most the mean over the states.
 
     Args:
-        n_components: hidden units.
+        hidden: number of hidden units.
         visible: the kind of the visible units: "binary" (values in [0, 1]), "gaussian" (any numbers, standardised
             inside, with learned standard deviations), "categorical" (each column's values are its categories),
             "mixed" (column by column: categorical for texts, binary for 0 and 1, else Gaussian), or "auto":
@@ -69,16 +67,19 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             else 1.
         batch_size, momentum, weight_decay, n_gibbs, persistent, centred, fast_rate, sparsity_target,
             sparsity_cost: see :class:`~thalweg.training.moments.Moments`.
-        n_iter: passes over the data; a table of few rows has few updates in each, and takes more of them.
-        n_threads: of PyTorch; None chooses by the size of the work.
-        verbose: show progress.
+        max_epochs: passes over the data; a table of few rows has few updates in each, and takes more of them.
+        device: where to train, as Lightning Fabric's accelerator.
+        devices, num_nodes, strategy, precision: as of the other estimators; a machine is trained by one process in
+            full precision.
+        n_threads: number of PyTorch threads; None chooses by the size of the work.
+        verbose: whether to show progress.
         random_state: seed, or a ``RandomState``.
 
     Attributes:
         energy_: the :class:`~thalweg.energies.RBMEnergy` of encoded rows.
         encoder_: how rows become visible states.
         base_bias_: of independent visible units with the data's means ``[width]``: where annealing starts.
-        chains_: the chains at the end of training, ``[n, width]`` of the visible layer and ``[n, n_components]``
+        chains_: the chains at the end of training, ``[n, width]`` of the visible layer and ``[n, hidden]``
             of the hidden one; with several temperatures ``[n_temperatures, n, ...]``, the machine's own first.
         history_: :class:`~thalweg.training.loop.History`.
         n_features_in_, feature_names_in_: as in scikit-learn.
@@ -86,7 +87,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
     Example:
         >>> from sklearn.datasets import load_digits
         >>> X = (load_digits().data > 7).astype(float)
-        >>> model = RestrictedBoltzmannMachine(16, n_iter=3, random_state=0).fit(X)
+        >>> model = RestrictedBoltzmannMachine(16, max_epochs=3, random_state=0).fit(X)
         >>> model.transform(X).shape, model.sample(5, random_state=0).shape
         ((1797, 16), (5, 64))
 
@@ -98,13 +99,13 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
 
     def __init__(
         self,
-        n_components: int = 256,
+        hidden: int = 256,
         *,
         visible: str = "auto",
         learning_rate: float | None = None,
         final_rate: float = 0.0,
         batch_size: int = 64,
-        n_iter: int = 100,
+        max_epochs: int = 100,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         n_gibbs: int = 1,
@@ -114,28 +115,16 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         fast_rate: float = 0.0,
         sparsity_target: float | None = None,
         sparsity_cost: float = 1.0,
+        device: str = "cpu",
+        devices: int = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
+        precision: str = "32-true",
         n_threads: int | None = None,
         verbose: bool = False,
-        random_state: int | np.random.RandomState | None = None,
+        random_state: RandomState = None,
     ):
-        self.n_components = n_components
-        self.visible = visible
-        self.learning_rate = learning_rate
-        self.final_rate = final_rate
-        self.batch_size = batch_size
-        self.n_iter = n_iter
-        self.momentum = momentum
-        self.weight_decay = weight_decay
-        self.n_gibbs = n_gibbs
-        self.persistent = persistent
-        self.n_temperatures = n_temperatures
-        self.centred = centred
-        self.fast_rate = fast_rate
-        self.sparsity_target = sparsity_target
-        self.sparsity_cost = sparsity_cost
-        self.n_threads = n_threads
-        self.verbose = verbose
-        self.random_state = random_state
+        self._keep(locals())
 
     # -- fitting -------------------------------------------------------------------------------------
 
@@ -165,21 +154,21 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             DivergenceError: if training can't be kept from diverging.
         """
         X = self._learn_columns(X)
-        self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        plan = self._plan(self.n_iter, self.final_rate, self._seed, checkpoint_seconds)
+        self._seed = self._draw_seed()
+        plan = self._plan(self.max_epochs, self.final_rate, self._seed, checkpoint_seconds)
         data = self._states(X).float()
         self._build(data)
         trainer = Trainer(
             plan,
-            None,
+            self._make_fabric(),
             None if run_dir is None else Path(run_dir),
             BarProgress("held-out NLL", with_best=False) if self.verbose else None,
         )
         step = self._step()
         validate = None if held_out is None else self._likelihood_of(self._validated(held_out))
-        with self._threads():
+        with self._own_threads():
             self.history_ = trainer.run(step, Batch(None, data), validate, resume)
-        self.chains_ = step.all_chains
+        self._take(step)
         self._n_calls = 0
         return self
 
@@ -194,7 +183,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         first = not hasattr(self, "energy_")
         X = self._learn_columns(X) if first else self._validated(X)
         if first:
-            self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+            self._seed = self._draw_seed()
             self._n_calls = 0
             self._build(self._states(X).float())
             self.history_ = History()
@@ -205,20 +194,18 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         encoder.grey = encoder.grey or bool(encoder.kind == "binary" and ((data > 0) & (data < 1)).any())
         plan = self._plan(1, self._rate(), self._seed + self._n_calls)
         step = self._step(None if first else self.chains_)
-        with self._threads():
-            record = Trainer(plan).run(step, Batch(None, data))
-        self.chains_ = step.all_chains
+        with self._own_threads():
+            record = Trainer(plan, self._make_fabric()).run(step, Batch(None, data))
+        self._take(step)
         self.history_.epochs += [{**e, "epoch": float(self._n_calls)} for e in record.epochs]
         self._log_z = None
         return self
 
     def _plan(self, n_epochs: int, final_rate: float, seed: int, checkpoint_seconds: float = 5.0) -> Plan:
-        for name in ("n_components", "n_iter", "batch_size", "n_gibbs", "n_temperatures"):
-            value = getattr(self, name)
-            if value is None and name == "n_temperatures":
-                continue
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        check_counts(self, "hidden", "max_epochs", "batch_size", "n_gibbs")
+        if self.n_temperatures is not None:
+            check_counts(self, "n_temperatures")
+        self._check_training(several_processes=False)
         return machine_plan(
             max_epochs=int(n_epochs),
             batch_size=int(self.batch_size),
@@ -244,6 +231,11 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         encode, base_bias = self._encode(), self.base_bias_
         return MomentStep(self.energy_, moments, chains=chains, encode=encode, base_bias=base_bias)
 
+    def _take(self, step: MomentStep) -> None:
+        """Bring home what was trained on another device."""
+        self.energy_.cpu()
+        self.chains_ = [x.cpu() for x in step.all_chains]
+
     def _n_levels(self) -> int:
         if self.n_temperatures is not None:
             return int(self.n_temperatures)
@@ -256,12 +248,12 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         if self.learning_rate is not None:
             return self.learning_rate
         # Gaussian units answer to the sum of what all hidden units learn, and run away if that is too much.
-        return 0.1 * min(1.0, 64 / self.n_components) if len(self.encoder_.columns("gaussian")) else 0.3
+        return 0.1 * min(1.0, 64 / self.hidden) if len(self.encoder_.columns("gaussian")) else 0.3
 
     def _build(self, data: Tensor) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
-            self.energy_ = RBMEnergy(self._units(), self.n_components)
+            self.energy_ = RBMEnergy(self._units(), self.hidden)
         if len(self.encoder_.columns("gaussian")):
             # At zero weights the gradient is zero, and with rates that Gaussian units bear it is long left.
             self.energy_.weights[0].data.mul_(40.0 / sum(self.energy_.weights[0].shape) ** 0.5)
@@ -270,8 +262,8 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         self.base_bias_ = bias
         self._log_z = None
 
-    def _threads(self) -> Any:
-        return using_threads(self.n_threads or suitable_threads(self.batch_size, n_weights(self.energy_)))
+    def _own_threads(self) -> contextlib.AbstractContextManager[None]:
+        return self._threads(self.batch_size, count_weights(self.energy_))
 
     def _likelihood_of(self, X: np.ndarray) -> Any:
         """What tells the progress of training on rows held out."""
@@ -291,7 +283,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
 
     @property
     def components_(self) -> np.ndarray:
-        """The weights ``[n_components, width]``."""
+        """The weights ``[hidden, width]``."""
         return self._machine().weights[0].detach().numpy().T
 
     @property
@@ -301,7 +293,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
 
     @property
     def intercept_hidden_(self) -> np.ndarray:
-        """``[n_components]``."""
+        """``[hidden]``."""
         return self._machine().biases[1].detach().numpy()
 
     @property
@@ -309,22 +301,22 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         return len(self.components_)
 
     def transform(self, X: Any) -> np.ndarray:
-        """Means of the hidden units given the rows ``[rows, n_components]``."""
+        """Means of the hidden units given the rows ``[rows, hidden]``."""
         kind = getattr(X, "dtype", None)
         exact, x = self._exact(), self._rows(X)
         with torch.no_grad():
             hidden = torch.cat([torch.sigmoid(exact.field([part, None], 1)) for part in x.split(8192)])
         return hidden.numpy().astype(np.float32 if kind == np.float32 else np.float64, copy=False)
 
-    def gibbs(self, v: Any, random_state: int | np.random.RandomState | None = None) -> np.ndarray:
+    def gibbs(self, v: Any, *, random_state: RandomState = None) -> np.ndarray:
         """New rows after one sweep from v ``[rows, columns]``: all hidden units, then all visible ones.
 
         Without a seed of its own it draws from ``random_state`` of the estimator, if that is a ``RandomState``.
         """
         machine, x = self._machine(), self._rows(v)
-        return self._decoded(machine.sweep(x.float(), self._generator(random_state)), draws=True)
+        return self._decoded(machine.sweep(x.float(), generator_of(random_state)), draws=True)
 
-    def reconstruct(self, X: Any, encoded: bool = False) -> np.ndarray:
+    def reconstruct(self, X: Any, *, encoded: bool = False) -> np.ndarray:
         """Means of the visible units given the means of the hidden ones; of categories the likeliest.
 
         Args:
@@ -357,7 +349,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             else:
                 generator = torch.Generator().manual_seed(self._seed)
                 hidden = self.chains_[1] if self.chains_[1].dim() == 2 else self.chains_[1][0]
-                with self._threads():
+                with self._own_threads():
                     found = bracket_machine(machine, self.base_bias_, samples=hidden, generator=generator)
                 error = max(abs(found.width) / 2, found.lower.standard_error, found.upper.standard_error)
                 self._log_z = found.estimate, error
@@ -390,19 +382,21 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
     def sample(
         self,
         n_samples: int = 1,
+        *,
+        random_state: RandomState = None,
         n_steps: int = 500,
-        random_state: int | np.random.RandomState | None = None,
     ) -> np.ndarray:
         """Draws ``[n_samples, columns]``: chains annealed from independent columns, resampled by their weights.
 
         Columns that are rounded come rounded; beside texts every column comes in its own type.
 
         Args:
+            random_state: seed, or a ``RandomState``.
             n_steps: bridges; with few of them, and a machine whose modes are far apart, draws recur.
         """
-        machine, generator = self._machine(), self._generator(random_state)
-        check_count(n_samples)
-        with self._threads():
+        machine, generator = self._machine(), generator_of(random_state)
+        check_count("n_samples", n_samples)
+        with self._own_threads():
             ends = anneal_machine(machine, self.base_bias_, max(100, n_samples), n_steps, generator=generator)
             weights = (ends.log_weights - ends.log_weights.max()).exp()
             hidden = ends.position[torch.multinomial(weights, n_samples, True, generator=generator)]
@@ -416,26 +410,28 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
     def impute(
         self,
         X: Any,
-        n_imputations: int | None = None,
+        *,
+        n_draws: int | None = None,
+        random_state: RandomState = None,
         n_chains: int = 32,
         n_steps: int = 200,
-        random_state: int | np.random.RandomState | None = None,
     ) -> np.ndarray:
         """Fill gaps (NaN) by block Gibbs with all known entries held fast, which come back as they were.
 
         Args:
             X: ``[rows, columns]``.
-            n_imputations: None is the conditional mean (of binary columns the probability of 1, of categories the
-                likeliest); a number is that many draws.
+            n_draws: None gives the conditional mean (of binary columns the probability of 1, of categories the
+                likeliest); a number that many draws.
+            random_state: seed, or a ``RandomState``.
             n_chains: of each row, over which the mean is taken.
             n_steps: sweeps; the mean is over their second half.
 
         Returns:
-            ``[rows, columns]``, or ``[n_imputations, rows, columns]``.
+            ``[rows, columns]``, or ``[n_draws, rows, columns]``.
         """
         machine = self._machine()
-        with self._threads():
-            return self._filled(machine, self.base_bias_, X, n_imputations, n_chains, n_steps, random_state)
+        with self._own_threads():
+            return self._filled(machine, self.base_bias_, X, n_draws, n_chains, n_steps, random_state)
 
     # -- in and out ----------------------------------------------------------------------------------
 
@@ -454,47 +450,22 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
 
     # -- saving --------------------------------------------------------------------------------------
 
-    def save(self, folder: str | os.PathLike[str], extra: dict[str, Any] | None = None) -> None:
-        """Write the model as a folder of ``config.json`` and ``model.safetensors``.
-
-        Args:
-            extra: anything for JSON, kept beside the model and given back by :meth:`load`.
-        """
-        machine = self._machine()
-        config = {
-            "params": {k: v for k, v in self.get_params().items() if k != "random_state"},
-            **kept_columns(self),
+    def _config(self) -> dict[str, Any]:
+        return {
             "encoder": self.encoder_.state(),
             "seed": self._seed,
             "n_calls": self._n_calls,
             "log_normaliser": self._log_z,
-            "history": asdict(self.history_),
-            "extra": extra or {},
         }
-        tensors = {f"energy.{k}": v for k, v in machine.state_dict().items()}
-        tensors |= {"base_bias": self.base_bias_}
-        tensors |= {f"chains.{k}": v for k, v in enumerate(self.chains_)}
-        save_model(Path(folder), type(self).__name__, config, tensors)
 
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> RestrictedBoltzmannMachine:
-        """Read a saved model. Nothing in the folder is run; ``extra_`` holds what was kept beside it.
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"base_bias": self.base_bias_, **{f"chains.{k}": v for k, v in enumerate(self.chains_)}}
 
-        Raises:
-            ValueError: if the folder is missing, damaged, foreign, or of a newer version.
-        """
-        config, tensors = load_model(Path(folder), cls.__name__)
-        with rebuilding(folder):
-            model = cls(**config["params"])
-            restore_columns(model, config)
-            model.encoder_ = StateEncoder.from_state(config["encoder"])
-            model._seed, model._n_calls = config["seed"], config["n_calls"]
-            model.history_ = History(**config["history"])
-            model.extra_ = config["extra"]
-            model._build(torch.zeros(1, model.encoder_.width))
-            model.energy_.load_state_dict(tensors_of("energy", tensors))
-            model.base_bias_ = tensors["base_bias"]
-            model.chains_ = [tensors["chains.0"], tensors["chains.1"]]
-            kept = config["log_normaliser"]
-            model._log_z = None if kept is None else (kept[0], kept[1])
-        return model
+    def _rebuild(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.encoder_ = StateEncoder.from_state(config["encoder"])
+        self._seed, self._n_calls = config["seed"], config["n_calls"]
+        self._build(torch.zeros(1, self.encoder_.width))
+        self.base_bias_ = tensors["base_bias"]
+        self.chains_ = [tensors["chains.0"], tensors["chains.1"]]
+        kept = config["log_normaliser"]
+        self._log_z = None if kept is None else (kept[0], kept[1])

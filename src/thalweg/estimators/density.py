@@ -8,7 +8,6 @@ import os
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from scipy.special import expit
-from sklearn.base import BaseEstimator, DensityMixin
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import KFold
+from sklearn.base import DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
@@ -28,33 +24,37 @@ from thalweg.data.encoding import is_number
 from thalweg.data.target import find_resolution, location_and_scale, most_frequent, rounded
 from thalweg.energies.base import Energy, check_energy
 from thalweg.energies.conditioning import ClampedEnergy
-from thalweg.energies.densities import (
-    Density,
-    GaussianMixtureEnergy,
-    choose_gaussian_mixture,
-    fit_gaussian_mixture,
+from thalweg.energies.densities import AutoregressiveEnergy, Density, GaussianMixtureEnergy, NumericEncoding
+from thalweg.energies.networks import PerceptronEnergy
+from thalweg.estimators._base import (
+    Estimator,
+    RandomState,
+    check_count,
+    check_widths,
+    count_weights,
+    draw_seed,
+    generator_of,
 )
-from thalweg.energies.densities.autoregressive import AutoregressiveEnergy, NumericEncoding
-from thalweg.energies.densities.tilted import TiltedMixtureEnsemble
-from thalweg.energies.networks.perceptron import PerceptronEnergy
-from thalweg.estimators._states import kept_columns, restore_columns
-from thalweg.estimators.regressor import EnergyRegressor, n_weights, suitable_threads, using_threads
+from thalweg.estimators._chain import Conditional, best_share, conditionals_of_mixture, empty_chain, empty_mixture
+from thalweg.estimators._rescaled import Rescaled, Whitened
+from thalweg.estimators._whole_rows import HeldOutLikelihood, mixture_proposal, resampled
 from thalweg.inference import completion
 from thalweg.inference.importance import log_normaliser
 from thalweg.objectives.base import Batch
 from thalweg.objectives.catalogue import METHODS
+from thalweg.objectives.names import DENSITY
 from thalweg.sampling.adaptation import adapt_step_size
 from thalweg.sampling.annealing import bracket_log_normaliser
 from thalweg.sampling.chain import run_chain
 from thalweg.sampling.hmc import HMC
-from thalweg.training.loop import DivergenceError, History, Plan, Trainer
-from thalweg.training.progress import BarProgress, Progress
-from thalweg.training.saving import load_model, rebuilding, save_model, tensors_of
+from thalweg.training.history import History
+from thalweg.training.loop import DivergenceError, Plan, Trainer
+from thalweg.training.progress import BarProgress
 
-OBJECTIVES = ("auto", *METHODS)
+OBJECTIVES = ("auto", *DENSITY)
 
 
-class EnergyDensity(DensityMixin, BaseEstimator):
+class EnergyDensity(DensityMixin, Estimator):
     """An energy-based model of p(x), x a row of numbers.
 
     By default the joint density is a chain of conditionals, p(x_1) p(x_2|x_1) ..., each an ensemble of tilted
@@ -78,9 +78,10 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         max_epochs, max_steps, patience: see :class:`~thalweg.training.loop.Plan`; of "auto", for each column.
         validation_fraction: rows held out to stop early (by "auto" every member holds out a fold instead).
         resolution: spacing of the grid that columns are rounded to; "auto" finds it for each, 0 is none.
-        device: for Lightning Fabric, of the training.
-        n_threads: of PyTorch while fitting; None chooses by the size of the work.
-        verbose: show progress.
+        device, devices, num_nodes, strategy, precision: see :class:`lightning_fabric.Fabric`; ``device`` is its
+            accelerator. Several processes share every batch.
+        n_threads: number of PyTorch threads while fitting; None chooses by the size of the work.
+        verbose: whether to show progress.
         random_state: seed, or a ``RandomState``.
 
     Attributes:
@@ -92,7 +93,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         training_log_prob_: log p of the training rows ``[rows]``, by "auto" from those networks that did not learn
             from the row: what new rows compare with. A model that was loaded has it not.
         resolution_: spacing found for each column ``[D]``, 0 where it is not rounded.
-        history_: one :class:`~thalweg.training.loop.History` for each network trained.
+        history_: the :class:`~thalweg.training.history.History`; by "auto" it joins those of the columns.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
     Example:
@@ -118,25 +119,17 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         validation_fraction: float = 0.1,
         resolution: float | str = "auto",
         device: str = "cpu",
+        devices: int = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
+        precision: str = "32-true",
         n_threads: int | None = None,
         verbose: bool = False,
-        random_state: int | np.random.RandomState | None = None,
+        random_state: RandomState = None,
     ):
-        self.objective = objective
-        self.energy = energy
-        self.n_members = n_members
-        self.hidden = hidden
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.max_epochs = max_epochs
-        self.max_steps = max_steps
-        self.patience = patience
-        self.validation_fraction = validation_fraction
-        self.resolution = resolution
-        self.device = device
-        self.n_threads = n_threads
-        self.verbose = verbose
-        self.random_state = random_state
+        self._keep(locals())
+
+    _fabric: Fabric
 
     # -- fitting -------------------------------------------------------------------------------------
 
@@ -167,7 +160,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         self._check_columns(X)
         rng = check_random_state(self.random_state)
-        seed = int(rng.randint(2**31 - 1))
+        seed = draw_seed(rng)
         self.resolution_ = np.array(
             [find_resolution(c) if self.resolution == "auto" else float(self.resolution) for c in X.T]
         )
@@ -182,12 +175,14 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         Z = (X - location) / scale
         spread = self.resolution_ / scale * (np.random.RandomState(seed).uniform(size=X.shape) - 0.5)
         z = torch.as_tensor(Z + spread, dtype=torch.float32)
+        self._fabric = self._make_fabric()
         how = {"resume": resume, "checkpoint_seconds": checkpoint_seconds}
         if self.objective == "auto":
-            self.proposal_ = _proposal(z, seed)
+            self.proposal_ = mixture_proposal(z, seed)
             inner: Energy = self._fit_chain(Z, z, scale, seed, folder, **how)
         else:
             inner = self._fit_network(z, scale, seed, folder, **how)
+        del self._fabric
         self.energy_ = Rescaled(inner.cpu().eval(), location, scale)
         if self.objective != "auto":
             self.training_log_prob_ = self._log_prob(X)
@@ -212,8 +207,8 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             if not (np.isfinite(variance) and variance > 0):
                 raise ValueError(f"column {name!r} is too large or too fine for double precision: rescale it")
 
-    def _conditional(self, resolution: float | str, seed: int | None, label: str = "fit") -> _Conditional:
-        model = _Conditional(
+    def _conditional(self, resolution: float | str, seed: int | None, label: str = "fit") -> Conditional:
+        model = Conditional(
             n_members=self.n_members,
             hidden=self.hidden,
             learning_rate=2e-3 if self.learning_rate is None else self.learning_rate,
@@ -224,11 +219,15 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             validation_fraction=self.validation_fraction,
             resolution=self.resolution if seed is None else resolution,
             device=self.device,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            strategy=self.strategy,
+            precision=self.precision,
             n_threads=self.n_threads,
             verbose=self.verbose,
             random_state=seed,
         )
-        model.label = label
+        model.label, model.fabric = label, getattr(self, "_fabric", None)
         return model
 
     def _fit_chain(
@@ -240,7 +239,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             Z: standardised rows.
             z: the same, spread over their rounding cells.
         """
-        self.conditionals_, self.history_ = [], []
+        self.conditionals_, histories = [], {}
         held_out = np.empty(Z.shape)
         for d in range(Z.shape[1]):
             model = self._conditional(
@@ -251,15 +250,16 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             model.fit(given, Z[:, d], run_dir=None if folder is None else folder / f"column-{d}", **how)
             held_out[:, d] = model.held_out_log_prob(given, Z[:, d])
             self.conditionals_.append(model)
-            self.history_.append(model.history_)
-        mixture, others = _mixture_of(z, torch.as_tensor(Z), seed)
-        shares = np.array([_share(own, other) for own, other in zip(held_out.T, others.T, strict=True)])
+            histories[f"column {d + 1}"] = model.history_
+        self.history_ = History.joined(histories)
+        mixture, others = conditionals_of_mixture(z, torch.as_tensor(Z), seed)
+        shares = np.array([best_share(own, other) for own, other in zip(held_out.T, others.T, strict=True)])
         log_prob = np.logaddexp(np.log1p(-shares) + held_out, np.log(shares) + others).sum(1)
         self.training_log_prob_ = log_prob - np.log(scale).sum()
         self.log_normaliser_, self.log_normaliser_error_ = 0.0, 0.0
         self.validation_nll_ = -float(self.training_log_prob_.mean())
         return AutoregressiveEnergy(
-            [m.energy_ for m in self.conditionals_],  # type: ignore[misc]
+            [m.energy_ for m in self.conditionals_],
             [NumericEncoding(m.encoder_.columns) for m in self.conditionals_],  # type: ignore[union-attr]
             torch.tensor([float(m.location_[0]) for m in self.conditionals_]),
             torch.tensor([float(m.scale_[0]) for m in self.conditionals_]),
@@ -276,7 +276,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             network = self._network(z)
             objective = METHODS[self.objective].build(training)
         check_energy(network, z[:2])
-        proposal = _proposal(training, seed)
+        proposal = mixture_proposal(training, seed)
         self.proposal_ = proposal
         size = self.batch_size
         plan = Plan(
@@ -291,17 +291,17 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             seed=seed,
         )
         shift = float(np.log(scale).sum())
-        validate = _HeldOut(held_out, proposal, seed)
-        with using_threads(self.n_threads or suitable_threads(plan.batch_size, n_weights(network))):
+        validate = HeldOutLikelihood(held_out, proposal, seed)
+        with self._threads(plan.batch_size, count_weights(network)):
             trainer = Trainer(
                 plan,
-                Fabric(accelerator=self.device, devices=1),
+                self._fabric,
                 folder,
                 BarProgress(offset=shift) if self.verbose else None,
             )
             history = trainer.fit(network, objective, Batch(None, training), validate, resume=how["resume"])
         network = network.cpu().eval()
-        self.history_ = [history]
+        self.history_ = history
         try:
             self._normalise(network, seed)
         except ValueError as error:
@@ -320,7 +320,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         self.log_normaliser_error_ = simple.standard_error
         if simple.effective_sample_size < 1000:
             # Few of the samples lie where the energy is low: the estimate and its error are not to be trusted.
-            white = _Whitened(network, self.proposal_.scales[-1])
+            white = Whitened(network, self.proposal_.scales[-1])
             bracket = bracket_log_normaliser(white, white.of_mixture(self.proposal_), None, 256, 300, generator)
             self.log_normaliser_ = bracket.estimate + white.log_volume
             self.log_normaliser_error_ = max(
@@ -330,7 +330,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
     def _network(self, z: Tensor) -> Energy:
         if self.energy is not None:
             return copy.deepcopy(self.energy)
-        return PerceptronEnergy(z.shape[1], self.hidden) + GaussianMixtureEnergy.from_moments(z, 1.3)
+        return PerceptronEnergy(z.shape[1], check_widths(self.hidden)) + GaussianMixtureEnergy.from_moments(z, 1.3)
 
     # -- use -----------------------------------------------------------------------------------------
 
@@ -361,17 +361,17 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         """Total log-likelihood of the rows, as scikit-learn's ``KernelDensity`` has it."""
         return float(self.score_samples(X).sum())
 
-    def sample(self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None) -> np.ndarray:
+    def sample(self, n_samples: int = 1, *, random_state: RandomState = None) -> np.ndarray:
         """Draws ``[n_samples, columns]``: independent by "auto", else by importance resampling and HMC."""
         check_is_fitted(self, "energy_")
-        _check_count("n_samples", n_samples)
-        generator = self._generator(random_state)
+        check_count("n_samples", n_samples)
+        generator = generator_of(random_state)
         inner = self.energy_.inner
         if isinstance(inner, Density):
             return self._rounded(self.energy_.back(inner.sample(n_samples, generator)))
         candidates = self.proposal_.sample(max(20_000, 10 * n_samples), generator)
-        white = _Whitened(inner, self.proposal_.scales[-1])
-        start = white.forth(_resampled(inner, self.proposal_, candidates, n_samples, generator))
+        white = Whitened(inner, self.proposal_.scales[-1])
+        start = white.forth(resampled(inner, self.proposal_, candidates, n_samples, generator))
         kernel = adapt_step_size(HMC(0.1), white, start[:256], 50, generator=generator).kernel
         end = white.back(run_chain(kernel, white, start, 40, generator).position)
         return self._rounded(self.energy_.back(end))
@@ -379,32 +379,33 @@ class EnergyDensity(DensityMixin, BaseEstimator):
     def impute(
         self,
         X: Any,
-        n_imputations: int = 1,
-        random_state: int | np.random.RandomState | None = None,
         *,
+        n_draws: int | None = None,
+        random_state: RandomState = None,
         n_candidates: int = 256,
     ) -> np.ndarray:
-        """Fill gaps (NaN) with draws from p(missing | known) of each row.
+        """Fill gaps (NaN) given what is known of each row.
 
         Args:
             X: ``[rows, columns]``; what is known is returned bit for bit.
-            n_imputations: completions of each row.
-            n_candidates: weighted draws for each row, of which the completions are taken.
+            n_draws: None gives the conditional mean; a number that many draws from p(missing | known).
+            random_state: seed, or a ``RandomState``.
+            n_candidates: weighted draws for each row, from which the draws are taken, or over which the mean is.
 
         Warns:
             UserWarning: if rows lack so much that few of the candidates fit.
 
         Returns:
-            ``[rows, columns]`` for one imputation, else ``[n_imputations, rows, columns]``. Their mean over
-            the imputations is the conditional mean, their spread its uncertainty.
+            ``[rows, columns]``, or ``[n_draws, rows, columns]``.
         """
         X = self._rows(X, gaps=True)
-        _check_count("n_imputations", n_imputations)
-        _check_count("n_candidates", n_candidates)
-        generator = self._generator(random_state)
+        if n_draws is not None:
+            check_count("n_draws", n_draws)
+        check_count("n_candidates", n_candidates)
+        generator = generator_of(random_state)
         inner = self.energy_.inner
         n_candidates += n_candidates % 2
-        out = np.repeat(X[None], n_imputations, 0)
+        out = np.repeat(X[None], n_draws or 1, 0)
         rows = np.flatnonzero(np.isnan(X).any(1))
         n_poor = 0
         for piece in np.array_split(rows, max(1, len(rows) * n_candidates // 32768)):
@@ -413,16 +414,15 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             mask = torch.from_numpy(~np.isnan(X[piece]))
             known = torch.nan_to_num(self.energy_.forth(torch.from_numpy(X[piece])))
             found = completion.complete(inner, self.proposal_, known, mask, n_candidates, generator)
-            filled = found.draw(n_imputations, generator)
             if isinstance(inner, AutoregressiveEnergy):
                 n_poor += int((found.effective_sample_size < 4).sum())
+            if n_draws is None:
+                filled = self.energy_.back(found.mean()[None]).numpy()
             else:
-                # A few steps of HMC take the draws off the candidates.
-                clamped = ClampedEnergy(inner, known.expand_as(filled), mask)
-                few = ClampedEnergy(inner, known.expand_as(filled[:4]), mask)
-                kernel = adapt_step_size(HMC(0.1, 5), few, filled[:4], 30, generator=generator).kernel
-                filled = run_chain(kernel, clamped, filled, 10, generator).position
-            out[:, piece] = np.where(mask.numpy(), X[piece], self._rounded(self.energy_.back(filled)))
+                filled = self._rounded(
+                    self.energy_.back(self._moved(found.draw(n_draws, generator), known, mask, generator))
+                )
+            out[:, piece] = np.where(mask.numpy(), X[piece], filled)
         if n_poor:
             warnings.warn(
                 f"in {n_poor} of {len(rows)} rows with gaps so much is missing that fewer than 4 of "
@@ -430,14 +430,24 @@ class EnergyDensity(DensityMixin, BaseEstimator):
                 "candidates help",
                 stacklevel=2,
             )
-        return out[0] if n_imputations == 1 else out
+        return out[0] if n_draws is None else out
+
+    def _moved(self, filled: Tensor, known: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+        """Draws taken off the candidates by a few steps of HMC, where these are not the model's own."""
+        inner = self.energy_.inner
+        if isinstance(inner, AutoregressiveEnergy):
+            return filled
+        clamped = ClampedEnergy(inner, known.expand_as(filled), mask)
+        few = ClampedEnergy(inner, known.expand_as(filled[:4]), mask)
+        kernel = adapt_step_size(HMC(0.1, 5), few, filled[:4], 30, generator=generator).kernel
+        return run_chain(kernel, clamped, filled, 10, generator).position
 
     def denoise(
         self,
         X: Any,
         noise_std: float | Sequence[float],
-        random_state: int | np.random.RandomState | None = None,
         *,
+        random_state: RandomState = None,
         n_candidates: int = 512,
     ) -> np.ndarray:
         """Posterior mean of rows that were seen with Gaussian noise: of x ~ p(x) N(seen; x, noise_std^2).
@@ -453,8 +463,8 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             raise ValueError(f"noise_std must be one number or {X.shape[1]}, got an array of shape {std.shape}")
         if not ((std > 0) & np.isfinite(std)).all():
             raise ValueError(f"noise_std must be positive, got {noise_std}")
-        _check_count("n_candidates", n_candidates)
-        generator = self._generator(random_state)
+        check_count("n_candidates", n_candidates)
+        generator = generator_of(random_state)
         n_candidates += n_candidates % 2
         scaled = (torch.from_numpy(np.broadcast_to(std, X.shape[1]).copy()) / self.energy_.scale).float()
         cleaned = [
@@ -472,47 +482,27 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             out[..., k] = rounded(out[..., k], self.origin_[k], self.resolution_[k])
         return out
 
-    def _generator(self, random_state: Any) -> torch.Generator:
-        return torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
-
     # -- saving --------------------------------------------------------------------------------------
 
-    def save(self, folder: str | os.PathLike[str], extra: dict[str, Any] | None = None) -> None:
-        """Write the model as a folder of ``config.json`` and ``model.safetensors``.
+    _not_saved = ("random_state", "energy")
 
-        Args:
-            extra: anything for JSON, kept beside the model and given back by :meth:`load`.
-
-        Raises:
-            ValueError: if the model has an energy of the user's own: save that with torch instead.
-        """
-        check_is_fitted(self, "energy_")
-        if self.energy is not None:
-            raise ValueError(
-                "a model with an energy of your own can't be rebuilt from a file: save its state_dict"
-            )
-        params = {k: v for k, v in self.get_params().items() if k not in ("energy", "random_state")}
-        params["hidden"] = list(self.hidden)
+    def _config(self) -> dict[str, Any]:
         config: dict[str, Any] = {
-            "params": params,
-            **kept_columns(self),
             "resolution": self.resolution_.tolist(),
             "origin": self.origin_.tolist(),
             "log_normaliser": self.log_normaliser_,
             "log_normaliser_error": self.log_normaliser_error_,
             "validation_nll": None if math.isnan(self.validation_nll_) else self.validation_nll_,
             "n_components": len(self.proposal_.means),
-            "history": [asdict(h) for h in self.history_],
-            "extra": extra or {},
         }
-        if self.objective == "auto":
-            config["conditionals"] = self._architecture()
-            assert isinstance(self.energy_.inner, AutoregressiveEnergy)
+        if isinstance(self.energy_.inner, AutoregressiveEnergy):
             assert self.energy_.inner.mixture is not None
+            config["conditionals"] = self._architecture()
             config["mixture"] = list(self.energy_.inner.mixture.scales.shape)
-        tensors = {f"energy.{k}": v for k, v in self.energy_.state_dict().items()}
-        tensors |= {f"proposal.{k}": v for k, v in self.proposal_.state_dict().items()}
-        save_model(Path(folder), "EnergyDensity", config, tensors)
+        return config
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"energy": self.energy_, "proposal": self.proposal_}
 
     def _architecture(self) -> list[dict[str, Any]]:
         """The shape of each conditional, as JSON."""
@@ -523,147 +513,22 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             for m in self.conditionals_
         ]
 
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> EnergyDensity:
-        """Read a saved model. Nothing in the folder is run; ``extra_`` holds what was kept beside it.
-
-        Raises:
-            ValueError: if the folder is missing, damaged, foreign, or of a newer version.
-        """
-        config, tensors = load_model(Path(folder), "EnergyDensity")
-        with rebuilding(folder):
-            model = cls(**config["params"])
-            restore_columns(model, config)
-            d = model.n_features_in_
-            model.resolution_ = np.array(config["resolution"])
-            model.origin_ = np.array(config["origin"])
-            model.log_normaliser_ = float(config["log_normaliser"])
-            model.log_normaliser_error_ = float(config["log_normaliser_error"])
-            nll = config["validation_nll"]
-            model.validation_nll_ = math.nan if nll is None else nll
-            model.history_ = [History(**h) for h in config["history"]]
-            model.extra_ = config["extra"]
-            model.proposal_ = _empty_mixture(config["n_components"], d)
-            model.proposal_.load_state_dict(tensors_of("proposal", tensors))
-            inner: Energy
-            if model.objective == "auto":
-                model.architecture_ = config["conditionals"]
-                inner = _chain_of(model.architecture_, config["mixture"], model)
-            else:
-                inner = PerceptronEnergy(d, model.hidden) + _empty_mixture(1, d)
-            model.energy_ = Rescaled(inner, np.zeros(d), np.ones(d))
-            model.energy_.load_state_dict(tensors_of("energy", tensors))
-            model.energy_.eval()
-        return model
-
-
-class Rescaled(Energy):
-    """The energy of rows in their own units, from one over (x - location) / scale.
-
-    Rows in double precision are standardised in it, and handed on in single precision.
-    """
-
-    location: Tensor
-    scale: Tensor
-
-    def __init__(self, inner: Energy, location: Any, scale: Any):
-        super().__init__()
-        self.inner = inner
-        self.register_buffer("location", torch.as_tensor(location, dtype=torch.float64))
-        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float64))
-
-    def forth(self, x: Tensor) -> Tensor:
-        return ((x - self.location) / self.scale).float()
-
-    def back(self, z: Tensor) -> Tensor:
-        return self.location + self.scale * z.double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(self.forth(x)) + self.scale.log().sum()
-
-
-class _Whitened(Energy):
-    """The energy of u where x = L u: chains move freely where the columns hang together closely.
-
-    Args:
-        factor: L, lower triangular ``[D, D]``.
-    """
-
-    def __init__(self, inner: Energy, factor: Tensor):
-        super().__init__()
-        object.__setattr__(self, "inner", inner)
-        self.factor = factor
-        self.log_volume = float(factor.diagonal().log().sum())
-
-    inner: Energy
-
-    def forth(self, x: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(self.factor, x.T, upper=False).T
-
-    def back(self, u: Tensor) -> Tensor:
-        return u @ self.factor.T
-
-    def of_mixture(self, mixture: GaussianMixtureEnergy) -> GaussianMixtureEnergy:
-        """The same mixture, of u."""
-        scales = torch.linalg.solve_triangular(self.factor, mixture.scales, upper=False)
-        return GaussianMixtureEnergy(self.forth(mixture.means), scales, mixture.log_weights.exp())
-
-    def forward(self, u: Tensor) -> Tensor:
-        return self.inner(self.back(u))
-
-    def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        value, grad = self.inner.value_and_grad(self.back(u))
-        return value, grad @ self.factor
-
-
-class _Conditional(EnergyRegressor):
-    """One link of the chain; its bar says which."""
-
-    label = "fit"
-    shift = 0.0
-
-    def _progress(self, offset: float, n_members: int) -> Progress:
-        return BarProgress(offset=offset + self.shift, n_members=n_members, label=self.label)
-
-    def held_out_log_prob(self, X: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """log p(y|x) of the training rows ``[rows]``, each by the members that did not learn from it.
-
-        A row that all have learned from, as there are with one member, is told by that.
-        """
-        rng = check_random_state(self.random_state)
-        rng.randint(2**31 - 1)  # as in ``fit``, which drew its seed first
-        asked = torch.from_numpy(self._hold_out(len(y), rng))
-        asked = torch.where(asked.any(1, keepdim=True), asked, True)
-        assert isinstance(self.energy_, TiltedMixtureEnsemble)
-        x = self._inputs(X)
-        z = torch.as_tensor((y - self.location_[0]) / self.scale_[0], dtype=torch.float32).to(x.device)
-        parts = []
-        with torch.no_grad():
-            for rows in torch.arange(len(y)).split(8192):
-                features = self.energy_.features(x[rows])
-                log_prob = self.energy_.member_log_prob(features, z[rows, None]).cpu()
-                log_prob = torch.where(asked[rows], log_prob, -torch.inf)
-                parts.append(torch.logsumexp(log_prob, 1) - asked[rows].sum(1).log())
-        return torch.cat(parts).double().numpy() - math.log(self.scale_[0])
-
-
-class _HeldOut:
-    """Held-out negative log-likelihood, log Z by the same importance samples every time."""
-
-    def __init__(self, rows: Tensor, proposal: Density, seed: int, n_samples: int = 4096):
-        self.n_rows = len(rows[:4096])
-        samples = proposal.sample(n_samples, torch.Generator().manual_seed(seed))
-        self.places = torch.cat([rows[:4096], samples])
-        with torch.no_grad():
-            self.log_proposal = proposal.log_prob(samples)
-
-    def __call__(self, energy: nn.Module) -> Tensor:
-        device = next((p.device for p in energy.parameters()), self.places.device)
-        self.places, self.log_proposal = self.places.to(device), self.log_proposal.to(device)
-        values = energy(self.places)
-        log_weights = -values[self.n_rows :] - self.log_proposal
-        log_z = torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
-        return values[: self.n_rows].mean() + log_z
+    def _rebuild(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        d = self.n_features_in_
+        self.resolution_ = np.array(config["resolution"])
+        self.origin_ = np.array(config["origin"])
+        self.log_normaliser_ = float(config["log_normaliser"])
+        self.log_normaliser_error_ = float(config["log_normaliser_error"])
+        nll = config["validation_nll"]
+        self.validation_nll_ = math.nan if nll is None else nll
+        self.proposal_ = empty_mixture(config["n_components"], d)
+        inner: Energy
+        if self.objective == "auto":
+            self.architecture_ = config["conditionals"]
+            inner = empty_chain(self.architecture_, config["mixture"], self.n_members, check_widths(self.hidden))
+        else:
+            inner = PerceptronEnergy(d, check_widths(self.hidden)) + empty_mixture(1, d)
+        self.energy_ = Rescaled(inner, np.zeros(d), np.ones(d))
 
 
 def _check_numbers(X: Any) -> None:
@@ -677,97 +542,3 @@ def _check_numbers(X: Any) -> None:
             known = column.dropna()
             example = f" ({known.iloc[0]!r})" if len(known) and what == "texts" else ""
             raise ValueError(f"column {name!r} holds {what}{example}: a density is over numbers; leave it out")
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-
-
-def _proposal(data: Tensor, seed: int) -> GaussianMixtureEnergy:
-    """Where importance samples come from: a mixture fitted to the data, and one wide Gaussian as a safety net."""
-    n_components = max(1, min(10, len(data) // (10 * data.shape[1])))
-    wide = GaussianMixtureEnergy.from_moments(data, 1.5)
-    if len(data) < 2:
-        return wide
-    mixture = fit_gaussian_mixture(data, n_components, seed)
-    weights = torch.cat([0.8 * mixture.log_weights.exp(), torch.tensor([0.2])])
-    return GaussianMixtureEnergy(
-        torch.cat([mixture.means, wide.means]), torch.cat([1.1 * mixture.scales, wide.scales]), weights
-    )
-
-
-def _mixture_of(z: Tensor, places: Tensor, seed: int) -> tuple[GaussianMixtureEnergy, np.ndarray]:
-    """A Gaussian mixture of rows z ``[n, D]``, and what mixtures say of each row that have not learned from it.
-
-    Returns the mixture and log p(x_d | x_1..x_{d-1}) ``[n, D]`` at the places, or minus infinity if there are too
-    few rows to tell.
-    """
-    z, places = z.double(), places.double()
-    held_out = torch.full_like(z, -torch.inf)
-    if len(z) < 20:
-        return GaussianMixtureEnergy.from_moments(z), held_out.numpy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        settings = choose_gaussian_mixture(z, seed)
-        mixture = fit_gaussian_mixture(z, seed=seed, n_init=3, **settings)
-        for kept, left in KFold(5, shuffle=True, random_state=seed).split(z):
-            part = fit_gaussian_mixture(z[kept], seed=seed, **settings)
-            for d in range(z.shape[1]):
-                held_out[left, d] = part.conditional_log_prob(places[left], d)
-    return mixture, held_out.numpy()
-
-
-def _share(own: np.ndarray, other: np.ndarray, n_steps: int = 100) -> float:
-    """The share of the other density in a mixture of the two that held-out rows like best, by EM.
-
-    Args:
-        own, other: log densities of rows ``[n]``.
-    """
-    share = 0.5
-    for _ in range(n_steps):
-        share = float(expit(np.log(share) + other - np.log1p(-share) - own).mean())
-        share = min(max(share, 1e-6), 1 - 1e-6)
-    return share
-
-
-def _resampled(
-    energy: Energy, proposal: Density, candidates: Tensor, n: int, generator: torch.Generator
-) -> Tensor:
-    """Candidates drawn by their weights: by a power of these, if few would have nearly all the weight."""
-    with torch.no_grad():
-        log_weights = -energy(candidates) - proposal.log_prob(candidates)
-    low, high = 0.0, 1.0
-    for power in [1.0, *([None] * 12)]:
-        middle = 0.5 * (low + high) if power is None else power
-        weights = torch.softmax(middle * log_weights, 0)
-        enough = 1 / weights.square().sum() >= min(n, 1000)
-        if enough and middle == 1.0:
-            break
-        low, high = (middle, high) if enough else (low, middle)
-    return candidates[torch.multinomial(weights, n, replacement=True, generator=generator)]
-
-
-def _chain_of(
-    conditionals: Sequence[dict[str, Any]], mixture: Sequence[int], model: EnergyDensity
-) -> AutoregressiveEnergy:
-    """The chain's shape, to be filled with tensors."""
-    defaults = EnergyRegressor()
-    members = []
-    for entry in conditionals:
-        a = entry["architecture"]
-        members.append(
-            TiltedMixtureEnsemble(
-                a["n_inputs"], model.n_members, model.hidden, defaults.n_components, defaults.n_tilts,
-                a["dropout"], a["log_std_floor"], a["atoms"], a["atom_std"],
-            )
-        )  # fmt: skip
-    encodings = [NumericEncoding(entry["encoder"]["columns"]) for entry in conditionals]
-    part = _empty_mixture(mixture[0], mixture[1], full=len(mixture) == 3).double()
-    return AutoregressiveEnergy(members, encodings, torch.zeros(len(members)), torch.ones(len(members)), part)
-
-
-def _empty_mixture(n_components: int, d: int, full: bool = True) -> GaussianMixtureEnergy:
-    """To be filled with tensors."""
-    scales = torch.eye(d).repeat(n_components, 1, 1) if full else torch.ones(n_components, d)
-    return GaussianMixtureEnergy(torch.zeros(n_components, d), scales)

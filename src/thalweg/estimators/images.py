@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
-from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -24,22 +22,30 @@ from thalweg.energies.conditioning import ClampedEnergy
 from thalweg.energies.densities import UniformEnergy
 from thalweg.energies.networks.image import LabelledEnsemble, LabelledImageEnergy, residual_network
 from thalweg.energies.networks.perceptron import LabelledPerceptron
-from thalweg.estimators.regressor import n_weights, suitable_threads, using_threads
+from thalweg.estimators._base import (
+    Estimator,
+    RandomState,
+    check_count,
+    check_counts,
+    check_widths,
+    count_weights,
+    draw_seed,
+    generator_of,
+)
 from thalweg.objectives.base import Batch
 from thalweg.objectives.contrastive_divergence import ContrastiveDivergence
 from thalweg.sampling.buffer import ReplayBuffer
 from thalweg.sampling.chain import run_chain
 from thalweg.sampling.langevin import ColdLangevin
-from thalweg.training.loop import History, Plan, Trainer
+from thalweg.training.loop import Plan, Trainer
 from thalweg.training.progress import BarProgress
-from thalweg.training.saving import load_model, rebuilding, save_model, tensors_of
 
 _PIXELS_OF_A_PERCEPTRON = 1024
 _PIXELS_OF_A_SMALL_IMAGE = 256
 _PIXELS_AT_ONCE = 2**21
 
 
-class ImageEBM(BaseEstimator):
+class ImageEBM(Estimator):
     """An energy E(label, image), trained by contrastive divergence with short cold chains from a replay buffer.
 
     Without labels there is one label for all. The chains run at a temperature far below 1, so exp(-E) is not
@@ -63,9 +69,10 @@ class ImageEBM(BaseEstimator):
         n_snapshots: of the weights, evenly over the last eighth of the training up to its end; the energy is the
             mean of theirs. With 1 it is that of the last weights alone. Training costs as much, but the model
             is as many times as large, and all that is done with it takes as many times as long.
-        device: for Lightning Fabric.
-        n_threads: of PyTorch; None chooses by the size of the work.
-        verbose: show progress.
+        device, devices, num_nodes, strategy, precision: see :class:`lightning_fabric.Fabric`; ``device`` is its
+            accelerator. Several processes share every batch, each with a replay buffer of its own.
+        n_threads: number of PyTorch threads; None chooses by the size of the work.
+        verbose: whether to show progress.
         random_state: seed, or a ``RandomState``.
 
     Attributes:
@@ -100,35 +107,20 @@ class ImageEBM(BaseEstimator):
         ema_decay: float | None = None,
         n_snapshots: int = 1,
         device: str = "cpu",
+        devices: int = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
+        precision: str = "32-true",
         n_threads: int | None = None,
         verbose: bool = False,
-        random_state: int | np.random.RandomState | None = None,
+        random_state: RandomState = None,
     ):
-        self.network = network
-        self.hidden = hidden
-        self.width = width
-        self.n_blocks = n_blocks
-        self.n_steps = n_steps
-        self.step_size = step_size
-        self.noise_scale = noise_scale
-        self.clip_grad = clip_grad
-        self.energy_l2 = energy_l2
-        self.buffer_size = buffer_size
-        self.restart = restart
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.max_steps = max_steps
-        self.ema_decay = ema_decay
-        self.n_snapshots = n_snapshots
-        self.device = device
-        self.n_threads = n_threads
-        self.verbose = verbose
-        self.random_state = random_state
+        self._keep(locals())
 
     def fit(
         self,
-        images: np.ndarray,
-        labels: np.ndarray | None = None,
+        X: np.ndarray,
+        y: np.ndarray | None = None,
         *,
         resolution: float | None = None,
         run_dir: str | os.PathLike[str] | None = None,
@@ -138,8 +130,8 @@ class ImageEBM(BaseEstimator):
         """Train on images.
 
         Args:
-            images: ``[n, H, W]``, ``[n, H, W, C]`` or ``[n, C, H, W]``, bytes or numbers in [0, 1].
-            labels: ``[n]``, whole numbers from 0; each must occur.
+            X: images ``[n, H, W]``, ``[n, H, W, C]`` or ``[n, C, H, W]``, bytes or numbers in [0, 1].
+            y: labels ``[n]``, whole numbers from 0; each must occur. None trains without labels.
             resolution: one grey level, by which images are dequantised in training; None finds it.
             run_dir: keep checkpoints here.
             resume: go on from the checkpoint in run_dir.
@@ -151,26 +143,28 @@ class ImageEBM(BaseEstimator):
         """
         if self.network not in ("auto", "perceptron", "residual"):
             raise ValueError(f"network must be auto, perceptron or residual, got {self.network!r}")
-        if self.n_snapshots < 1:
-            raise ValueError(f"n_snapshots must be at least 1, got {self.n_snapshots}")
-        found = as_images(images, labels)
+        counts = ("n_snapshots", "width", "n_blocks", "n_steps", "buffer_size", "batch_size", "max_steps")
+        check_counts(self, *counts)
+        check_widths(self.hidden)
+        self._check_training()
+        found = as_images(X, y)
         self.image_shape_ = tuple(int(v) for v in found.pixels.shape[1:])
-        self.n_labels_ = _count_labels(labels)
+        self.n_labels_ = _count_labels(y)
         level = found.resolution if resolution is None else resolution
         rng = check_random_state(self.random_state)
-        seed = int(rng.randint(2**31 - 1))
-        y = torch.from_numpy(found.pixels)
-        x = torch.zeros(len(y)) if labels is None else torch.as_tensor(found.labels, dtype=torch.float32)
+        seed = draw_seed(rng)
+        images = torch.from_numpy(found.pixels)
+        labels = torch.zeros(len(images)) if y is None else torch.as_tensor(found.labels, dtype=torch.float32)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.energy_ = self._build()
-        batch_size = min(self.batch_size, len(y))
+        batch_size = min(self.batch_size, len(images))
         noise = UniformEnergy(torch.zeros(self.image_shape_), torch.ones(self.image_shape_))
         buffer = ReplayBuffer(noise, max(self.buffer_size, batch_size), batch_size, self.restart, x_event=())
         objective = ContrastiveDivergence(
             self._kernel(), self.n_steps, buffer, self.energy_l2, level, bounds=(0.0, 1.0)
         )
-        per_epoch = max(1, len(y) // batch_size)
+        per_epoch = max(1, len(images) // batch_size)
         plan = Plan(
             max_epochs=max(1, math.ceil(self.max_steps / per_epoch)),
             batch_size=batch_size,
@@ -180,18 +174,18 @@ class ImageEBM(BaseEstimator):
             checkpoint_seconds=checkpoint_seconds,
             seed=seed,
         )
-        with using_threads(self._threads()):
+        with self._own_threads():
             trainer = Trainer(
                 plan,
-                Fabric(accelerator=self.device, devices=1),
+                self._make_fabric(),
                 None if run_dir is None else Path(run_dir),
                 BarProgress() if self.verbose else None,
             )
-            self.history_ = trainer.fit(self.energy_, objective, Batch(x, y), resume=resume)
+            self.history_ = trainer.fit(self.energy_, objective, Batch(labels, images), resume=resume)
         self.energy_.eval()
         assert buffer.xs is not None
         self.buffer_ = (buffer.positions[buffer.alive].cpu(), buffer.xs[buffer.alive].long().cpu())
-        self._tell_lost_chains(y[:2000], x[:2000].long())
+        self._report_lost_chains(images[:2000], labels[:2000].long())
         if self.n_snapshots > 1:
             members = [copy.deepcopy(self.energy_) for _ in trainer.snapshots]
             for member, state in zip(members, trainer.snapshots, strict=True):
@@ -199,7 +193,7 @@ class ImageEBM(BaseEstimator):
             self.energy_ = LabelledEnsemble(members).eval()
         return self
 
-    def _tell_lost_chains(self, images: Tensor, labels: Tensor) -> None:
+    def _report_lost_chains(self, images: Tensor, labels: Tensor) -> None:
         """An event if most chains lie higher than the data: the loss alone does not tell that they are stuck."""
 
         def own(images: Tensor, labels: Tensor) -> np.ndarray:
@@ -217,7 +211,7 @@ class ImageEBM(BaseEstimator):
         channels, height, width = self.image_shape_
         small = channels * height * width <= _PIXELS_OF_A_PERCEPTRON
         if self.network == "perceptron" or (self.network == "auto" and small):
-            return LabelledPerceptron(self.image_shape_, self.n_labels_, self.hidden)
+            return LabelledPerceptron(self.image_shape_, self.n_labels_, check_widths(self.hidden))
         if min(height, width) < 2**self.n_blocks:
             raise ValueError(
                 f"images of {height} x {width} are too small for {self.n_blocks} blocks that each halve them: "
@@ -232,79 +226,93 @@ class ImageEBM(BaseEstimator):
         step, noise, clip = (size if value is None else value for value, size in zip(asked, by_size, strict=True))
         return ColdLangevin(step, noise, clip, 0.0, 1.0)
 
-    def _threads(self) -> int:
-        return self.n_threads or suitable_threads(self.batch_size, n_weights(self.energy_))
+    def _own_threads(self) -> contextlib.AbstractContextManager[None]:
+        return self._threads(self.batch_size, count_weights(self.energy_))
 
     # -- use -----------------------------------------------------------------------------------------
 
     def sample(
         self,
         n_samples: int = 1,
+        *,
+        random_state: RandomState = None,
         labels: np.ndarray | int | None = None,
         n_steps: int = 500,
         start: np.ndarray | None = None,
-        random_state: int | np.random.RandomState | None = None,
     ) -> np.ndarray:
         """New images ``[n_samples, C, H, W]`` by fresh chains.
 
         Args:
+            random_state: seed, or a ``RandomState``.
             labels: one for each, one for all, or None: all labels in turn.
             n_steps: of each chain.
             start: images ``[n_samples, C, H, W]`` to start from (of another label, say); None is uniform noise.
         """
         check_is_fitted(self, "energy_")
+        check_count("n_samples", n_samples)
         generator = self._generator(random_state)
         given = self._labels(labels, n_samples)
         if start is None:
             position = torch.rand((n_samples, *self.image_shape_), generator=generator, device=generator.device)
         else:
             position = self._pixels(start)
-        with using_threads(self._threads()):
+        with self._own_threads():
             parts = [
                 run_chain(self._kernel(), self._given(y), x, n_steps, generator).position
                 for y, x in zip(given.split(self._at_once()), position.split(self._at_once()), strict=True)
             ]
         return torch.cat(parts).cpu().numpy()
 
-    def energies(self, images: np.ndarray) -> np.ndarray:
+    def energies(self, X: np.ndarray) -> np.ndarray:
         """E(label, image) of every label ``[n, n_labels]``."""
         check_is_fitted(self, "energy_")
         with torch.no_grad():
-            parts = [self.energy_.energies(x) for x in self._pixels(images).split(self._at_once())]  # type: ignore[operator]
+            parts = [self.energy_.energies(x) for x in self._pixels(X).split(self._at_once())]
         return torch.cat(parts).cpu().numpy()
 
-    def score_samples(self, images: np.ndarray) -> np.ndarray:
-        """-min over labels of E ``[n]``: the higher, the more like the data. Not normalised."""
-        return -self.energies(images).min(1)
+    def score_samples(self, X: np.ndarray) -> np.ndarray:
+        """-min over labels of E ``[n]``: the higher, the more like the data. Not normalised, so no nats."""
+        return -self.energies(X).min(1)
 
-    def complete(
+    def impute(
         self,
-        images: np.ndarray,
-        known: np.ndarray,
+        X: np.ndarray,
+        *,
+        n_draws: int | None = None,
+        random_state: RandomState = None,
+        known: np.ndarray | None = None,
         labels: np.ndarray | None = None,
         n_chains: int = 16,
         n_steps: int = 200,
-        random_state: int | np.random.RandomState | None = None,
     ) -> np.ndarray:
-        """Fill in what is not known ``[n_chains, n, C, H, W]``; known pixels come back bit for bit.
-
-        The mean over chains is the point estimate, their spread its uncertainty.
+        """Fill in what is not known of images; known pixels come back bit for bit.
 
         Args:
-            images: ``[n, C, H, W]``; unknown pixels may hold anything.
-            known: bool, broadcasting against the images.
+            X: images ``[n, C, H, W]``.
+            n_draws: None gives the mean over chains; a number that many completions.
+            random_state: seed, or a ``RandomState``.
+            known: bool, broadcasting against the images; unknown pixels may then hold anything. None takes NaN as
+                unknown.
             labels: ``[n]``; None takes for each image the label whose completions have the lowest energy.
+            n_chains: chains of each image, over which the mean is taken.
+            n_steps: steps of each chain.
+
+        Returns:
+            ``[n, C, H, W]``, or ``[n_draws, n, C, H, W]``.
         """
         check_is_fitted(self, "energy_")
+        if n_draws is not None:
+            check_count("n_draws", n_draws)
         generator = self._generator(random_state)
-        original = np.asarray(images)
-        is_known = np.broadcast_to(known, original.shape)
+        original = np.asarray(X)
+        is_known = np.broadcast_to(~np.isnan(original) if known is None else known, original.shape)
         mask = torch.from_numpy(is_known.copy()).to(self._device)
         x = self._pixels(np.where(is_known, original, 0.0))
         if labels is None and self.n_labels_ > 1:
             labels = self._likeliest_labels(x, mask, n_steps, generator)
-        ends = self._fill(self._labels(labels, len(x)), x, mask, n_chains, n_steps, generator)
-        return np.where(is_known, original, ends.movedim(1, 0).cpu().numpy())
+        ends = self._fill(self._labels(labels, len(x)), x, mask, n_draws or n_chains, n_steps, generator)
+        filled = ends.mean(1) if n_draws is None else ends.movedim(1, 0)
+        return np.where(is_known, original, filled.cpu().numpy())
 
     def _likeliest_labels(self, x: Tensor, mask: Tensor, n_steps: int, generator: torch.Generator) -> np.ndarray:
         lowest = []
@@ -324,18 +332,19 @@ class ImageEBM(BaseEstimator):
             known = x[rows].unsqueeze(1).repeat_interleave(n_chains, 1)
             clamped = ClampedEnergy(self._given(labels[rows]), known, mask[rows].unsqueeze(1))
             start = torch.rand(known.shape, generator=generator, device=generator.device)
-            with using_threads(self._threads()):
+            with self._own_threads():
                 end = run_chain(self._kernel(), clamped, clamped.complete(start), n_steps, generator).position
             ends.append(clamped.complete(end))
         return torch.cat(ends)
 
     def denoise(
         self,
-        images: np.ndarray,
+        X: np.ndarray,
+        *,
+        random_state: RandomState = None,
         labels: np.ndarray | None = None,
         n_chains: int = 16,
         n_steps: int = 10,
-        random_state: int | np.random.RandomState | None = None,
     ) -> np.ndarray:
         """Images ``[n, C, H, W]`` moved towards the data by short chains from each, averaged over chains.
 
@@ -343,14 +352,14 @@ class ImageEBM(BaseEstimator):
             labels: ``[n]``; None takes the label of lowest energy.
         """
         check_is_fitted(self, "energy_")
-        x = self._pixels(images)
+        x = self._pixels(X)
         if labels is None:
-            labels = self.energies(images).argmin(1)
+            labels = self.energies(X).argmin(1)
         generator = self._generator(random_state)
         given, means = self._labels(labels, len(x)), []
         for rows in torch.arange(len(x)).split(self._at_once(n_chains)):
             start = x[rows].unsqueeze(1).repeat_interleave(n_chains, 1)
-            with using_threads(self._threads()):
+            with self._own_threads():
                 end = run_chain(self._kernel(), self._given(given[rows]), start, n_steps, generator).position
             means.append(end.mean(1))
         return torch.cat(means).cpu().numpy()
@@ -386,7 +395,7 @@ class ImageEBM(BaseEstimator):
         return torch.from_numpy(np.ascontiguousarray(found)).to(self._device)
 
     def _generator(self, random_state: Any) -> torch.Generator:
-        return torch.Generator(self._device).manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
+        return generator_of(random_state, self._device)
 
     @property
     def _device(self) -> torch.device:
@@ -394,42 +403,18 @@ class ImageEBM(BaseEstimator):
 
     # -- saving --------------------------------------------------------------------------------------
 
-    def save(self, folder: str | os.PathLike[str], extra: dict[str, Any] | None = None) -> None:
-        """Write the model as a folder of ``config.json`` and ``model.safetensors``."""
-        check_is_fitted(self, "energy_")
-        params = {k: v for k, v in self.get_params().items() if k != "random_state"}
-        params["hidden"] = list(self.hidden)
-        config = {
-            "params": params,
-            "image_shape": list(self.image_shape_),
-            "n_labels": self.n_labels_,
-            "history": asdict(self.history_),
-            "extra": extra or {},
-        }
-        tensors = {f"energy.{k}": v for k, v in self.energy_.state_dict().items()}
-        tensors |= {"buffer.images": self.buffer_[0], "buffer.labels": self.buffer_[1]}
-        save_model(Path(folder), "ImageEBM", config, tensors)
+    def _config(self) -> dict[str, Any]:
+        return {"image_shape": list(self.image_shape_), "n_labels": self.n_labels_}
 
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> ImageEBM:
-        """Read a saved model. Nothing in the folder is run; ``extra_`` holds what was kept beside it.
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"buffer.images": self.buffer_[0], "buffer.labels": self.buffer_[1]}
 
-        Raises:
-            ValueError: if the folder is missing, damaged, foreign, or of a newer version.
-        """
-        config, tensors = load_model(Path(folder), "ImageEBM")
-        with rebuilding(folder):
-            model = cls(**config["params"])
-            model.image_shape_ = tuple(config["image_shape"])
-            model.n_labels_ = config["n_labels"]
-            model.history_ = History(**config["history"])
-            model.extra_ = config["extra"]
-            members = [model._build() for _ in range(model.n_snapshots)]
-            model.energy_ = members[0] if len(members) == 1 else LabelledEnsemble(members)
-            model.energy_.load_state_dict(tensors_of("energy", tensors))
-            model.energy_.eval()
-            model.buffer_ = (tensors["buffer.images"], tensors["buffer.labels"])
-        return model
+    def _rebuild(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.image_shape_ = tuple(config["image_shape"])
+        self.n_labels_ = config["n_labels"]
+        members = [self._build() for _ in range(self.n_snapshots)]
+        self.energy_ = members[0] if len(members) == 1 else LabelledEnsemble(members)
+        self.buffer_ = (tensors["buffer.images"], tensors["buffer.labels"])
 
 
 def _count_labels(labels: np.ndarray | None) -> int:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
-from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.base import RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import (
     _check_feature_names,
@@ -32,27 +28,31 @@ from torch import Tensor, nn
 from thalweg.data.encoding import TableEncoder
 from thalweg.data.target import check_target, find_atoms, find_resolution, location_and_scale
 from thalweg.energies.base import ConditionalEnergy, check_energy
-from thalweg.energies.densities.tilted import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
+from thalweg.energies.densities import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
 from thalweg.energies.networks import NetworkEnergy, mlp
-from thalweg.estimators._states import kept_columns, restore_columns
+from thalweg.estimators._base import (
+    Estimator,
+    RandomState,
+    check_count,
+    check_counts,
+    check_widths,
+    count_weights,
+    draw_seed,
+)
+from thalweg.estimators._conditional import BroadProposal, HeldOutFigure, mlp_with_dropout
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
-from thalweg.inference.quadrature import normalise
 from thalweg.objectives.base import Batch, Objective
-from thalweg.objectives.contrastive_divergence import LangevinML
-from thalweg.objectives.importance_sampling import ImportanceSampling, KLDivergenceImportanceSampling
-from thalweg.objectives.likelihood import MaximumLikelihood, dequantise
-from thalweg.objectives.noise_contrastive import JointProposalNCE, RankingNCE, TiltNCE
-from thalweg.objectives.score_matching import DenoisingScoreMatching, ScoreMatching
-from thalweg.training.loop import History, Plan, Trainer
+from thalweg.objectives.catalogue import conditional_objective
+from thalweg.objectives.names import CONDITIONAL
+from thalweg.objectives.noise_contrastive import JointProposalNCE
+from thalweg.training.loop import Plan, Trainer
 from thalweg.training.progress import BarProgress, Progress
-from thalweg.training.saving import load_model, rebuilding, save_model, tensors_of
 
-OBJECTIVES = ("auto", "likelihood", "tilt-nce", "proposal-nce", "nce", "nce+", "ml-is", "kld-is", "ml-mcmc",
-              "sm", "dsm")  # fmt: skip
+OBJECTIVES = ("auto", *CONDITIONAL)
 POINTS = ("mean", "median", "mode")
 
 
-class EnergyRegressor(RegressorMixin, BaseEstimator):
+class EnergyRegressor(RegressorMixin, Estimator):
     """A conditional energy-based model of p(y|x), for one target or several.
 
     By default one target is modelled by an ensemble of tilted mixtures, normalised exactly and trained by
@@ -83,9 +83,10 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             :class:`~thalweg.training.loop.Plan`; batch_size "auto" grows with the rows.
         validation_fraction: rows held out to stop early, where the model is no ensemble.
         resolution: spacing of the grid that the target is rounded to; "auto" finds it, 0 is none.
-        device, precision: for Lightning Fabric.
-        n_threads: of PyTorch while fitting; None chooses by the size of the work.
-        verbose: show progress.
+        device, devices, num_nodes, strategy, precision: see :class:`lightning_fabric.Fabric`; ``device`` is its
+            accelerator. Several processes share every batch.
+        n_threads: number of PyTorch threads while fitting; None chooses by the size of the work.
+        verbose: whether to show progress.
         random_state: seed, or a ``RandomState``.
 
     Attributes:
@@ -126,35 +127,15 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
         validation_fraction: float = 0.1,
         resolution: float | str = "auto",
         device: str = "cpu",
+        devices: int = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
         precision: str = "32-true",
         n_threads: int | None = None,
         verbose: bool = False,
-        random_state: int | np.random.RandomState | None = None,
+        random_state: RandomState = None,
     ):
-        self.objective = objective
-        self.energy = energy
-        self.point = point
-        self.n_members = n_members
-        self.hidden = hidden
-        self.n_components = n_components
-        self.n_tilts = n_tilts
-        self.dropout = dropout
-        self.roughness = roughness
-        self.noise_stds = noise_stds
-        self.n_samples = n_samples
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-        self.max_epochs = max_epochs
-        self.max_steps = max_steps
-        self.patience = patience
-        self.validation_fraction = validation_fraction
-        self.resolution = resolution
-        self.device = device
-        self.precision = precision
-        self.n_threads = n_threads
-        self.verbose = verbose
-        self.random_state = random_state
+        self._keep(locals())
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -171,8 +152,8 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
         self,
         X: Any,
         y: Any,
-        sample_weight: np.ndarray | None = None,
         *,
+        sample_weight: np.ndarray | None = None,
         run_dir: str | os.PathLike[str] | None = None,
         resume: bool = False,
         checkpoint_seconds: float = 5.0,
@@ -192,7 +173,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             DivergenceError: if training can't be kept from diverging.
         """
         self._check_settings()
-        X, y = self._check_training(X, y)
+        X, y = self._check_data(X, y)
         weight = None
         if sample_weight is not None:
             weight = _check_sample_weight(sample_weight, y, ensure_non_negative=True)
@@ -206,7 +187,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             raise ValueError(f"Found array with n_samples={len(y)}: at least 2 rows are needed to fit a density")
 
         rng = check_random_state(self.random_state)
-        seed = int(rng.randint(2**31 - 1))
+        seed = draw_seed(rng)
         self.n_outputs_ = targets.shape[1]
         self.location_, self.scale_ = location_and_scale(targets)
         self.resolution_ = self._find_resolution(targets)
@@ -232,12 +213,12 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
         if weight is not None:
             mask = mask * torch.as_tensor(weight, dtype=torch.float32)[:, None]
         data = Batch(features, torch.from_numpy(scaled), mask if mask.shape[1] > 1 else mask[:, 0])
-        validate = _Validation(objective, data, held_out, weight, seed, self.bounds_)
+        validate = HeldOutFigure(objective, data, held_out, weight, seed, self.bounds_)
         offset = float(np.log(self.scale_).sum()) if validate.is_likelihood else 0.0
-        with using_threads(self.n_threads or suitable_threads(plan.batch_size, n_weights(self.energy_))):
+        with self._threads(plan.batch_size, count_weights(self.energy_)):
             trainer = Trainer(
                 plan,
-                Fabric(accelerator=self.device, devices=1, precision=self.precision),  # type: ignore[arg-type]
+                self._make_fabric(),
                 Path(run_dir) if run_dir is not None else None,
                 self._progress(offset, held_out.shape[1]) if self.verbose else None,
             )
@@ -257,19 +238,10 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {self.objective!r}")
         if self.point not in POINTS:
             raise ValueError(f"point must be one of {', '.join(POINTS)}; got {self.point!r}")
-        for name in ("n_members", "n_components", "n_samples", "max_epochs"):
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        for name, least in (("n_tilts", 0), ("n_threads", 1)):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int | np.integer) or value < least):
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-        widths = list(self.hidden) if isinstance(self.hidden, Sequence | np.ndarray) else []
-        if not widths or not all(isinstance(w, int | np.integer) and w > 0 for w in widths):
-            raise ValueError(
-                f"hidden must be whole numbers, one for each layer, as (128, 128); got {self.hidden!r}"
-            )
+        check_counts(self, "n_members", "n_components", "n_samples", "max_epochs")
+        check_counts(self, "n_tilts", least=0)
+        check_widths(self.hidden)
+        self._check_training()
         for name, most in (("dropout", 1.0), ("roughness", math.inf), ("resolution", math.inf)):
             value = getattr(self, name)
             if value != "auto" and (isinstance(value, str) or not 0 <= value < most):
@@ -277,12 +249,10 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
                 raise ValueError(f"{name} must be 'auto' or {bounds}, got {value!r}")
         if isinstance(self.batch_size, str) and self.batch_size != "auto":
             raise ValueError(f"batch_size must be 'auto' or a whole number, got {self.batch_size!r}")
-        if self.precision.startswith("64"):
-            raise ValueError(f"precision {self.precision!r} is of no use here: the data are kept in 32 bits")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be in (0, 1), got {self.validation_fraction!r}")
 
-    def _check_training(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
+    def _check_data(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
         if self.energy is not None:
             X = _as_array(X)
             self.n_features_in_ = int(np.prod(X.shape[1:]))
@@ -344,7 +314,9 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             return torch.as_tensor(np.ascontiguousarray(X), dtype=torch.float32)
         return torch.from_numpy(self.encoder_.transform(X))
 
-    def _objective_name(self) -> str:
+    @property
+    def objective_name(self) -> str:
+        """The objective that "auto" stands for, or the one that was asked for."""
         if self.objective != "auto":
             return self.objective
         if isinstance(self.energy, TiltedEnergy):
@@ -357,7 +329,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
 
     def _hold_out(self, n_rows: int, rng: np.random.RandomState) -> np.ndarray:
         """Which rows each member does not learn from: bool ``[rows, members]``, at least one each."""
-        ensemble = self._objective_name() == "likelihood" and self.energy is None and self.n_outputs_ == 1
+        ensemble = self.objective_name == "likelihood" and self.energy is None and self.n_outputs_ == 1
         order = rng.permutation(n_rows)
         if ensemble and self.n_members > 1:
             fold = np.empty(n_rows, dtype=int)
@@ -386,8 +358,9 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
         }
 
     def _build(self) -> tuple[ConditionalEnergy, Objective]:
-        name, k, architecture = self._objective_name(), self.n_outputs_, self.architecture_
-        n_inputs, width = architecture["n_inputs"], self.hidden[-1]
+        name, k, architecture = self.objective_name, self.n_outputs_, self.architecture_
+        hidden = check_widths(self.hidden)
+        n_inputs, width = architecture["n_inputs"], hidden[-1]
         resolution = self.resolution_ / float(self.scale_[0])
         stds = [float(s) for s in self.noise_stds]
         if self.energy is not None:
@@ -398,7 +371,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             energy = TiltedMixtureEnsemble(
                 n_inputs,
                 self.n_members,
-                self.hidden,
+                hidden,
                 self.n_components,
                 self.n_tilts,
                 architecture["dropout"],
@@ -407,31 +380,20 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
                 architecture["atom_std"],
             )
         elif name == "tilt-nce":
-            trunk = _dropped_mlp([n_inputs, *self.hidden], architecture["dropout"])
+            trunk = mlp_with_dropout([n_inputs, *hidden], architecture["dropout"])
             proposal = MixtureDensity(trunk, width, k, self.n_components, log_std_floor=-6.0)
             residual = NetworkEnergy(nn.Identity(), width, k, hidden=width // 2, n_residual=1)
             energy = TiltedEnergy(proposal, residual)
         else:
-            trunk = _dropped_mlp([n_inputs, *self.hidden], architecture["dropout"])
+            trunk = mlp_with_dropout([n_inputs, *hidden], architecture["dropout"])
             energy = NetworkEnergy(trunk, width, k, hidden=width, n_residual=1)
         if name == "proposal-nce":
             if self.energy is not None:
                 raise ValueError("objective 'proposal-nce' builds its own networks: leave energy=None")
-            mixture = MixtureDensity(mlp([n_inputs, *self.hidden]), width, k, self.n_components)
+            mixture = MixtureDensity(mlp([n_inputs, *hidden]), width, k, self.n_components)
             return energy, JointProposalNCE(mixture, self.n_samples)
-        wide = [2 * s for s in stds]
-        objectives: dict[str, Callable[[], Objective]] = {
-            "likelihood": lambda: MaximumLikelihood(resolution, architecture.get("roughness", 0.0)),
-            "tilt-nce": lambda: TiltNCE(self.n_samples),
-            "nce": lambda: RankingNCE(stds, self.n_samples),
-            "nce+": lambda: RankingNCE(stds, self.n_samples, label_noise=0.025),
-            "ml-is": lambda: ImportanceSampling(wide, self.n_samples),
-            "kld-is": lambda: KLDivergenceImportanceSampling(stds[0] / 4, wide, self.n_samples),
-            "ml-mcmc": lambda: LangevinML(stds[0] / 2, 16, self.n_samples),
-            "sm": lambda: ScoreMatching(),
-            "dsm": lambda: DenoisingScoreMatching(stds[0], self.n_samples),
-        }
-        return energy, objectives[name]()
+        roughness = architecture.get("roughness", 0.0)
+        return energy, conditional_objective(name, stds, self.n_samples, resolution, roughness)
 
     def _proposal_of(self, objective: Objective) -> MixtureDensity:
         """What importance sampling over y in R^K draws from."""
@@ -441,7 +403,7 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
             return self.energy_.proposal
         if isinstance(objective, JointProposalNCE):
             return objective.proposal
-        return _BroadProposal(self.n_outputs_)
+        return BroadProposal(self.n_outputs_)
 
     def _plan(self, n_rows: int, seed: int, checkpoint_seconds: float) -> Plan:
         size = self.batch_size
@@ -486,164 +448,48 @@ class EnergyRegressor(RegressorMixin, BaseEstimator):
         distribution = self.predict_distribution(X)
         return getattr(distribution, self.point)()
 
-    def predict_interval(self, X: Any, coverage: float = 0.9) -> np.ndarray:
+    def predict_interval(self, X: Any, *, coverage: float = 0.9) -> np.ndarray:
         """Central interval of this coverage: ``[rows, 2]`` (``[rows, 2, K]`` for K targets)."""
         return self.predict_distribution(X).interval(coverage)
 
-    def sample(
-        self, X: Any, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
-    ) -> np.ndarray:
+    def sample(self, X: Any, *, n_samples: int = 1, random_state: RandomState = None) -> np.ndarray:
         """Draws from p(y|x): ``[rows, n_samples]`` (``[rows, n_samples, K]`` for K targets)."""
+        check_count("n_samples", n_samples)
         return self.predict_distribution(X).sample(n_samples, random_state)
 
     # -- saving --------------------------------------------------------------------------------------
 
-    def save(self, folder: str | os.PathLike[str], extra: dict[str, Any] | None = None) -> None:
-        """Write the model as a folder with ``config.json`` and ``model.safetensors``.
+    _not_saved = ("random_state", "energy")
 
-        Args:
-            extra: anything for JSON, kept beside the model and given back by :meth:`load`.
-
-        Raises:
-            ValueError: if the model has an energy of the user's own: save that with torch instead.
-        """
-        check_is_fitted(self, "energy_")
-        if self.energy is not None:
-            raise ValueError(
-                "a model with an energy of your own can't be rebuilt from a file: save its state_dict"
-            )
-        params = {k: v for k, v in self.get_params().items() if k not in ("energy", "random_state")}
-        params["hidden"] = list(self.hidden)
-        params["noise_stds"] = list(self.noise_stds)
+    def _config(self) -> dict[str, Any]:
         assert self.encoder_ is not None
-        config = {
-            "params": params,
+        return {
             "encoder": self.encoder_.state(),
             "n_outputs": self.n_outputs_,
-            **kept_columns(self),
             "location": self.location_.tolist(),
             "scale": self.scale_.tolist(),
             "bounds": list(self.bounds_),
             "resolution": self.resolution_,
             "architecture": self.architecture_,
             "validation_nll": None if math.isnan(self.validation_nll_) else self.validation_nll_,
-            "history": asdict(self.history_),
-            "extra": extra or {},
         }
-        tensors = {f"energy.{k}": v for k, v in self.energy_.state_dict().items()}
-        if self._objective_name() == "proposal-nce":
-            tensors |= {f"proposal.{k}": v for k, v in self.proposal_.state_dict().items()}
-        save_model(Path(folder), "EnergyRegressor", config, tensors)
 
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> EnergyRegressor:
-        """Read a saved model. Nothing in the folder is run; ``extra_`` holds what was kept beside it.
+    def _modules(self) -> dict[str, nn.Module]:
+        own = {"proposal": self.proposal_} if self.objective_name == "proposal-nce" else {}
+        return {"energy": self.energy_, **own}
 
-        Raises:
-            ValueError: if the folder is missing, damaged, foreign, or of a newer version.
-        """
-        config, tensors = load_model(Path(folder), "EnergyRegressor")
-        with rebuilding(folder):
-            model = cls(**config["params"])
-            model.encoder_ = TableEncoder.from_state(config["encoder"])
-            model.n_outputs_ = config["n_outputs"]
-            restore_columns(model, config)
-            model.location_ = np.array(config["location"])
-            model.scale_ = np.array(config["scale"])
-            model.bounds_ = tuple(config["bounds"])
-            model.resolution_ = config["resolution"]
-            nll = config["validation_nll"]
-            model.validation_nll_ = math.nan if nll is None else nll
-            model.history_ = History(**config["history"])
-            model.extra_ = config["extra"]
-            model.architecture_ = config["architecture"]
-            model.energy_, objective = model._build()
-            model.energy_.load_state_dict(tensors_of("energy", tensors))
-            model.energy_.eval()
-            model.proposal_ = model._proposal_of(objective)
-            if any(k.startswith("proposal.") for k in tensors):
-                model.proposal_.load_state_dict(tensors_of("proposal", tensors))
-        return model
-
-
-class _Validation:
-    """The held-out figure of an energy: one number, or one for each member of an ensemble.
-
-    It is the negative log-likelihood, exact, where y is one-dimensional; else the objective's own value
-    with noise that is the same every time.
-    """
-
-    max_rows = 1000
-
-    def __init__(
-        self,
-        objective: Objective,
-        data: Batch,
-        held_out: np.ndarray,
-        weight: np.ndarray | None,
-        seed: int,
-        bounds: tuple[float, float],
-    ):
-        self.objective = objective
-        self.seed = seed
-        self.bounds = bounds
-        # [members, rows of each]: folds may differ by one row, so short ones repeat a row at weight 0.
-        index = [np.flatnonzero(h) for h in held_out.T]
-        longest = max(len(i) for i in index)
-        rows = torch.from_numpy(np.stack([np.resize(i, longest) for i in index]))
-        weights = np.ones(len(held_out)) if weight is None else weight
-        weights = np.stack([np.where(np.arange(longest) < len(i), weights[np.resize(i, longest)], 0.0)
-                            for i in index])  # fmt: skip
-        self.weights = torch.from_numpy(weights / weights.sum(1, keepdims=True)).float()
-        self.x, self.y = data.x[rows], data.y[rows]
-        self.is_likelihood = data.y.shape[1] == 1
-
-    def __call__(self, energy: nn.Module) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
-        resolution = getattr(self.objective, "resolution", 0.0)
-        y = dequantise(self.y, resolution, generator)
-        if isinstance(energy, TiltedMixtureEnsemble) and len(self.x) == energy.n_members > 1:
-            # Each member on the rows it does not learn from: [rows, members] at once, in pieces.
-            parts = [
-                energy.member_log_prob(energy.features(x), yy.squeeze(-1).T)
-                for x, yy in zip(self.x.split(4096, 1), y.split(4096, 1), strict=True)
-            ]
-            return -(torch.cat(parts).T * self.weights).sum(1)
-        assert isinstance(energy, ConditionalEnergy)
-        x, y, weights = self.x[0], y[0], self.weights[0]
-        if self.is_likelihood:
-            x, y, weights = x[: self.max_rows], y[: self.max_rows], weights[: self.max_rows]
-            given = energy.given(x)
-            log_prob = -given(y.unsqueeze(1)).squeeze(1)
-            if not isinstance(energy, TiltedMixtureEnsemble | MixtureDensity):
-                log_prob = log_prob - normalise(given, *self.bounds, tolerance=1e-3).log_normaliser
-            return -(log_prob * weights).sum() / weights.sum()
-        pieces = zip(x.split(512), y.split(512), strict=True)
-        loss = torch.cat([self.objective.per_row(energy, Batch(*piece), generator) for piece in pieces])
-        return (loss * weights).sum()
-
-
-class _BroadProposal(MixtureDensity):
-    """Two Gaussians over all standardised targets, the same for every x."""
-
-    scales: Tensor
-
-    def __init__(self, n_targets: int):
-        ConditionalEnergy.__init__(self)
-        self.n_targets = n_targets
-        self.register_buffer("scales", torch.tensor([1.0, 2.0]), persistent=False)
-
-    def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        shape = (len(x), 2, self.n_targets)
-        log_weights = torch.full((len(x), 2), math.log(0.5), device=x.device)
-        return log_weights, torch.zeros(shape, device=x.device), self.scales.log()[:, None].expand(shape)
-
-
-def _dropped_mlp(sizes: Sequence[int], dropout: float) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(sizes):
-        layers += [nn.Linear(a, b), nn.SiLU(), nn.Dropout(dropout)]
-    return nn.Sequential(*layers)
+    def _rebuild(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.encoder_ = TableEncoder.from_state(config["encoder"])
+        self.n_outputs_ = config["n_outputs"]
+        self.location_ = np.array(config["location"])
+        self.scale_ = np.array(config["scale"])
+        self.bounds_ = tuple(config["bounds"])
+        self.resolution_ = config["resolution"]
+        nll = config["validation_nll"]
+        self.validation_nll_ = math.nan if nll is None else nll
+        self.architecture_ = config["architecture"]
+        self.energy_, objective = self._build()
+        self.proposal_ = self._proposal_of(objective)
 
 
 def _as_array(X: Any) -> np.ndarray:
@@ -654,22 +500,3 @@ def _as_array(X: Any) -> np.ndarray:
 def _has_text(X: Any) -> bool:
     dtype = getattr(X, "dtype", None)
     return dtype is not None and getattr(dtype, "kind", "") in "OUS" and not hasattr(X, "toarray")
-
-
-def suitable_threads(batch_size: int, n_weights: int) -> int:
-    """One thread for small work, where handing it over costs more than it saves."""
-    return 1 if batch_size * n_weights < 30_000_000 else torch.get_num_threads()
-
-
-def n_weights(energy: nn.Module) -> int:
-    return sum(p.numel() for p in energy.parameters())
-
-
-@contextlib.contextmanager
-def using_threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

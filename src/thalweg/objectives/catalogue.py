@@ -1,21 +1,28 @@
-"""Every way to train an energy of vectors, by name, set up for standardised data."""
+"""Every objective by name, set up for standardised data: of densities of vectors, and of targets given inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from thalweg.energies.densities import FlowEnergy, GaussianMixtureEnergy
 from thalweg.objectives.base import Objective
-from thalweg.objectives.contrastive_divergence import ContrastiveDivergence, ImprovedContrastiveDivergence
+from thalweg.objectives.contrastive_divergence import (
+    ContrastiveDivergence,
+    ImprovedContrastiveDivergence,
+    LangevinML,
+)
 from thalweg.objectives.energy_discrepancy import EnergyDiscrepancy
-from thalweg.objectives.importance_sampling import ImportanceSampling
+from thalweg.objectives.importance_sampling import ImportanceSampling, KLDivergenceImportanceSampling
+from thalweg.objectives.likelihood import MaximumLikelihood
 from thalweg.objectives.noise_contrastive import (
     ConditionalNCE,
     FlowContrastiveEstimation,
     NoiseContrastiveEstimation,
+    RankingNCE,
+    TiltNCE,
 )
 from thalweg.objectives.score_matching import DenoisingScoreMatching, ScoreMatching, SlicedScoreMatching
 from thalweg.objectives.stein import SteinDiscrepancy
@@ -101,3 +108,33 @@ METHODS: dict[str, Method] = {
         "chains",
     ),
 }
+
+
+def conditional_objective(
+    name: str, noise_stds: Sequence[float], n_samples: int, resolution: float = 0.0, roughness: float = 0.0
+) -> Objective:
+    """An objective for a density of targets given inputs, by its name.
+
+    The names are :data:`thalweg.objectives.names.CONDITIONAL`. "proposal-nce" is not among
+    them: it needs a proposal network (:class:`JointProposalNCE`).
+
+    Args:
+        noise_stds: standard deviations of the noise, in those of the target.
+        n_samples: candidates for each row, for the objectives that draw them.
+        resolution: spacing of the grid that the standardised target is rounded to, for the likelihood.
+        roughness: weight of the penalty on tilts, for the likelihood.
+    """
+    stds = list(noise_stds)
+    wide = [2 * s for s in stds]
+    builders: dict[str, Callable[[], Objective]] = {
+        "likelihood": lambda: MaximumLikelihood(resolution, roughness),
+        "tilt-nce": lambda: TiltNCE(n_samples),
+        "nce": lambda: RankingNCE(stds, n_samples),
+        "nce+": lambda: RankingNCE(stds, n_samples, label_noise=0.025),
+        "ml-is": lambda: ImportanceSampling(wide, n_samples),
+        "kld-is": lambda: KLDivergenceImportanceSampling(stds[0] / 4, wide, n_samples),
+        "ml-mcmc": lambda: LangevinML(stds[0] / 2, 16, n_samples),
+        "sm": lambda: ScoreMatching(),
+        "dsm": lambda: DenoisingScoreMatching(stds[0], n_samples),
+    }
+    return builders[name]()

@@ -15,9 +15,9 @@ from thalweg.data.images import digits
 from thalweg.energies.discrete import binary_states
 from thalweg.energies.machines import DBMEnergy, LayeredMachine, RBMEnergy
 from thalweg.energies.machines.belief import DeepBeliefNetwork
-from thalweg.estimators.deep import CrossEntropy
 from thalweg.evaluation.density_baselines import BernoulliMixture
 from thalweg.objectives.base import Batch
+from thalweg.objectives.classification import CrossEntropy
 from thalweg.recipes import boltzmann_images
 from thalweg.recipes.base import Figure, Recipe, Result, Settings
 from thalweg.recipes.boltzmann_images import energies_matrix, new_machine, stretched, wall
@@ -253,7 +253,7 @@ def _few_labels(data: _Digits, seed: int, quick: bool, found: Found, shown: Show
                     if isinstance(layer, nn.Linear):
                         nn.init.xavier_uniform_(layer.weight, gain=4.0)  # the gain of sigmoid units
             plan = Plan(3 if quick else 300, batch_size=20, learning_rate=3e-3, seed=draw)
-            Trainer(plan).fit(model, CrossEntropy(), Batch(data.labels[chosen].float(), data.train[chosen]))
+            Trainer(plan).fit(model, CrossEntropy(), Batch(data.train[chosen], data.labels[chosen]))
             with torch.no_grad():
                 right = model(data.test).argmax(1) == data.test_labels
             accuracy[name].append(float(right.float().mean()))

@@ -7,14 +7,14 @@ import time
 import numpy as np
 import plotly.graph_objects as go
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thalweg.data.images import Images, digits
 from thalweg.energies.densities import UniformEnergy
 from thalweg.energies.networks import mlp
 from thalweg.energies.networks.image import LabelledImageEnergy
-from thalweg.objectives.base import AnyEnergy, Batch, Objective
+from thalweg.objectives.base import Batch, Objective
+from thalweg.objectives.classification import CrossEntropy
 from thalweg.objectives.contrastive_divergence import ContrastiveDivergence
 from thalweg.recipes.base import Figure, Recipe, Result, Settings
 from thalweg.sampling.buffer import Chains, FromNoise, ReplayBuffer, Start
@@ -27,13 +27,6 @@ SHAPE = (1, 8, 8)
 N_TASKS = 5
 BATCH = 64
 RATE = 2e-4
-
-
-class SoftmaxClassification(Objective):
-    """-log softmax over labels of -E(label, image): the classifier that the energy is compared with."""
-
-    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        return F.cross_entropy(-energy.energies(batch.y), batch.x.long(), reduction="none")
 
 
 class RelabelledBuffer(ReplayBuffer):
@@ -73,7 +66,7 @@ def network() -> LabelledImageEnergy:
 METHODS = {
     "energy": kept_chains,
     "energy, fresh chains": fresh_chains,
-    "softmax": SoftmaxClassification,
+    "softmax": CrossEntropy,
 }
 
 
@@ -127,17 +120,19 @@ def _one_run(
     """Share of right answers to test images [after which task, of which task], and what went wrong."""
     assert train.labels is not None
     assert test.labels is not None
-    labels = test.labels
+    truth = test.labels
     torch.manual_seed(seed)
     energy, messages = network(), Messages()
     tasks = []
     for task in range(N_TASKS):
         rows = train.rows(np.flatnonzero(train.labels // 2 == task))
-        tasks.append(Batch(torch.as_tensor(rows.labels, dtype=torch.float32), torch.from_numpy(rows.pixels)))
+        labels, images = torch.as_tensor(rows.labels, dtype=torch.float32), torch.from_numpy(rows.pixels)
+        # The energy models images given their labels, the classifier labels given images.
+        tasks.append(Batch(images, labels) if isinstance(objective, CrossEntropy) else Batch(labels, images))
 
     def answered(energy: LabelledImageEnergy) -> dict[str, float]:
-        right = energy.energies(torch.from_numpy(test.pixels)).argmin(-1).numpy() == labels
-        return {f"task {task + 1}": float(right[labels // 2 == task].mean()) for task in range(N_TASKS)}
+        right = energy.energies(torch.from_numpy(test.pixels)).argmin(-1).numpy() == truth
+        return {f"task {task + 1}": float(right[truth // 2 == task].mean()) for task in range(N_TASKS)}
 
     plan = Plan(
         max_epochs=n_steps, max_steps=n_steps, batch_size=BATCH, learning_rate=RATE, schedule="constant", seed=seed

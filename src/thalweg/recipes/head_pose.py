@@ -128,7 +128,7 @@ def _gallery(test: Heads, pose: np.ndarray, n: int = 12) -> go.Figure:
 def _draws(model: EnergyRegressor, test: Heads, x_test: np.ndarray, n_draws: int = 300) -> go.Figure:
     """Lit heads give tight clouds, outlines long ones."""
     rows = np.concatenate([np.flatnonzero(~test.backlit)[:3], np.flatnonzero(test.backlit)[:3]])
-    draws = model.sample(x_test[rows], n_draws, random_state=0)
+    draws = model.sample(x_test[rows], n_samples=n_draws, random_state=0)
     colours = ("#7fb3d5", "#2a6fbb", "#123c69", "#f4a261", "#d62839", "#7b2d26")
     figure = go.Figure()
     for i, row in enumerate(rows):

@@ -165,12 +165,12 @@ def _measure(
 
     out: dict[str, float] = {}
     labels = np.arange(n) % model.n_labels_
-    fresh = model.sample(n, labels, n_steps, random_state=seed)
+    fresh = model.sample(n, random_state=seed, labels=labels, n_steps=n_steps)
     buffer = model.buffer_[0].numpy()
     out["Frechet distance, test images"] = frechet_distance(test.pixels, train.pixels, features)
     out["Frechet distance, chains of the buffer"] = frechet_distance(buffer, train.pixels, features)
     out["Frechet distance, fresh chains"] = frechet_distance(fresh, train.pixels, features)
-    averaged = ensemble.sample(n, labels, n_steps, random_state=seed)
+    averaged = ensemble.sample(n, random_state=seed, labels=labels, n_steps=n_steps)
     out[f"Frechet distance, fresh chains, {ensemble.n_snapshots} snapshots"] = frechet_distance(
         averaged, train.pixels, features
     )
@@ -187,7 +187,10 @@ def _measure(
     height = test.pixels.shape[2]
     known = np.zeros((1, height, test.pixels.shape[3]), bool)
     known[:, : height // 2] = True
-    completed = model.complete(test.pixels, known, test.labels, 16, 200 if not settings.quick else 5, seed)
+    n_filling = 200 if not settings.quick else 5
+    completed = model.impute(
+        test.pixels, known=known, labels=test.labels, n_draws=16, n_steps=n_filling, random_state=seed
+    )
     assert (completed[:, :, :, : height // 2] == test.pixels[:, :, : height // 2]).all()
     error = (completed.mean(0) - test.pixels)[:, :, height // 2 :]
     means = np.stack([train.pixels[train.labels == k].mean(0) for k in range(model.n_labels_)])
@@ -199,14 +202,15 @@ def _measure(
     noisy = test.pixels.copy()
     hit = rng.uniform(size=noisy.shape)
     noisy[hit < 0.05], noisy[hit > 0.95] = 0.1, 0.9
-    clean = model.denoise(noisy, test.labels, random_state=seed)
+    clean = model.denoise(noisy, labels=test.labels, random_state=seed)
     before = float(((noisy - test.pixels) ** 2).mean())
     out["denoising, squared error over the noisy image's (ratio)"] = (
         float(((clean - test.pixels) ** 2).mean()) / before
     )
 
     goal = (test.labels + rng.randint(1, model.n_labels_, len(test.labels))) % model.n_labels_
-    crossed = model.sample(len(goal), goal, 300 if not settings.quick else 5, test.pixels, seed)
+    n_crossing = 300 if not settings.quick else 5
+    crossed = model.sample(len(goal), random_state=seed, labels=goal, n_steps=n_crossing, start=test.pixels)
     out["start in one class, sample another (share)"] = float((judged(crossed) == goal).mean())
 
     inside = model.score_samples(test.pixels)

@@ -272,7 +272,7 @@ def imputation_errors(
         table = pd.DataFrame(hidden, columns=run.columns)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # few candidates do for a mean over many rows
-            ours = run.model.impute(table, n_candidates, 0, n_candidates=n_candidates)[:, :, k].mean(0)
+            ours = run.model.impute(table, random_state=0, n_candidates=n_candidates)[:, k]
         line = LinearRegression().fit(training[:, others], training[:, k]).predict(X[:, others])
         for name, guess in zip(errors, (ours, line, training[:, k].mean()), strict=True):
             errors[name].append(float(np.sqrt(np.square(guess - X[:, k]).mean())) / spread)

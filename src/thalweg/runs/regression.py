@@ -150,8 +150,9 @@ class RegressionRun(Run):
             levels = [float(p) for p in quantiles.split(",") if p.strip()]
         except ValueError:
             raise ValueError(f"--quantiles takes numbers separated by commas, got {quantiles!r}") from None
-        how = {"quantiles": levels, "coverage": coverage, "n_samples": samples, "seed": seed}
-        return self.predict_table(read_table(path), **how)
+        return self.predict_table(
+            read_table(path), quantiles=levels, coverage=coverage, n_samples=samples, seed=seed
+        )
 
     def predict_table(
         self,

@@ -28,6 +28,7 @@ def pretrain(
     run_dir: Path | None = None,
     progress: Progress | None = None,
     resume: bool = False,
+    fabric: Fabric | None = None,
 ) -> list[History]:
     """Set the weights of a deep machine, in place, by one restricted machine for each pair of layers.
 
@@ -42,6 +43,7 @@ def pretrain(
         plan: how each part is trained.
         moments: how the chains of each part run.
         run_dir: keep the checkpoints of the parts here.
+        progress, resume, fabric: as of :class:`~thalweg.training.loop.Trainer`.
 
     Returns:
         the history of each part.
@@ -71,7 +73,7 @@ def pretrain(
             part.biases[0].copy_(part.visible.bias_of(states))
         up, down = _factors(k, last)
         step = MomentStep(part, moments, encode=encode if k else None, up=up, down=down)
-        histories.append(_fit_layer(k, step, data, plan, run_dir, progress, resume))
+        histories.append(_fit_layer(k, step, data, plan, run_dir, progress, resume, fabric))
         parts.append(part)
     with torch.no_grad():
         machine.visible.load_state_dict(parts[0].visible.state_dict())
@@ -102,6 +104,7 @@ def grow_belief_network(
     run_dir: Path | None = None,
     progress: Progress | None = None,
     resume: bool = False,
+    fabric: Fabric | None = None,
 ) -> tuple[DeepBeliefNetwork, list[History]]:
     """A deep belief network, layer upon layer: each new machine on top learns from draws of the layers below.
 
@@ -115,6 +118,7 @@ def grow_belief_network(
         plan: how each machine is trained.
         moments: how the chains of each machine run.
         run_dir: keep the checkpoints of the machines here.
+        progress, resume, fabric: as of :class:`~thalweg.training.loop.Trainer`.
 
     Returns:
         the network, and the history of each machine.
@@ -139,7 +143,7 @@ def grow_belief_network(
         if k:
             network.grow(n)
         step = MomentStep(network.top, moments, encode=encode if k else None)
-        histories.append(_fit_layer(k, step, data, plan, run_dir, progress, resume))
+        histories.append(_fit_layer(k, step, data, plan, run_dir, progress, resume, fabric))
     return network, histories
 
 
@@ -151,6 +155,7 @@ def up_down(
     run_dir: Path | None = None,
     progress: Progress | None = None,
     resume: bool = False,
+    fabric: Fabric | None = None,
 ) -> History:
     """Fine-tune all layers of a deep belief network together, in place: contrastive wake-sleep.
 
@@ -170,7 +175,7 @@ def up_down(
     """
     network.visible.check(data)
     network.untie()
-    trainer = Trainer(plan, run_dir=run_dir, progress=progress)
+    trainer = Trainer(plan, fabric, run_dir, progress)
     return trainer.run(_UpDown(network, moments), Batch(None, data.float()), resume=resume)
 
 
@@ -182,9 +187,10 @@ def _fit_layer(
     run_dir: Path | None,
     progress: Progress | None,
     resume: bool,
+    fabric: Fabric | None,
 ) -> History:
     folder = None if run_dir is None else run_dir / f"layer-{number + 1}"
-    return Trainer(plan, run_dir=folder, progress=progress).run(step, Batch(None, data), resume=resume)
+    return Trainer(plan, fabric, folder, progress).run(step, Batch(None, data), resume=resume)
 
 
 class _UpDown(MomentStep):

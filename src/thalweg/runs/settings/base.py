@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -108,7 +108,7 @@ class Settings:
     def defaults(cls) -> dict[str, Any]:
         """The default of every option by name."""
         return {
-            entry.name: entry.default if entry.default is not MISSING else entry.default_factory()  # type: ignore[misc]
+            entry.name: entry.default_factory() if callable(entry.default_factory) else entry.default
             for entry in fields(cls)
             if entry.metadata
         }

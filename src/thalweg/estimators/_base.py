@@ -1,0 +1,233 @@
+"""What all estimators share: parameters kept and checked, devices, threads, seeds, saved models."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from thalweg.training.history import History
+from thalweg.training.saving import load_model, rebuilding, save_model, tensors_of
+
+RandomState = int | np.random.RandomState | None
+
+
+class Estimator(BaseEstimator):
+    """The base of all estimators.
+
+    A subclass lists its parameters in ``__init__``, keeps them by :meth:`_keep`, and says in :meth:`_config`,
+    :meth:`_modules` and :meth:`_rebuild` what a saved model of it holds.
+
+    Attributes:
+        energy_: the trained energy.
+        history_: the :class:`~thalweg.training.history.History` of the training.
+    """
+
+    device: str
+    devices: int
+    num_nodes: int
+    strategy: str
+    precision: str
+    n_threads: int | None
+    verbose: bool
+    random_state: RandomState
+
+    energy_: Any
+    history_: History
+    # Parameters that are no part of a saved model.
+    _not_saved: ClassVar[tuple[str, ...]] = ("random_state",)
+
+    def _keep(self, values: dict[str, Any]) -> None:
+        """Keep the parameters as they were given, as scikit-learn asks."""
+        for name in self._get_param_names():
+            setattr(self, name, values[name])
+
+    # -- how it is trained ---------------------------------------------------------------------------
+
+    def _check_training(self, *, several_processes: bool = True) -> None:
+        """Refuse parameters of the training that can't be used."""
+        check_counts(self, "devices", "num_nodes")
+        if self.n_threads is not None:
+            check_counts(self, "n_threads")
+        if self.precision.startswith("64"):
+            raise ValueError(f"precision {self.precision!r} is of no use here: the data are kept in 32 bits")
+        if not several_processes:
+            if self.devices * self.num_nodes > 1:
+                raise ValueError(
+                    f"{type(self).__name__} is trained by one process: take devices=1 and num_nodes=1"
+                )
+            if self.precision != "32-true":
+                raise ValueError(f"{type(self).__name__} is trained in full precision: take precision='32-true'")
+
+    def _make_fabric(self) -> Fabric:
+        """The devices and processes of a training; several processes are started here.
+
+        As with Lightning Fabric in general, a script then runs in every process.
+        """
+        strategy = self.strategy
+        if strategy == "auto" and self.devices * self.num_nodes > 1:
+            strategy = "ddp"
+        fabric = Fabric(
+            accelerator=self.device,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            strategy=strategy,
+            precision=self.precision,  # type: ignore[arg-type]
+        )
+        if fabric.world_size > 1:
+            fabric.launch()
+        return fabric
+
+    def _draw_seed(self) -> int:
+        return draw_seed(check_random_state(self.random_state))
+
+    def _threads(self, batch_size: int, n_weights: int) -> contextlib.AbstractContextManager[None]:
+        return using_threads(self.n_threads or suitable_threads(batch_size, n_weights))
+
+    # -- saving --------------------------------------------------------------------------------------
+
+    def save(self, folder: str | os.PathLike[str], *, extra: dict[str, Any] | None = None) -> None:
+        """Write the model as a folder with ``config.json`` and ``model.safetensors``.
+
+        Args:
+            folder: where to; it is made if it is not there.
+            extra: anything for JSON, kept beside the model and given back by :meth:`load` as ``extra_``.
+
+        Raises:
+            ValueError: if the model has an energy of the user's own: save that with torch instead.
+            OSError: if it can't be written.
+        """
+        check_is_fitted(self, "energy_")
+        if getattr(self, "energy", None) is not None:
+            raise ValueError(
+                "a model with an energy of your own can't be rebuilt from a file: save its state_dict"
+            )
+        params = {k: _plain(v) for k, v in self.get_params().items() if k not in self._not_saved}
+        config = {
+            "params": params,
+            "n_features_in": getattr(self, "n_features_in_", None),
+            "feature_names_in": [str(c) for c in getattr(self, "feature_names_in_", [])],
+            "history": self.history_.to_dict(),
+            "extra": extra or {},
+            **self._config(),
+        }
+        modules = self._modules().items()
+        tensors = {f"{name}.{k}": v for name, module in modules for k, v in module.state_dict().items()}
+        save_model(Path(folder), type(self).__name__, config, {**tensors, **self._tensors()})
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Self:
+        """Read a saved model. Nothing in the folder is run; ``extra_`` holds what was kept beside it.
+
+        Raises:
+            ValueError: if the folder is missing, damaged, foreign, or of a newer version.
+        """
+        config, tensors = load_model(Path(folder), cls.__name__)
+        with rebuilding(folder):
+            model = cls(**config["params"])
+            if config["n_features_in"] is not None:
+                model.n_features_in_ = config["n_features_in"]
+            if config["feature_names_in"]:
+                model.feature_names_in_ = np.array(config["feature_names_in"], dtype=object)
+            model.history_ = History.from_dict(config["history"])
+            model.extra_ = config["extra"]
+            model._rebuild(config, tensors)
+            for name, module in model._modules().items():
+                module.load_state_dict(tensors_of(name, tensors))
+                module.eval()
+        return model
+
+    def _config(self) -> dict[str, Any]:
+        """What is needed beside the parameters to rebuild the modules, fit for JSON."""
+        return {}
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """The modules whose weights are saved, by name."""
+        return {"energy": self.energy_}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Tensors that are saved beside those of the modules."""
+        return {}
+
+    def _rebuild(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Make modules of the right shapes, and set all other attributes of a fitted model."""
+        raise NotImplementedError
+
+
+def _plain(value: Any) -> Any:
+    """A parameter as JSON has it."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return [_plain(v) for v in value] if isinstance(value, list | tuple | np.ndarray) else value
+
+
+def generator_of(random_state: Any, device: Any = "cpu") -> torch.Generator:
+    """A generator of PyTorch whose seed is drawn from scikit-learn's ``random_state``."""
+    return torch.Generator(device).manual_seed(draw_seed(check_random_state(random_state)))
+
+
+def draw_seed(rng: np.random.RandomState) -> int:
+    """A seed for PyTorch."""
+    return int(rng.randint(2**31 - 1))
+
+
+def is_count(value: Any, least: int = 1) -> bool:
+    """Whether a value is a whole number of at least this."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Refuse what is no whole number of at least this."""
+    if not is_count(value, least):
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def check_counts(estimator: Any, *names: str, least: int = 1) -> None:
+    """Refuse parameters that are no whole numbers of at least this."""
+    for name in names:
+        check_count(name, getattr(estimator, name), least)
+
+
+def check_widths(widths: Any) -> list[int]:
+    """The widths of hidden layers as a list; one number is one layer.
+
+    Raises:
+        ValueError: if they are no whole numbers of at least 1.
+    """
+    found = [widths] if is_count(widths) else list(widths) if isinstance(widths, Sequence | np.ndarray) else []
+    if not found or not all(is_count(w) for w in found):
+        raise ValueError(
+            f"hidden must be a whole number of at least 1, or one for each layer, as (128, 128); got {widths!r}"
+        )
+    return [int(w) for w in found]
+
+
+def count_weights(*modules: nn.Module) -> int:
+    """Number of trainable numbers."""
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def suitable_threads(batch_size: int, n_weights: int) -> int:
+    """One thread for small work, where handing it over costs more than it saves."""
+    return 1 if batch_size * n_weights < 30_000_000 else torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def using_threads(n: int) -> Iterator[None]:
+    """So many PyTorch threads within, and afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,98 @@
+"""Parts of models of p(y|x): the held-out figure of a training, a broad proposal, networks with dropout."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from thalweg.energies.base import ConditionalEnergy
+from thalweg.energies.densities import MixtureDensity, TiltedMixtureEnsemble
+from thalweg.inference.quadrature import normalise
+from thalweg.objectives.base import Batch, Objective
+from thalweg.objectives.likelihood import dequantise
+
+
+class HeldOutFigure:
+    """The held-out figure of an energy: one number, or one for each member of an ensemble.
+
+    It is the negative log-likelihood, exact, where y is one-dimensional; else the objective's own value
+    with noise that is the same every time.
+    """
+
+    max_rows = 1000
+
+    def __init__(
+        self,
+        objective: Objective,
+        data: Batch,
+        held_out: np.ndarray,
+        weight: np.ndarray | None,
+        seed: int,
+        bounds: tuple[float, float],
+    ):
+        self.objective = objective
+        self.seed = seed
+        self.bounds = bounds
+        # [members, rows of each]: folds may differ by one row, so short ones repeat a row at weight 0.
+        index = [np.flatnonzero(h) for h in held_out.T]
+        longest = max(len(i) for i in index)
+        rows = torch.from_numpy(np.stack([np.resize(i, longest) for i in index]))
+        weights = np.ones(len(held_out)) if weight is None else weight
+        weights = np.stack([np.where(np.arange(longest) < len(i), weights[np.resize(i, longest)], 0.0)
+                            for i in index])  # fmt: skip
+        self.weights = torch.from_numpy(weights / weights.sum(1, keepdims=True)).float()
+        self.x, self.y = data.x[rows], data.y[rows]
+        self.is_likelihood = data.y.shape[1] == 1
+
+    def __call__(self, energy: nn.Module) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        resolution = getattr(self.objective, "resolution", 0.0)
+        y = dequantise(self.y, resolution, generator)
+        if isinstance(energy, TiltedMixtureEnsemble) and len(self.x) == energy.n_members > 1:
+            # Each member on the rows it does not learn from: [rows, members] at once, in pieces.
+            parts = [
+                energy.member_log_prob(energy.features(x), yy.squeeze(-1).T)
+                for x, yy in zip(self.x.split(4096, 1), y.split(4096, 1), strict=True)
+            ]
+            return -(torch.cat(parts).T * self.weights).sum(1)
+        assert isinstance(energy, ConditionalEnergy)
+        x, y, weights = self.x[0], y[0], self.weights[0]
+        if self.is_likelihood:
+            x, y, weights = x[: self.max_rows], y[: self.max_rows], weights[: self.max_rows]
+            given = energy.given(x)
+            log_prob = -given(y.unsqueeze(1)).squeeze(1)
+            if not isinstance(energy, TiltedMixtureEnsemble | MixtureDensity):
+                log_prob = log_prob - normalise(given, *self.bounds, tolerance=1e-3).log_normaliser
+            return -(log_prob * weights).sum() / weights.sum()
+        pieces = zip(x.split(512), y.split(512), strict=True)
+        loss = torch.cat([self.objective.per_row(energy, Batch(*piece), generator) for piece in pieces])
+        return (loss * weights).sum()
+
+
+class BroadProposal(MixtureDensity):
+    """Two Gaussians over all standardised targets, the same for every x."""
+
+    scales: Tensor
+
+    def __init__(self, n_targets: int):
+        ConditionalEnergy.__init__(self)
+        self.n_targets = n_targets
+        self.register_buffer("scales", torch.tensor([1.0, 2.0]), persistent=False)
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shape = (len(x), 2, self.n_targets)
+        log_weights = torch.full((len(x), 2), math.log(0.5), device=x.device)
+        return log_weights, torch.zeros(shape, device=x.device), self.scales.log()[:, None].expand(shape)
+
+
+def mlp_with_dropout(sizes: Sequence[int], dropout: float) -> nn.Sequential:
+    """Linear layers, each with an activation and dropout after it: a feature network."""
+    layers: list[nn.Module] = []
+    for a, b in itertools.pairwise(sizes):
+        layers += [nn.Linear(a, b), nn.SiLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers)

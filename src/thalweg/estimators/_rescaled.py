@@ -1,0 +1,70 @@
+"""An energy in the units of a table, and one in coordinates in which chains move freely."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thalweg.energies.base import Energy
+from thalweg.energies.densities import GaussianMixtureEnergy
+
+
+class Rescaled(Energy):
+    """The energy of rows in their own units, from one over (x - location) / scale.
+
+    Rows in double precision are standardised in it, and handed on in single precision.
+    """
+
+    location: Tensor
+    scale: Tensor
+
+    def __init__(self, inner: Energy, location: Any, scale: Any):
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("location", torch.as_tensor(location, dtype=torch.float64))
+        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float64))
+
+    def forth(self, x: Tensor) -> Tensor:
+        return ((x - self.location) / self.scale).float()
+
+    def back(self, z: Tensor) -> Tensor:
+        return self.location + self.scale * z.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.forth(x)) + self.scale.log().sum()
+
+
+class Whitened(Energy):
+    """The energy of u where x = L u: chains move freely where the columns are closely correlated.
+
+    Args:
+        factor: L, lower triangular ``[D, D]``.
+    """
+
+    def __init__(self, inner: Energy, factor: Tensor):
+        super().__init__()
+        object.__setattr__(self, "inner", inner)
+        self.factor = factor
+        self.log_volume = float(factor.diagonal().log().sum())
+
+    inner: Energy
+
+    def forth(self, x: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.factor, x.T, upper=False).T
+
+    def back(self, u: Tensor) -> Tensor:
+        return u @ self.factor.T
+
+    def of_mixture(self, mixture: GaussianMixtureEnergy) -> GaussianMixtureEnergy:
+        """The same mixture, of u."""
+        scales = torch.linalg.solve_triangular(self.factor, mixture.scales, upper=False)
+        return GaussianMixtureEnergy(self.forth(mixture.means), scales, mixture.log_weights.exp())
+
+    def forward(self, u: Tensor) -> Tensor:
+        return self.inner(self.back(u))
+
+    def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        value, grad = self.inner.value_and_grad(self.back(u))
+        return value, grad @ self.factor

@@ -1,0 +1,58 @@
+"""Parts of an energy of whole rows: where importance samples come from, the held-out figure, resampling."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.energies.base import Energy
+from thalweg.energies.densities import Density, GaussianMixtureEnergy, fit_gaussian_mixture
+
+
+class HeldOutLikelihood:
+    """Held-out negative log-likelihood, log Z by the same importance samples every time."""
+
+    def __init__(self, rows: Tensor, proposal: Density, seed: int, n_samples: int = 4096):
+        self.n_rows = len(rows[:4096])
+        samples = proposal.sample(n_samples, torch.Generator().manual_seed(seed))
+        self.places = torch.cat([rows[:4096], samples])
+        with torch.no_grad():
+            self.log_proposal = proposal.log_prob(samples)
+
+    def __call__(self, energy: nn.Module) -> Tensor:
+        device = next((p.device for p in energy.parameters()), self.places.device)
+        self.places, self.log_proposal = self.places.to(device), self.log_proposal.to(device)
+        values = energy(self.places)
+        log_weights = -values[self.n_rows :] - self.log_proposal
+        log_z = torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
+        return values[: self.n_rows].mean() + log_z
+
+
+def mixture_proposal(data: Tensor, seed: int) -> GaussianMixtureEnergy:
+    """Where importance samples come from: a mixture fitted to the data, and one wide Gaussian as a safety net."""
+    n_components = max(1, min(10, len(data) // (10 * data.shape[1])))
+    wide = GaussianMixtureEnergy.from_moments(data, 1.5)
+    if len(data) < 2:
+        return wide
+    mixture = fit_gaussian_mixture(data, n_components, seed)
+    weights = torch.cat([0.8 * mixture.log_weights.exp(), torch.tensor([0.2])])
+    return GaussianMixtureEnergy(
+        torch.cat([mixture.means, wide.means]), torch.cat([1.1 * mixture.scales, wide.scales]), weights
+    )
+
+
+def resampled(energy: Energy, proposal: Density, candidates: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Candidates drawn by their weights: by a power of these, if few would have nearly all the weight."""
+    with torch.no_grad():
+        log_weights = -energy(candidates) - proposal.log_prob(candidates)
+    low, high = 0.0, 1.0
+    for power in [1.0, *([None] * 12)]:
+        middle = 0.5 * (low + high) if power is None else power
+        weights = torch.softmax(middle * log_weights, 0)
+        enough = 1 / weights.square().sum() >= min(n, 1000)
+        if enough and middle == 1.0:
+            break
+        low, high = (middle, high) if enough else (low, middle)
+    return candidates[torch.multinomial(weights, n, replacement=True, generator=generator)]
