@@ -3,11 +3,7 @@
 import datetime
 import io
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from decimal import Decimal
 from pathlib import Path
 
@@ -15,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thalweg import cli
+from command import stop_in_training
 from thalweg.recipes import RECIPES, Figure, Recipe, Result, Settings
 
 
@@ -43,38 +39,19 @@ def make_table(folder: Path, n: int = 160, name: str = "homes.csv") -> Path:
     return path
 
 
-class Outcome:
-    def __init__(self, code: int, out: str, err: str):
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Call the command in this process."""
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["thalweg", *map(str, arguments)])
-        monkeypatch.setattr(cli, "out", cli.Console(highlight=False, width=160))
-        monkeypatch.setattr(cli, "err", cli.Console(stderr=True, highlight=False, width=160))
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return Outcome(int(stopped.value.code or 0), captured.out, captured.err)
-
-    return run
-
-
 SMALL = ("--epochs", 2, "--members", 2)
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A table and the folder of a finished run on it."""
-    from thalweg.runs.regression import RunSettings, fit_run
+    from thalweg.runs.base import fit_run
+    from thalweg.runs.settings.regression import RegressionSettings
 
     folder = tmp_path_factory.mktemp("fitted")
     table = make_table(folder)
-    fit_run(folder / "run", RunSettings(str(table), ["price"], ["rent"], epochs=3, members=2), verbose=False)
+    settings = RegressionSettings(data=str(table), targets=["price"], drop=["rent"], epochs=3, members=2)
+    fit_run(folder / "run", settings, verbose=False)
     return table, folder / "run"
 
 
@@ -186,13 +163,13 @@ def test_predict_writes_what_was_asked(call, fitted, tmp_path: Path) -> None:
 
 
 def test_prediction_in_chunks_is_the_same(fitted) -> None:
-    from thalweg.runs.regression import load_run, predict_table
+    from thalweg.runs.base import load_run
 
     table, run = fitted
     rows = pd.read_csv(table)
     asked = {"quantiles": [0.3], "coverage": 0.5, "n_samples": 1}
-    whole = predict_table(load_run(run), rows, **asked)
-    parts = predict_table(load_run(run), rows, chunk_rows=37, **asked)
+    whole = load_run(run).predict_table(rows, **asked)
+    parts = load_run(run).predict_table(rows, chunk_rows=37, **asked)
     pd.testing.assert_frame_equal(whole, parts, rtol=1e-4)
 
 
@@ -317,7 +294,7 @@ def test_bad_arguments_are_refused_in_one_line(call, fitted, tmp_path: Path) -> 
         (("predict", run), 2, "--help"),
         (("nothing",), 2, "--help"),
         (("fit", "regression", table), 1, "--target"),
-        (("fit", "regression"), 1, "name the table"),
+        (("fit", "regression"), 1, "name the data"),
         (("fit", "regression", tmp_path / "absent.csv", "-t", "price"), 1, "no file"),
         (("fit", "regression", table, "-t", "price", "--epochs", 0), 2, "epochs"),
         (("fit", "regression", table, "-t", "price", "--objective", "magic", "-o", tmp_path / "m"), 1, "one of"),
@@ -382,12 +359,6 @@ def test_a_changed_table_can_not_be_resumed(call, fitted, tmp_path: Path) -> Non
     assert "has changed" in call("fit", "regression", "--resume", "--out", run).err
 
 
-def start(arguments: list[object]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "thalweg.cli", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_run_resumes_and_ends_the_same(call, tmp_path: Path, how: signal.Signals) -> None:
     table, cut, whole = make_table(tmp_path), tmp_path / "cut", tmp_path / "whole"
@@ -404,19 +375,9 @@ def test_an_interrupted_run_resumes_and_ends_the_same(call, tmp_path: Path, how:
         "--quiet",
     ]
     settings = ["fit", "regression", table, *settings, "--threads", 1]
-    process = start([*settings, "--out", cut])
-    try:
-        deadline = time.monotonic() + 60
-        while not (cut / "training" / "checkpoint.pt").exists() and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(how)
-        _, message = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), message.decode()
+    message = stop_in_training(settings, cut, how)
     if how == signal.SIGINT:
-        assert f"thalweg fit regression --resume --out {cut}" in message.decode()
+        assert f"thalweg fit regression --resume --out {cut}" in message
     assert not (cut / "model").exists()
     assert "not finished" in call("info", cut).err
     if how == signal.SIGINT:

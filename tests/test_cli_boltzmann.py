@@ -1,11 +1,9 @@
 """The command on restricted Boltzmann machines: tables of every kind, images, interruptions, what it refuses."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_digits
 
-from test_cli_images import thalweg
+from command import stop_in_training, thalweg
 
 
 def bits(n: int = 300) -> pd.DataFrame:
@@ -188,7 +186,7 @@ def test_gaps_are_filled(runs, tmp_path):
     table = numbers()
     table.loc[:50, "width"] = np.nan
     table.to_csv(tmp_path / "gaps.csv", index=False)
-    arguments = ("impute", runs["gaussian"], tmp_path / "gaps.csv", "--imputations", 3)
+    arguments = ("impute", runs["gaussian"], tmp_path / "gaps.csv", "--draws", 3)
     thalweg(*arguments, "--out", tmp_path / "full.csv")
     filled = pd.read_csv(tmp_path / "full.csv")
     assert filled["imputation"].tolist() == [i for i in (1, 2, 3) for _ in range(300)]
@@ -258,26 +256,13 @@ def test_an_interrupted_or_killed_run_resumes_to_the_same_model(tmp_path):
     settings = ["fit", "boltzmann", tmp_path / "rows.csv", "--epochs", 400, "--hidden", 64, "--no-report",
                 "--quiet", "--threads", 1, "--checkpoint-seconds", 0.01]  # fmt: skip
     cut, whole = tmp_path / "cut", tmp_path / "whole"
-    checkpoint = cut / "training" / "checkpoint.pt"
-    command = [sys.executable, "-m", "thalweg.cli", *map(str, settings), "--out", str(cut)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for how, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
-        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        try:
-            deadline = time.monotonic() + 60
-            while not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before) and process.poll() is None:
-                assert time.monotonic() < deadline
-                time.sleep(0.005)
-            process.send_signal(how)
-            _, message = process.communicate(timeout=60)
-        finally:
-            process.kill()
-        assert process.returncode == code, message.decode()
+    for how in (signal.SIGKILL, signal.SIGINT):
+        message = stop_in_training(settings, cut, how)
         assert not (cut / "model").exists()
         assert "not finished" in thalweg("info", cut, code=1).err
-        command.append("--resume")
-    assert f"thalweg fit boltzmann --resume --out {cut}" in message.decode()
+        settings = [*settings, *(["--resume"] if how == signal.SIGKILL else [])]
+    settings.remove("--resume")
+    assert f"thalweg fit boltzmann --resume --out {cut}" in message
     thalweg("fit", "boltzmann", "--resume", "--out", cut, "-q")
     thalweg(*settings, "--out", whole)
     weights = [(run / "model" / "model.safetensors").read_bytes() for run in (cut, whole)]

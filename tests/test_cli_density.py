@@ -2,19 +2,15 @@
 
 import io
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from thalweg import cli
+from command import stop_in_training
 
 SMALL = ("--epochs", 3, "--members", 2)
 
@@ -38,36 +34,16 @@ def make_table(folder: Path, n: int = 120, name: str = "flowers.csv") -> Path:
     return path
 
 
-class Outcome:
-    def __init__(self, code: int, out: str, err: str):
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Call the command in this process."""
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["thalweg", *map(str, arguments)])
-        monkeypatch.setattr(cli, "out", cli.Console(highlight=False, width=160))
-        monkeypatch.setattr(cli, "err", cli.Console(stderr=True, highlight=False, width=160))
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return Outcome(int(stopped.value.code or 0), captured.out, captured.err)
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A table and the folder of a finished run on it."""
-    from thalweg.runs.density import DensitySettings, fit_density_run
+    from thalweg.runs.base import fit_run
+    from thalweg.runs.settings.density import DensitySettings
 
     folder = tmp_path_factory.mktemp("fitted")
     table = make_table(folder)
-    settings = DensitySettings(str(table), ["species"], epochs=3, members=2)
-    fit_density_run(folder / "run", settings, verbose=False)
+    settings = DensitySettings(data=str(table), drop=["species"], epochs=3, members=2)
+    fit_run(folder / "run", settings, verbose=False)
     return table, folder / "run"
 
 
@@ -118,9 +94,9 @@ def test_figures_of_the_baselines_are_their_likelihoods(fitted) -> None:
     """The Gaussian's figure, worked out by hand."""
     from scipy.stats import multivariate_normal
 
-    from thalweg.runs.density import load_density_run
+    from thalweg.runs.base import load_run
 
-    run = load_density_run(fitted[1])
+    run = load_run(fitted[1])
     training, test = (t.to_numpy() for t in (run.training_rows, run.test_rows))
     resolution = run.model.resolution_
     assert resolution.tolist() == [0.0, 0.0, 1.0]
@@ -183,12 +159,12 @@ def test_impute(call, fitted, tmp_path: Path) -> None:
     assert filled.loc[3, "always"] == 7
     assert filled.loc[3, "petals"] % 1 == 0
     assert filled["species"].isna().tolist() == rows["species"].isna().tolist()
-    several = pd.read_csv(io.StringIO(call("impute", run, tmp_path / "gaps.csv", "--imputations", 3).out))
+    several = pd.read_csv(io.StringIO(call("impute", run, tmp_path / "gaps.csv", "--draws", 3).out))
     assert several["imputation"].value_counts().to_dict() == {1: 120, 2: 120, 3: 120}
     assert several.query("imputation == 1")["width"].iloc[0] != several.query("imputation == 2")["width"].iloc[0]
     # Several where the column is there already.
     several.to_csv(tmp_path / "again.csv", index=False)
-    assert "rename it" in call("impute", run, tmp_path / "again.csv", "--imputations", 2).err
+    assert "rename it" in call("impute", run, tmp_path / "again.csv", "--draws", 2).err
 
 
 def test_compare(call, tmp_path: Path) -> None:
@@ -218,17 +194,18 @@ def test_compare(call, tmp_path: Path) -> None:
 
 
 def test_a_method_that_diverges_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from thalweg.estimators import density_compare
-    from thalweg.report import write_comparison_page
+    from thalweg.report.compare import write_comparison_page
+    from thalweg.runs import compare
+    from thalweg.runs.settings.compare import CompareSettings
     from thalweg.training.loop import DivergenceError
 
     def diverge(*arguments: object) -> None:
         raise DivergenceError("away")
 
-    monkeypatch.setattr(density_compare, "_fit", diverge)
+    monkeypatch.setattr(compare, "_fit", diverge)
     table = make_table(tmp_path)
-    settings = density_compare.CompareSettings(str(table), ["species"], objectives=["sm"], seeds=2, seconds=0.1)
-    comparison = density_compare.compare_densities(settings)
+    settings = CompareSettings(data=str(table), drop=["species"], objectives="sm", fits=2, seconds=0.1)
+    comparison = compare.compare_densities(settings)
     assert comparison.contenders[0].diverged == 2
     assert "2 of 2" in write_comparison_page(comparison, tmp_path / "page.html").read_text()
 
@@ -269,7 +246,7 @@ def test_bad_arguments_are_refused_in_one_line(call, fitted, tmp_path: Path) -> 
     rows.drop(columns="petals").to_csv(tmp_path / "lacks.csv", index=False)
     rows.assign(petals="many").to_csv(tmp_path / "text.csv", index=False)
     cases = [
-        (("fit", "density"), 1, "name the table"),
+        (("fit", "density"), 1, "name the data"),
         (("fit", "density", table), 1, "--drop 'species'"),
         (("fit", "density", table, "--drop", "colour"), 1, "no column 'colour'"),
         (
@@ -286,7 +263,7 @@ def test_bad_arguments_are_refused_in_one_line(call, fitted, tmp_path: Path) -> 
         (("score", run, tmp_path / "lacks.csv"), 1, "lacks 'petals'"),
         (("score", run, tmp_path / "text.csv"), 1, "holds texts"),
         (("impute", run, tmp_path / "lacks.csv"), 1, "lacks 'petals'"),
-        (("impute", run, table, "--imputations", 0), 2, "imputations"),
+        (("impute", run, table, "--draws", 0), 2, "imputations"),
         (("impute", run, tmp_path / "absent.csv"), 1, "no file"),
         (("sample", run, "--out", tmp_path / "s.xlsx"), 1, ".parquet"),
         (("compare", "density", table, "--objectives", "auto,magic"), 1, "no objective 'magic'"),
@@ -303,8 +280,10 @@ def test_bad_arguments_are_refused_in_one_line(call, fitted, tmp_path: Path) -> 
 
 def test_runs_of_two_kinds_are_told_apart(call, fitted, tmp_path: Path) -> None:
     table, run = fitted
-    for arguments in (("predict", run, table), ("fit", "regression", "--resume", "--out", run)):
-        assert "a run of `thalweg fit density`" in call(*arguments).err
+    refused = call("predict", run, table).err
+    assert "a run of `thalweg fit density`" in refused
+    assert "can't predict: it can sample, score, impute" in refused
+    assert "a run of `thalweg fit density`" in call("fit", "regression", "--resume", "--out", run).err
     other = tmp_path / "regression"
     done = call("fit", "regression", table, "-t", "length", "-o", other, "--no-report", "-q", "--epochs", 1,
                 "--members", 1)  # fmt: skip
@@ -316,12 +295,6 @@ def test_runs_of_two_kinds_are_told_apart(call, fitted, tmp_path: Path) -> None:
         ("fit", "density", "--resume", "--out", other),
     ):
         assert "a run of `thalweg fit regression`" in call(*arguments).err
-    # A run from before there were two kinds.
-    document = json.loads((other / "fit.json").read_text())
-    assert document.pop("task") == "regression"
-    (other / "fit.json").write_text(json.dumps(document))
-    assert call("info", other).code == 0
-    assert call("predict", other, table).code == 0
 
 
 def test_a_damaged_run_is_refused(call, fitted, tmp_path: Path) -> None:
@@ -342,20 +315,8 @@ def test_an_interrupted_run_resumes_and_ends_the_same(call, tmp_path: Path) -> N
     table, cut, whole = make_table(tmp_path), tmp_path / "cut", tmp_path / "whole"
     settings = ["fit", "density", table, "--drop", "species", "--epochs", 20, "--members", 2, "--no-report",
                 "--checkpoint-seconds", 0.01, "--quiet", "--threads", 1]  # fmt: skip
-    command = [sys.executable, "-m", "thalweg.cli", *map(str, settings), "--out", str(cut)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    try:
-        deadline = time.monotonic() + 60
-        while not (cut / "training" / "column-1" / "checkpoint.pt").exists() and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, message = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, message.decode()
-    assert f"thalweg fit density --resume --out {cut}" in message.decode()
+    message = stop_in_training(settings, cut, signal.SIGINT)
+    assert f"thalweg fit density --resume --out {cut}" in message
     assert not (cut / "model").exists()
     assert "not finished" in call("info", cut).err
     assert call("fit", "density", "--resume", "--out", cut, "-q").code == 0

@@ -1,39 +1,15 @@
 """The command on images: fit, sample, score, report, info, resume, and what it refuses."""
 
-import io
 import json
 import shutil
-import sys
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
-from rich.console import Console
 from sklearn.datasets import load_digits
 
-from thalweg import cli
+from command import thalweg
 from thalweg.data.images import write_images
-
-
-class Outcome(NamedTuple):
-    out: str
-    err: str
-
-
-def thalweg(*arguments, code=0) -> Outcome:
-    """The command in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        streams = io.StringIO(), io.StringIO()
-        patch.setattr(sys, "argv", ["thalweg", *map(str, arguments)])
-        patch.setattr(sys, "stderr", streams[1])
-        patch.setattr(cli, "out", Console(file=streams[0], highlight=False, width=160))
-        patch.setattr(cli, "err", Console(file=streams[1], highlight=False, width=160))
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-    found = Outcome(*(stream.getvalue() for stream in streams))
-    assert int(stopped.value.code or 0) == code, found
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +17,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     raw = load_digits()
     np.savez(folder / "digits.npz", X=(15 * raw.images[:300]).astype(np.uint8), y=raw.target[:300])
-    done = thalweg("fit", "density", folder / "digits.npz", "--out", folder / "run", "--steps", 12, "--threads", 1)
+    done = thalweg("fit", "images", folder / "digits.npz", "--out", folder / "run", "--steps", 12, "--threads", 1)
     return folder, done
 
 
@@ -69,13 +45,11 @@ def test_images_are_sampled_to_an_array_or_pictures_and_scored(run):
 def test_snapshots_are_averaged_told_and_part_of_what_is_resumed(run, tmp_path):
     folder, copy = run[0], tmp_path / "run"
     options = ["--steps", 24, "--threads", 1, "--snapshots", 3]
-    done = thalweg("fit", "density", folder / "digits.npz", "--out", copy, *options)
+    done = thalweg("fit", "images", folder / "digits.npz", "--out", copy, *options)
     assert "mean of those of 3 snapshots" in done.out
     assert "mean of those of 3 snapshots" in thalweg("info", copy).out
     assert "mean of 3 snapshots" in (copy / "report.html").read_text()
-    assert (
-        "another snapshots" in thalweg("fit", "density", "--resume", "--out", copy, "--snapshots", 2, code=1).err
-    )
+    assert "another snapshots" in thalweg("fit", "images", "--resume", "--out", copy, "--snapshots", 2, code=1).err
     thalweg("score", copy, folder / "digits.npz", "--out", tmp_path / "scores.csv")
     assert len(pd.read_csv(tmp_path / "scores.csv")) == 300
 
@@ -83,12 +57,12 @@ def test_snapshots_are_averaged_told_and_part_of_what_is_resumed(run, tmp_path):
 def test_a_changed_image_is_noticed(tmp_path):
     pictures, run = tmp_path / "pictures", tmp_path / "run"
     write_images(np.random.RandomState(0).uniform(size=(30, 1, 4, 4)), pictures)
-    thalweg("fit", "density", pictures, "--out", run, "--steps", 2, "--threads", 1, "--no-report")
+    thalweg("fit", "images", pictures, "--out", run, "--steps", 2, "--threads", 1, "--no-report")
     shutil.copy(pictures / "00001.png", pictures / "00000.png")
     assert "27 images" in thalweg("info", run).out
     assert f"{pictures} has changed" in thalweg("report", run, code=1).err
     (run / "figures.json").unlink()
-    refused = thalweg("fit", "density", "--resume", "--out", run, code=1).err
+    refused = thalweg("fit", "images", "--resume", "--out", run, code=1).err
     assert f"{pictures} has changed since the run in {run} was started" in refused
 
 
@@ -100,18 +74,21 @@ def test_a_damaged_or_unfinished_run_is_refused(run, tmp_path):
     (copy / "figures.json").write_text(json.dumps(figures))
     assert "figures.json is damaged: it lacks 'shape'" in thalweg("info", copy, code=1).err
     (copy / "figures.json").unlink()
-    assert f"not finished: `thalweg fit density --resume --out {copy}`" in thalweg("info", copy, code=1).err
-    assert "another steps" in thalweg("fit", "density", "--resume", "--out", copy, "--steps", 13, code=1).err
+    assert f"not finished: `thalweg fit images --resume --out {copy}`" in thalweg("info", copy, code=1).err
+    assert "another steps" in thalweg("fit", "images", "--resume", "--out", copy, "--steps", 13, code=1).err
     wrong = thalweg("impute", copy, folder / "digits.npz", code=1).err
-    assert "a run of `thalweg fit density` on images: this is for runs of `thalweg fit density`" in wrong
+    assert "not finished" in wrong
+    lacking = thalweg("impute", folder / "run", folder / "digits.npz", code=1).err
+    assert "can't impute: it can sample, score" in lacking
+    assert "energy of images" in lacking
 
 
 def test_what_is_refused(run, tmp_path):
     folder, _ = run
     assert (
         "holds a finished run"
-        in thalweg("fit", "density", folder / "digits.npz", "--out", folder / "run", code=1).err
+        in thalweg("fit", "images", folder / "digits.npz", "--out", folder / "run", code=1).err
     )
-    assert "no pictures" in thalweg("fit", "density", tmp_path, "--out", tmp_path / "run", code=1).err
+    assert "no pictures" in thalweg("fit", "images", tmp_path, "--out", tmp_path / "run", code=1).err
     assert "--out" in thalweg("sample", folder / "run", code=1).err
-    assert "finished already" in thalweg("fit", "density", "--resume", "--out", folder / "run").err
+    assert "finished already" in thalweg("fit", "images", "--resume", "--out", folder / "run").err

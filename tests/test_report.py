@@ -8,15 +8,18 @@ import pandas as pd
 import pytest
 
 from thalweg.recipes import Figure, Recipe, Result, Settings
-from thalweg.report import charts, regression_report, write_recipe_page, write_regression_report
-from thalweg.report.regression import duration, input_effects
-from thalweg.runs.regression import FinishedRun, RunSettings, fit_run
+from thalweg.report import charts, write_report
+from thalweg.report.recipe import write_recipe_page
+from thalweg.report.regression import duration, input_effects, report
+from thalweg.runs.base import fit_run
+from thalweg.runs.regression import RegressionRun
+from thalweg.runs.settings.regression import RegressionSettings
 
 
-def fit(folder: Path, table: pd.DataFrame, targets: list[str], **settings) -> FinishedRun:
+def fit(folder: Path, table: pd.DataFrame, targets: list[str], **settings) -> RegressionRun:
     path = folder / "table.parquet"
     table.to_parquet(path)
-    chosen = RunSettings(str(path), targets, **{"epochs": 2, "members": 2} | settings)
+    chosen = RegressionSettings(data=str(path), targets=targets, **{"epochs": 2, "members": 2} | settings)
     return fit_run(folder / "run", chosen, verbose=False)
 
 
@@ -40,7 +43,7 @@ def mixed(n: int = 150) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+def run(tmp_path_factory: pytest.TempPathFactory) -> RegressionRun:
     return fit(tmp_path_factory.mktemp("mixed"), mixed(), ["y"], epochs=12)
 
 
@@ -48,8 +51,8 @@ def headings(html: str) -> list[str]:
     return re.findall(r"<h2>(.*?)</h2>", html)
 
 
-def test_the_page_is_whole_and_needs_nothing_else(run: FinishedRun) -> None:
-    html = regression_report(run)
+def test_the_page_is_whole_and_needs_nothing_else(run: RegressionRun) -> None:
+    html = report(run)
     assert headings(html) == [
         "The data", "Training", "Predictive densities", "A map of p(y|x)", "Which inputs matter", "Calibration",
         "Residuals", "Beside two baselines", "How it was made",
@@ -62,14 +65,14 @@ def test_the_page_is_whole_and_needs_nothing_else(run: FinishedRun) -> None:
     assert "&lt;b&gt;kind" in html
 
 
-def test_written_beside_the_run_and_the_same_every_time(run: FinishedRun, tmp_path: Path) -> None:
-    path = write_regression_report(run)
+def test_written_beside_the_run_and_the_same_every_time(run: RegressionRun, tmp_path: Path) -> None:
+    path = write_report(run)
     assert path == run.folder / "report.html"
-    other = write_regression_report(run, tmp_path / "elsewhere" / "page.html")
+    other = write_report(run, tmp_path / "elsewhere" / "page.html")
     assert path.read_bytes() == other.read_bytes()
 
 
-def test_the_input_that_matters_moves_the_prediction_most(run: FinishedRun) -> None:
+def test_the_input_that_matters_moves_the_prediction_most(run: RegressionRun) -> None:
     moved = input_effects(run, run.inputs(run.training_rows))
     assert max(moved, key=lambda name: moved[name]) == "x"
     assert "same" not in moved
@@ -79,14 +82,14 @@ def test_the_input_that_matters_moves_the_prediction_most(run: FinishedRun) -> N
 
 
 def test_one_input_and_no_test_rows(tmp_path: Path) -> None:
-    html = regression_report(fit(tmp_path, mixed()[["x", "y"]], ["y"], test_fraction=0.0))
+    html = report(fit(tmp_path, mixed()[["x", "y"]], ["y"], test_fraction=0.0))
     assert headings(html) == ["The data", "Training", "Predictive densities", "A map of p(y|x)", "How it was made"]
     assert "held-out NLL" in html
 
 
 def test_categories_only(tmp_path: Path) -> None:
     table = mixed()[["<b>kind</b>", "y"]]
-    assert "A map of p(y|x)" in headings(regression_report(fit(tmp_path, table, ["y"])))
+    assert "A map of p(y|x)" in headings(report(fit(tmp_path, table, ["y"])))
 
 
 def test_a_rounded_target_is_drawn_as_bars(tmp_path: Path) -> None:
@@ -94,7 +97,7 @@ def test_a_rounded_target_is_drawn_as_bars(tmp_path: Path) -> None:
     table["y"] = table["y"].round()
     run = fit(tmp_path, table, ["y"])
     assert run.model.resolution_ == 1
-    html = regression_report(run)
+    html = report(run)
     assert "A bar is the probability of a value" in html
     assert "rounded to multiples of 1" in html
 
@@ -104,13 +107,13 @@ def test_a_censored_target_shows_the_limit_as_a_pin(tmp_path: Path) -> None:
     table["y"] = table["y"].clip(upper=3.0)
     run = fit(tmp_path, table, ["y"])
     assert run.model.architecture_["atoms"]
-    html = regression_report(run)
+    html = report(run)
     assert "one value by itself (3)" in html
 
 
 def test_several_targets(tmp_path: Path) -> None:
     table = mixed().assign(z=lambda t: t["x"] ** 2)[["x", "weak", "y", "z"]]
-    html = regression_report(fit(tmp_path, table, ["y", "z"]))
+    html = report(fit(tmp_path, table, ["y", "z"]))
     assert {"Draws", "Truth and prediction", "Beside two baselines"} <= set(headings(html))
 
 

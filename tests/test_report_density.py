@@ -7,16 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thalweg.report import density_report, write_density_report
-from thalweg.report.density import density_on_plane, imputation_errors
-from thalweg.runs.density import DensitySettings, FinishedDensity, fit_density_run
+from thalweg.report import write_report
+from thalweg.report.density import density_on_plane, imputation_errors, report
+from thalweg.runs.base import fit_run
+from thalweg.runs.density import DensityRun
+from thalweg.runs.settings.density import DensitySettings
 
 
-def fit(folder: Path, table: pd.DataFrame, **settings) -> FinishedDensity:
+def fit(folder: Path, table: pd.DataFrame, **settings) -> DensityRun:
     path = folder / "table.parquet"
     table.to_parquet(path)
-    return fit_density_run(
-        folder / "run", DensitySettings(str(path), **{"epochs": 2, "members": 2} | settings), verbose=False
+    return fit_run(
+        folder / "run", DensitySettings(data=str(path), **{"epochs": 2, "members": 2} | settings), verbose=False
     )
 
 
@@ -31,7 +33,7 @@ def rows(n: int = 120, n_columns: int = 3) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedDensity:
+def run(tmp_path_factory: pytest.TempPathFactory) -> DensityRun:
     table = rows()
     table.loc[7, "<b>c2</b>"] = 25.0
     return fit(tmp_path_factory.mktemp("three"), table, epochs=30)
@@ -41,8 +43,8 @@ def headings(html: str) -> list[str]:
     return re.findall(r"<h2>(.*?)</h2>", html)
 
 
-def test_the_page_is_whole_and_needs_nothing_else(run: FinishedDensity) -> None:
-    html = density_report(run)
+def test_the_page_is_whole_and_needs_nothing_else(run: DensityRun) -> None:
+    html = report(run)
     assert headings(html) == [
         "The data and the draws", "Pairs", "Correlations", "Training", "Unlikely rows", "Filling gaps",
         "Beside three baselines", "How it was made",
@@ -55,16 +57,16 @@ def test_the_page_is_whole_and_needs_nothing_else(run: FinishedDensity) -> None:
     assert "kernel density estimate" in html
 
 
-def test_written_beside_the_run_and_the_same_every_time(run: FinishedDensity, tmp_path: Path) -> None:
-    path = write_density_report(run)
+def test_written_beside_the_run_and_the_same_every_time(run: DensityRun, tmp_path: Path) -> None:
+    path = write_report(run)
     assert path == run.folder / "report.html"
-    assert path.read_bytes() == write_density_report(run, tmp_path / "elsewhere" / "page.html").read_bytes()
+    assert path.read_bytes() == write_report(run, tmp_path / "elsewhere" / "page.html").read_bytes()
 
 
-def test_the_row_that_is_out_of_place_is_found(run: FinishedDensity) -> None:
+def test_the_row_that_is_out_of_place_is_found(run: DensityRun) -> None:
     assert run.figures["outliers"][0]["row"] == 8
     assert run.figures["outliers"][0]["values"][2] == 25.0
-    unlikely = density_report(run).split("Unlikely rows</h2>")[1].split("</section>")[0]
+    unlikely = report(run).split("Unlikely rows</h2>")[1].split("</section>")[0]
     assert ">8</td>" in unlikely.replace(" ", "").replace("\n", "")
 
 
@@ -79,7 +81,7 @@ def test_gaps_are_filled_better_than_by_the_mean(tmp_path: Path) -> None:
 
 def test_two_columns_have_a_map(tmp_path: Path) -> None:
     run = fit(tmp_path, rows(n_columns=2), objective="nce", epochs=20)
-    html = density_report(run)
+    html = report(run)
     assert "A map of p(x)" in headings(html)
     assert "nats, estimated" in html
     x, y, density = density_on_plane(run.model, run.training_rows.to_numpy())
@@ -88,13 +90,13 @@ def test_two_columns_have_a_map(tmp_path: Path) -> None:
 
 
 def test_one_column_and_no_test_rows(tmp_path: Path) -> None:
-    html = density_report(fit(tmp_path, rows(n_columns=1), test_fraction=0.0))
+    html = report(fit(tmp_path, rows(n_columns=1), test_fraction=0.0))
     assert headings(html) == ["The data and the draws", "Training", "Unlikely rows", "How it was made"]
     assert "held-out NLL" in html
 
 
 def test_many_columns_are_cut_short_and_say_so(tmp_path: Path) -> None:
-    html = density_report(fit(tmp_path, rows(60, n_columns=14), objective="nce"))
+    html = report(fit(tmp_path, rows(60, n_columns=14), objective="nce"))
     assert "The first 12 of 14 columns" in html
     assert "4 of 14 columns that hang together most" in html
     assert "8 of 14 columns." in html

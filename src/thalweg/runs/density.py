@@ -94,7 +94,7 @@ class DensityRun(Run):
         cls.keep_rows(folder, data.training, data.test, settings.seed)
         extra = {k: figures[k] for k in ("table", "columns", "constant", "training_rows", "test_rows", "scores")}
         extra |= {"task": settings.task, "seed": settings.seed, "test_fraction": settings.test_fraction}
-        model.save(folder / "model", extra)
+        model.save(folder / "model", extra=extra)
 
     @classmethod
     def load_model(cls, folder: Path, settings: DensitySettings) -> EnergyDensity:

@@ -129,7 +129,7 @@ class RegressionRun(Run):
         cls.keep_rows(folder, everything.iloc[data.training], everything.iloc[data.test], settings.seed)
         extra = {k: figures[k] for k in ("table", "inputs", "dates", "training_rows", "test_rows", "scores")}
         extra |= {"targets": settings.targets, "seed": settings.seed, "test_fraction": settings.test_fraction}
-        model.save(folder / "model", extra)
+        model.save(folder / "model", extra=extra)
 
     @classmethod
     def load_model(cls, folder: Path, settings: RegressionSettings) -> EnergyRegressor:
