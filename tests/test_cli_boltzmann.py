@@ -300,7 +300,7 @@ def test_what_is_refused(runs, tmp_path):
         ((*fit, tmp_path / "mixed.csv", "--kind", "wide"), "--kind must be one of restricted, deep, belief"),
         ((*fit, tmp_path / "mixed.csv", "--hidden", 3, "--hidden", 2), "take --kind deep"),
         ((*fit, tmp_path / "mixed.csv", "--hidden", 3, "--kind", "deep"), "--hidden twice"),
-        ((*fit, tmp_path / "mixed.csv", "--hidden", 0), "--hidden must be at least 1"),
+        ((*fit, tmp_path / "mixed.csv", "--learning-rate", 0), "--learning-rate must be positive"),
         ((*fit, tmp_path / "mixed.csv", "--temperatures", 3, "--from-data"), "leave out --from-data"),
         ((*fit, tmp_path / "mixed.csv", "--temperatures", 3, "--kind", "deep"), "are for restricted machines"),
         (fit, "name the data"),
