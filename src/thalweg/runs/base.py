@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+import torch.distributed as dist
 
 from thalweg.data.tables import read_table, write_table
 from thalweg.runs import found, settings_of
@@ -212,6 +213,9 @@ def fit_run(
         if first and not resume:
             remove_run(folder)
         raise
+    if dist.is_available() and dist.is_initialized():
+        # The other processes end here, while the first one measures: none may wait for them any more.
+        dist.destroy_process_group()
     if not first:
         return None
     tell("Measuring the model.")

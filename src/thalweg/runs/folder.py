@@ -187,8 +187,9 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 
 def process_rank() -> int:
-    """The number of this process among those that train together; only the first one writes and reports."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+    """0 in the first of the processes that train together, which alone writes and reports; above 0 in the others."""
+    for name in ("RANK", "SLURM_PROCID"):
         if name in os.environ:
             return int(os.environ[name])
-    return 0
+    # Lightning Fabric numbers the machines, and the processes of each.
+    return int(os.environ.get("NODE_RANK", 0)) + int(os.environ.get("LOCAL_RANK", 0))
