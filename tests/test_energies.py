@@ -17,7 +17,7 @@ from thalweg.energies import (
     GaussianEnergy,
     GaussianMixtureEnergy,
     MixtureDensity,
-    ModuleEnergy,
+    ConditionalModuleEnergy,
     NetworkEnergy,
     PerceptronEnergy,
     PointNet,
@@ -32,7 +32,7 @@ from thalweg.energies import (
     source_network,
 )
 from thalweg.energies.densities import choose_gaussian_mixture, fit_gaussian_mixture
-from thalweg.energies.networks.perceptron import LabelledPerceptron
+from thalweg.energies.networks.labelled_perceptron import LabelledPerceptron
 from thalweg.energies.products import multiply, product
 
 
@@ -105,8 +105,8 @@ CONDITIONAL = {
         torch.linspace(-1, 1, 4 * 15).reshape(4, 5, 3).sin(),
         1,
     ),
-    "Module": (lambda: ModuleEnergy(PairNetwork(3, 2)), VECTORS, 2),
-    "Module of log p": (lambda: ModuleEnergy(PairNetwork(3, 1), sign=-1.0), VECTORS, 1),
+    "Module": (lambda: ConditionalModuleEnergy(PairNetwork(3, 2)), VECTORS, 2),
+    "Module of log p": (lambda: ConditionalModuleEnergy(PairNetwork(3, 1), sign=-1.0), VECTORS, 1),
     "Mixture": (lambda: MixtureDensity(mlp([3, 6]), 6, n_targets=2, n_components=3, hidden=(5,)), VECTORS, 2),
     "Tilted": (
         lambda: TiltedEnergy(
@@ -236,7 +236,7 @@ def test_an_energy_with_a_trailing_dimension_is_refused_in_words():
         def forward(self, x, y):
             return y[:, :1]
 
-    given = ModuleEnergy(Trailing()).given(torch.zeros(4, 3))
+    given = ConditionalModuleEnergy(Trailing()).given(torch.zeros(4, 3))
     with pytest.raises(ValueError, match=r"trailing dimension of 1.*squeeze\(-1\)"):
         check_energy(given, torch.zeros(4, 2))
 
@@ -550,7 +550,7 @@ def test_a_perceptron_of_relus_has_autograds_gradient_and_no_second_derivative(h
 @pytest.mark.parametrize("candidates", [(), (4,), (2, 3)], ids=str)
 def test_the_gradient_of_a_labelled_perceptron_is_that_of_autograd(activation, candidates):
     energy = perturbed(LabelledPerceptron((2, 3, 3), 5, (7, 6), activation)).double()
-    given = energy.given(torch.tensor([3, 0, 4]))
+    given = energy.of_inputs().given(torch.tensor([3, 0, 4]))
     images = torch.rand(3, *candidates, 2, 3, 3, generator=seeded(), dtype=torch.float64)
     assert given(images).shape == (3, *candidates)
     assert_same_derivatives(given, "value_and_grad", images)

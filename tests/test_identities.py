@@ -14,7 +14,7 @@ from thalweg.energies import (
     FlowEnergy,
     GaussianEnergy,
     GaussianMixtureEnergy,
-    ModuleEnergy,
+    ConditionalModuleEnergy,
     NetworkEnergy,
     PerceptronEnergy,
     mlp,
@@ -686,7 +686,7 @@ def test_the_likelihood_on_a_grid_is_exact_for_a_gaussian(k):
 def test_the_likelihood_on_a_grid_given_x_is_each_rows_own(k):
     x = torch.linspace(-2, 2, 9).double().unsqueeze(1).expand(9, k)
     y = x + 0.5 * double(9, k)
-    found = GridLikelihood(-6.0, 6.0, 60, k).per_row(ModuleEnergy(Located()), Batch(x, y), None)
+    found = GridLikelihood(-6.0, 6.0, 60, k).per_row(ConditionalModuleEnergy(Located()), Batch(x, y), None)
     expected = -torch.distributions.Normal(x, 0.5).log_prob(y).sum(-1)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
 

@@ -11,16 +11,10 @@ from torch import nn
 from thalweg.data.images import as_images, digits, outliers, read_images
 from thalweg.data.shapes import SHAPES, draw_sprites, render_sprites
 from thalweg.energies.conditioning import ClampedEnergy
-from thalweg.energies.networks.image import (
-    ImageEnergy,
-    LabelledEnsemble,
-    LabelledImageEnergy,
-    LowestOverLabels,
-    MarginalOverLabels,
-    MultiscaleEnergy,
-    residual_network,
-)
-from thalweg.energies.networks.perceptron import LabelledPerceptron
+from thalweg.energies.labelled import LabelledEnergy, LabelledEnsemble
+from thalweg.energies.networks import ImageEnergy, MultiscaleEnergy, residual_network
+from thalweg.energies.networks.image import UNIT_IMAGES
+from thalweg.energies.networks.labelled_perceptron import LabelledPerceptron
 from thalweg.estimators.images import ImageEBM
 from thalweg.sampling.chain import run_chain
 from thalweg.sampling.langevin import ColdLangevin
@@ -33,7 +27,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 LABELLED = {
     "perceptron": lambda: LabelledPerceptron((1, 8, 8), 3, (16, 12), "silu"),
     "perceptron with relu": lambda: LabelledPerceptron((1, 8, 8), 3, (16,)),
-    "residual": lambda: LabelledImageEnergy(residual_network(1, 3, width=4, n_blocks=2)),
+    "residual": lambda: LabelledEnergy(residual_network(1, 3, 4, 2), input_ndim=3, input_support=UNIT_IMAGES),
     "ensemble": lambda: LabelledEnsemble([LabelledPerceptron((1, 8, 8), 3, (16,), "silu") for _ in range(3)]),
 }
 
@@ -45,19 +39,19 @@ def test_the_energy_of_a_label_is_that_labels_output_with_chains_or_without(make
     every = energy.energies(images)
     assert every.shape == (5, 2, 3)
     wanted = every[torch.arange(5), :, labels]
-    torch.testing.assert_close(energy.given(labels)(images), wanted)
-    torch.testing.assert_close(energy.given(labels)(images[:, 0]), wanted[:, 0])
-    torch.testing.assert_close(LowestOverLabels(energy)(images), every.amin(-1))
-    torch.testing.assert_close(MarginalOverLabels(energy, 1e-4)(images), every.amin(-1), atol=1e-3, rtol=0)
+    torch.testing.assert_close(energy.of_inputs().given(labels)(images), wanted)
+    torch.testing.assert_close(energy.of_inputs().given(labels)(images[:, 0]), wanted[:, 0])
+    torch.testing.assert_close(energy.lowest()(images), every.amin(-1))
+    torch.testing.assert_close(energy.marginal(1e-4)(images), every.amin(-1), atol=1e-3, rtol=0)
     summed = torch.exp(-every / 0.5).sum(-1)
-    torch.testing.assert_close(torch.exp(-MarginalOverLabels(energy, 0.5)(images) / 0.5), summed)
+    torch.testing.assert_close(torch.exp(-energy.marginal(0.5)(images) / 0.5), summed)
 
 
 @pytest.mark.parametrize("make", LABELLED.values(), ids=LABELLED)
 def test_the_gradient_by_hand_is_autograds_and_leaves_none_on_the_weights(make):
     energy = make().double().eval()
     images = torch.rand(4, 3, 1, 8, 8, generator=seeded(), dtype=torch.float64)
-    given = energy.given(torch.tensor([2, 0, 1, 1]))
+    given = energy.of_inputs().given(torch.tensor([2, 0, 1, 1]))
     value, grad = given.value_and_grad(images)
     x = images.clone().requires_grad_(True)
     wanted = given(x)
@@ -74,7 +68,7 @@ def test_the_energy_of_an_ensemble_is_the_mean_of_its_members_also_along_a_chain
     labels = torch.tensor([0, 2, 1, 1, 0])
     mean = sum(member.energies(images) for member in members) / 3
     torch.testing.assert_close(ensemble.energies(images), mean)
-    given = ensemble.given(labels)
+    given = ensemble.of_inputs().given(labels)
     torch.testing.assert_close(given.fixed().gradient(images), given.value_and_grad(images)[1])
     assert len(list(ensemble.parameters())) == 3 * len(list(members[0].parameters()))
 
@@ -389,7 +383,7 @@ def test_a_residual_network_trains_on_colour_images_without_labels():
         (8, None, 0.05, LabelledPerceptron),
         (8, 0.1, 0.1, LabelledPerceptron),
         (28, None, 3.0, LabelledPerceptron),
-        (64, None, 3.0, LabelledImageEnergy),
+        (64, None, 3.0, LabelledEnergy),
     ],
 )
 def test_large_images_take_longer_steps_and_still_larger_ones_convolutions(size, given, step_size, kind):

@@ -8,8 +8,7 @@ import torch
 
 from thalweg.energies.base import Energy
 from thalweg.energies.densities import UniformEnergy
-from thalweg.energies.networks.image import MarginalOverLabels
-from thalweg.energies.networks.perceptron import LabelledPerceptron
+from thalweg.energies.networks.labelled_perceptron import LabelledPerceptron
 from thalweg.energies.unbounded import LogisticEnergy, LogitEnergy
 from thalweg.evaluation.likelihood import annealed_likelihood
 
@@ -106,7 +105,7 @@ def test_a_marginal_over_labels_of_equal_energies_adds_the_log_of_their_number()
     for weight in energy.parameters():
         torch.nn.init.zeros_(weight)
     images = np.random.RandomState(0).randint(0, 256, (5, 1, 2, 2)) / 255
-    marginal = MarginalOverLabels(energy, 0.1)
+    marginal = energy.marginal(0.1)
     found = annealed_likelihood(marginal, images, 0.1, n_chains=10, n_steps=5, generator=seeded())
     assert found.log_normaliser.estimate == pytest.approx(math.log(5), abs=1e-4)
     assert found.bits == pytest.approx(8.0, abs=1e-5)

@@ -12,7 +12,7 @@ from thalweg.energies import (
     FlowEnergy,
     GaussianMixtureEnergy,
     MixtureDensity,
-    ModuleEnergy,
+    ConditionalModuleEnergy,
     NetworkEnergy,
     TiltedEnergy,
     TiltedMixtureEnsemble,
@@ -491,7 +491,7 @@ def test_chains_run_in_evaluation_mode_and_leave_every_mode_and_statistic_as_it_
             return self.norm(self.frozen(torch.cat([x, y], -1))).square().sum(-1)
 
     module = Pair()
-    energy = ModuleEnergy(module)
+    energy = ConditionalModuleEnergy(module)
     module.train()
     module.frozen.eval()
     LangevinML(n_steps=4, n_chains=3).per_row(energy, Batch(torch.randn(5, 1), torch.randn(5, 1)), seeded())

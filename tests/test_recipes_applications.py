@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from thalweg.data.tanks import Series
-from thalweg.energies.networks import mlp
+from thalweg.energies.networks import DirectRegression, mlp
 from thalweg.objectives.base import Batch
+from thalweg.objectives.energy_loss import EnergyLoss
 from thalweg.recipes import age, boxes_2d, boxes_3d, head_pose, tanks
 from thalweg.recipes.base import Settings
-from thalweg.recipes.references import DirectRegression, EnergyLoss
 
 RECIPES = [module.RECIPE for module in (age, head_pose, boxes_2d, boxes_3d, tanks)]
 

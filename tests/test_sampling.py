@@ -10,7 +10,7 @@ from thalweg.energies import (
     Energy,
     GaussianEnergy,
     GaussianMixtureEnergy,
-    ModuleEnergy,
+    ConditionalModuleEnergy,
     NetworkEnergy,
     PerceptronEnergy,
     UniformEnergy,
@@ -379,7 +379,7 @@ class Located(nn.Module):
 def test_chains_given_x_have_each_row_its_own_law(kernel):
     """Rows far apart, 4000 chains each, started one standard deviation off."""
     x = torch.tensor([[-20.0], [0.0], [30.0]])
-    given = ModuleEnergy(Located()).given(x)
+    given = ConditionalModuleEnergy(Located()).given(x)
     start = x.unsqueeze(1) + 1.0 + torch.randn(3, 4000, 1, generator=seeded(1))
     end = run_chain(kernel, given, start, 300, seeded(2)).position
     for row in end - x.unsqueeze(1):
@@ -757,7 +757,7 @@ def test_ladders_that_do_not_rise_from_one_and_positions_without_levels_are_refu
     kernel = ParallelTempering(MALA(0.1), [1.0, 2.0])
     with pytest.raises(ValueError, match=r"with 2 levels, got \(5, 1\).*start\(\)"):
         run_chain(kernel, unit_gaussian(), torch.zeros(5, 1), 3)
-    given = ModuleEnergy(Located()).given(torch.zeros(2, 1))
+    given = ConditionalModuleEnergy(Located()).given(torch.zeros(2, 1))
     with pytest.raises(ValueError, match="one row of inputs"):
         run_chain(kernel, given, torch.zeros(2, 2, 1), 3)
 

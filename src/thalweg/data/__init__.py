@@ -1,0 +1,56 @@
+"""Tables, images, encodings; synthetic data with a known density. Imports nothing else of the library."""
+
+from thalweg._lazy import lazily
+
+__getattr__, __dir__, __all__ = lazily(
+    __name__,
+    {
+        "encoding": ["TableEncoder", "check_entries", "is_number"],
+        "images": [
+            "Images",
+            "as_images",
+            "cifar10",
+            "digits",
+            "outliers",
+            "read_images",
+            "read_split",
+            "tile",
+            "write_images",
+        ],
+        "planar": ["EIGHT_GAUSSIANS", "PlanarProblem", "TWO_MOONS"],
+        "rendered": [
+            "Clouds",
+            "Heads",
+            "SHAPES",
+            "Scenes",
+            "ShellAges",
+            "box_corners",
+            "box_iou",
+            "box_iou_3d",
+            "decode_box",
+            "decode_box_3d",
+            "encode_box",
+            "encode_box_3d",
+            "render_clouds",
+            "render_heads",
+            "render_scenes",
+            "rotation",
+            "shell_ages",
+        ],
+        "shapes": ["Sprites", "draw_sprites", "render_sprites"],
+        "states": ["KINDS", "StateEncoder"],
+        "synthetic": ["BRANCHES", "FUNNEL", "ToyProblem", "mean_kl"],
+        "systems": ["Series", "ar1", "bimodal_noise", "chen", "gaussian_noise"],
+        "tables": ["read_table", "write_table"],
+        "tanks": ["lagged", "load_tanks", "simulate_tanks"],
+        "target": [
+            "check_target",
+            "find_atoms",
+            "find_resolution",
+            "location_and_scale",
+            "most_frequent",
+            "rounded",
+            "whole_numbers",
+        ],
+    },
+)

@@ -1,61 +1,60 @@
-"""What has an energy."""
+"""What has an energy: networks, densities, machines, and energies made of energies."""
 
-from thalweg.energies.base import ConditionalEnergy, Conditioned, Energy, check_energy
-from thalweg.energies.composition import Disjunction, WeightedSum
-from thalweg.energies.densities import (
-    BernoulliEnergy,
-    CategoricalEnergy,
-    Density,
-    FlowEnergy,
-    GaussianMixtureEnergy,
-    UniformEnergy,
+from thalweg._lazy import lazily
+
+__getattr__, __dir__, __all__ = lazily(
+    __name__,
+    {
+        "base": ["ConditionalEnergy", "Conditioned", "Energy", "check_energy"],
+        "composition": ["Disjunction", "WeightedSum"],
+        "conditioning": ["ClampedEnergy"],
+        "densities.autoregressive": ["AutoregressiveEnergy", "NumericEncoding"],
+        "densities.basic": [
+            "BernoulliEnergy",
+            "CategoricalEnergy",
+            "Density",
+            "FlowEnergy",
+            "GaussianMixtureEnergy",
+            "UniformEnergy",
+            "choose_gaussian_mixture",
+            "fit_gaussian_mixture",
+        ],
+        "densities.gaussian": ["GaussianEnergy"],
+        "densities.tilted": [
+            "BatchedLinear",
+            "MixtureDensity",
+            "TiltedEnergy",
+            "TiltedMixtureEnsemble",
+            "floored",
+        ],
+        "discrete": ["BINARY", "OneHotGroups", "Sites", "all_states", "binary_states"],
+        "labelled": [
+            "InputsGivenLabels",
+            "LabelDistribution",
+            "LabelledEnergy",
+            "LabelledEnsemble",
+            "LowestOverLabels",
+            "MarginalOverLabels",
+        ],
+        "machines.belief": ["DeepBeliefNetwork", "DirectedLayer"],
+        "machines.experts": ["StudentExperts"],
+        "machines.fully_connected": ["BoltzmannMachine", "PairwiseEnergy", "VisibleEnergy"],
+        "machines.layered": ["DBMEnergy", "LayeredMachine", "RBMEnergy"],
+        "machines.units": ["Binary", "Categorical", "Gaussian", "Mixed", "MixedSupport", "Units"],
+        "networks.conditional": ["DirectRegression", "NetworkEnergy", "source_network"],
+        "networks.features": ["PointNet", "convnet", "mlp"],
+        "networks.image": ["ImageEnergy", "MultiscaleEnergy", "UNIT_IMAGES"],
+        "networks.labelled_perceptron": ["LabelledPerceptron"],
+        "networks.module": ["ConditionalModuleEnergy", "ModuleEnergy"],
+        "networks.perceptron": [
+            "ACTIVATIONS",
+            "Activation",
+            "FixedPerceptron",
+            "PerceptronEnergy",
+            "activation_of",
+        ],
+        "networks.residual": ["ResidualBlock", "residual_network"],
+        "products": ["multiplier", "multiply", "product", "sum_of_outer"],
+        "unbounded": ["LogisticEnergy", "LogitEnergy"],
+    },
 )
-from thalweg.energies.densities.gaussian import GaussianEnergy
-from thalweg.energies.densities.tilted import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
-from thalweg.energies.discrete import BINARY, OneHotGroups, all_states
-from thalweg.energies.machines.belief import DeepBeliefNetwork
-from thalweg.energies.machines.experts import StudentExperts
-from thalweg.energies.machines.fully_connected import BoltzmannMachine
-from thalweg.energies.machines.layered import DBMEnergy, LayeredMachine, RBMEnergy
-from thalweg.energies.machines.units import Binary, Categorical, Gaussian, Mixed
-from thalweg.energies.networks import ModuleEnergy, NetworkEnergy, PointNet, convnet, mlp, source_network
-from thalweg.energies.networks.perceptron import PerceptronEnergy
-
-__all__ = [
-    "BINARY",
-    "BernoulliEnergy",
-    "Binary",
-    "BoltzmannMachine",
-    "Categorical",
-    "CategoricalEnergy",
-    "ConditionalEnergy",
-    "Conditioned",
-    "DBMEnergy",
-    "DeepBeliefNetwork",
-    "Density",
-    "Disjunction",
-    "Energy",
-    "FlowEnergy",
-    "Gaussian",
-    "GaussianEnergy",
-    "GaussianMixtureEnergy",
-    "LayeredMachine",
-    "Mixed",
-    "MixtureDensity",
-    "ModuleEnergy",
-    "NetworkEnergy",
-    "OneHotGroups",
-    "PerceptronEnergy",
-    "PointNet",
-    "RBMEnergy",
-    "StudentExperts",
-    "TiltedEnergy",
-    "TiltedMixtureEnsemble",
-    "UniformEnergy",
-    "WeightedSum",
-    "all_states",
-    "check_energy",
-    "convnet",
-    "mlp",
-    "source_network",
-]

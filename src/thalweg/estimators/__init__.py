@@ -1,22 +1,16 @@
 """The scikit-learn face."""
 
-from thalweg.estimators.belief import DeepBeliefClassifier, DeepBeliefNetwork
-from thalweg.estimators.boltzmann import LogLikelihood, RestrictedBoltzmannMachine
-from thalweg.estimators.deep import DeepBoltzmannMachine
-from thalweg.estimators.density import EnergyDensity
-from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
-from thalweg.estimators.images import ImageEBM
-from thalweg.estimators.regressor import EnergyRegressor
+from thalweg._lazy import lazily
 
-__all__ = [
-    "DeepBeliefClassifier",
-    "DeepBeliefNetwork",
-    "DeepBoltzmannMachine",
-    "EnergyDensity",
-    "EnergyRegressor",
-    "ImageEBM",
-    "LogLikelihood",
-    "MultivariateDistribution",
-    "PredictiveDistribution",
-    "RestrictedBoltzmannMachine",
-]
+__getattr__, __dir__, __all__ = lazily(
+    __name__,
+    {
+        "belief": ["DeepBeliefClassifier", "DeepBeliefNetwork"],
+        "boltzmann": ["LogLikelihood", "RestrictedBoltzmannMachine"],
+        "deep": ["DeepBoltzmannMachine"],
+        "density": ["EnergyDensity"],
+        "distribution": ["MultivariateDistribution", "PredictiveDistribution"],
+        "images": ["ImageEBM"],
+        "regressor": ["EnergyRegressor"],
+    },
+)

@@ -61,7 +61,9 @@ class DeepBoltzmannMachine(DeepDensity):
 
     def _learn(self, rows: Tensor, run_dir: Any, resume: bool, checkpoint_seconds: float) -> None:
         if len(check_widths(self.hidden)) < 2:
-            raise ValueError(f"a deep Boltzmann machine has at least two hidden layers, got {check_widths(self.hidden)}")
+            raise ValueError(
+                f"a deep Boltzmann machine has at least two hidden layers, got {check_widths(self.hidden)}"
+            )
         self.energy_ = DBMEnergy(self._units(), check_widths(self.hidden))
         with torch.no_grad():
             self.energy_.biases[0].copy_(self.base_bias_)

@@ -17,11 +17,12 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from thalweg.data.images import as_images
-from thalweg.energies.base import ConditionalEnergy
 from thalweg.energies.conditioning import ClampedEnergy
 from thalweg.energies.densities import UniformEnergy
-from thalweg.energies.networks.image import LabelledEnsemble, LabelledImageEnergy, residual_network
-from thalweg.energies.networks.perceptron import LabelledPerceptron
+from thalweg.energies.labelled import LabelledEnergy, LabelledEnsemble
+from thalweg.energies.networks import residual_network
+from thalweg.energies.networks.image import UNIT_IMAGES
+from thalweg.energies.networks.labelled_perceptron import LabelledPerceptron
 from thalweg.estimators._base import (
     Estimator,
     RandomState,
@@ -76,8 +77,9 @@ class ImageEBM(Estimator):
         random_state: seed, or a ``RandomState``.
 
     Attributes:
-        energy_: the conditional energy, given labels ``[B]``, over images ``[B, *chains, C, H, W]``; of several
-            snapshots a :class:`~thalweg.energies.networks.image.LabelledEnsemble`.
+        energy_: the :class:`~thalweg.energies.labelled.LabelledEnergy`; ``energy_.of_inputs()`` was trained, the
+            conditional energy of images given labels. Of several snapshots it is a
+            :class:`~thalweg.energies.labelled.LabelledEnsemble`.
         n_labels_: 1 without labels.
         image_shape_: (C, H, W).
         buffer_: the chains at the end of training ``[buffer_size, C, H, W]``, and their labels.
@@ -181,7 +183,7 @@ class ImageEBM(Estimator):
                 None if run_dir is None else Path(run_dir),
                 BarProgress() if self.verbose else None,
             )
-            self.history_ = trainer.fit(self.energy_, objective, Batch(labels, images), resume=resume)
+            self.history_ = trainer.fit(self.energy_.of_inputs(), objective, Batch(labels, images), resume=resume)
         self.energy_.eval()
         assert buffer.xs is not None
         self.buffer_ = (buffer.positions[buffer.alive].cpu(), buffer.xs[buffer.alive].long().cpu())
@@ -189,7 +191,7 @@ class ImageEBM(Estimator):
         if self.n_snapshots > 1:
             members = [copy.deepcopy(self.energy_) for _ in trainer.snapshots]
             for member, state in zip(members, trainer.snapshots, strict=True):
-                member.load_state_dict(state)
+                member.of_inputs().load_state_dict(state)
             self.energy_ = LabelledEnsemble(members).eval()
         return self
 
@@ -207,7 +209,7 @@ class ImageEBM(Estimator):
             )
             self.history_.events = [*self.history_.events, message]
 
-    def _build(self) -> ConditionalEnergy:
+    def _build(self) -> LabelledEnergy:
         channels, height, width = self.image_shape_
         small = channels * height * width <= _PIXELS_OF_A_PERCEPTRON
         if self.network == "perceptron" or (self.network == "auto" and small):
@@ -217,7 +219,8 @@ class ImageEBM(Estimator):
                 f"images of {height} x {width} are too small for {self.n_blocks} blocks that each halve them: "
                 "lower n_blocks"
             )
-        return LabelledImageEnergy(residual_network(channels, self.n_labels_, self.width, self.n_blocks))
+        network = residual_network(channels, self.n_labels_, self.width, self.n_blocks)
+        return LabelledEnergy(network, input_ndim=3, input_support=UNIT_IMAGES)
 
     def _kernel(self) -> ColdLangevin:
         small = math.prod(self.image_shape_) <= _PIXELS_OF_A_SMALL_IMAGE
@@ -369,7 +372,7 @@ class ImageEBM(Estimator):
         return max(1, _PIXELS_AT_ONCE // (n_chains * math.prod(self.image_shape_)))
 
     def _given(self, labels: Tensor) -> Any:
-        return self.energy_.given(labels.to(self._device))
+        return self.energy_.of_inputs().given(labels.to(self._device))
 
     def _labels(self, labels: Any, n: int) -> Tensor:
         if labels is None:

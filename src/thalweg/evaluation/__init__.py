@@ -1,0 +1,60 @@
+"""Numbers: likelihood, calibration, generation, goodness of fit; and the baselines."""
+
+from thalweg._lazy import lazily
+
+__getattr__, __dir__, __all__ = lazily(
+    __name__,
+    {
+        "baselines": [
+            "BASELINES",
+            "BoostedQuantiles",
+            "GaussianPredictive",
+            "LeastSquaresGaussian",
+            "QuantilePredictive",
+        ],
+        "density": ["GridFigures", "grid", "grid_energies", "grid_figures"],
+        "density_baselines": ["BernoulliMixture", "GaussianBaseline", "KernelBaseline", "MixtureBaseline"],
+        "generation": [
+            "BANDWIDTHS",
+            "BLOCK_ENTRIES",
+            "MEDIAN_ROWS",
+            "Neighbours",
+            "PrecisionRecall",
+            "SignificanceTest",
+            "as_pair",
+            "as_rows",
+            "bits_per_dimension",
+            "blocks",
+            "copying_ratio",
+            "frechet_distance",
+            "maximum_mean_discrepancy",
+            "median_distance",
+            "mmd_test",
+            "nearest_neighbours",
+            "pca_features",
+            "precision_recall",
+            "squared_distances",
+        ],
+        "goodness_of_fit": [
+            "CRITIC_ROUND",
+            "ClassifierTest",
+            "N_BLOCKS",
+            "classifier_two_sample_test",
+            "kernel_stein_discrepancy",
+            "ksd_test",
+            "learned_stein_test",
+        ],
+        "likelihood": ["AnnealedLikelihood", "annealed_likelihood"],
+        "regression": [
+            "CRPS_LEVELS",
+            "NOMINAL",
+            "PIT_BINS",
+            "Predictive",
+            "Scores",
+            "pit_values",
+            "score",
+            "score_rows",
+            "score_targets",
+        ],
+    },
+)

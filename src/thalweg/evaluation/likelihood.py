@@ -88,7 +88,7 @@ def annealed_likelihood(
 
     Args:
         energy: E over x ``[*batch, *event]`` in [0, 1], event_ndim dimensions; of labelled images
-            :class:`~thalweg.energies.networks.image.MarginalOverLabels` at the same temperature.
+            :class:`~thalweg.energies.labelled.MarginalOverLabels` at the same temperature.
         images: ``[n, *event]``, whole numbers 0, ..., n_levels - 1 divided by n_levels - 1. They are dequantised:
             x = (level + u) / n_levels with u uniform, once for each image.
         temperature: T.

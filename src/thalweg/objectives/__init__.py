@@ -1,0 +1,34 @@
+"""How an energy learns: losses, one file a family; ``catalogue`` knows them by name."""
+
+from thalweg._lazy import lazily
+
+__getattr__, __dir__, __all__ = lazily(
+    __name__,
+    {
+        "base": ["Adversarial", "Batch", "Loss", "Objective", "Player"],
+        "catalogue": ["METHODS", "Method", "conditional_objective"],
+        "classification": ["CrossEntropy"],
+        "contrastive_divergence": [
+            "BoltzmannLearning",
+            "ContrastiveDivergence",
+            "ImprovedContrastiveDivergence",
+            "LangevinML",
+        ],
+        "energy_discrepancy": ["EnergyDiscrepancy"],
+        "energy_loss": ["EnergyLoss"],
+        "importance_sampling": ["ImportanceSampling", "KLDivergenceImportanceSampling"],
+        "likelihood": ["GridLikelihood", "MaximumLikelihood"],
+        "noise": ["TargetNoise"],
+        "noise_contrastive": [
+            "ConditionalNCE",
+            "FlowContrastiveEstimation",
+            "JointProposalNCE",
+            "NoiseContrastiveEstimation",
+            "RankingNCE",
+            "TiltNCE",
+        ],
+        "pseudo_likelihood": ["PseudoLikelihood", "RatioMatching"],
+        "score_matching": ["DenoisingScoreMatching", "ScoreMatching", "SlicedScoreMatching"],
+        "stein": ["SteinDiscrepancy"],
+    },
+)

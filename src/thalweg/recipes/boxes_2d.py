@@ -12,7 +12,7 @@ from thalweg.data.rendered import Scenes, box_iou, decode_box, encode_box, rende
 from thalweg.energies.networks import NetworkEnergy, convnet
 from thalweg.objectives.base import Batch
 from thalweg.recipes.base import Figure, Recipe, Result, Settings
-from thalweg.recipes.references import REFINEMENTS, BoxTask, gallery, refine_boxes
+from thalweg.recipes.refinement import REFINEMENTS, BoxTask, gallery, refine_boxes
 
 N_TRAIN, N_HELD_OUT, N_TEST = 10_000, 500, 1000
 N_FEATURES, WIDTH = 128, 8

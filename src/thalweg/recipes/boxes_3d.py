@@ -13,7 +13,7 @@ from thalweg.data.rendered import Clouds, box_corners, box_iou_3d, decode_box_3d
 from thalweg.energies.networks import PointNet
 from thalweg.objectives.base import Batch
 from thalweg.recipes.base import Figure, Recipe, Result, Settings
-from thalweg.recipes.references import REFINEMENTS, BoxTask, refine_boxes
+from thalweg.recipes.refinement import REFINEMENTS, BoxTask, refine_boxes
 
 N_TRAIN, N_HELD_OUT, N_TEST = 10_000, 500, 1000
 N_FEATURES, WIDTH = 128, 48

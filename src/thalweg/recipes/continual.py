@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from thalweg.data.images import Images, digits
 from thalweg.energies.densities import UniformEnergy
+from thalweg.energies.labelled import LabelledEnergy
 from thalweg.energies.networks import mlp
-from thalweg.energies.networks.image import LabelledImageEnergy
+from thalweg.energies.networks.image import UNIT_IMAGES
 from thalweg.objectives.base import Batch, Objective
 from thalweg.objectives.classification import CrossEntropy
 from thalweg.objectives.contrastive_divergence import ContrastiveDivergence
@@ -58,9 +59,10 @@ def _contrastive(start: Start) -> Objective:
     return ContrastiveDivergence(kernel, 20, start, energy_l2=0.1, resolution=1 / 16, bounds=(0.0, 1.0))
 
 
-def network() -> LabelledImageEnergy:
+def network() -> LabelledEnergy:
     """A perceptron of the pixels in [0, 1] as they are: centred to [-1, 1], more is forgotten."""
-    return LabelledImageEnergy(nn.Sequential(nn.Flatten(), mlp([64, 256, 256], nn.ReLU), nn.Linear(256, 10)))
+    layers = nn.Sequential(nn.Flatten(), mlp([64, 256, 256], nn.ReLU), nn.Linear(256, 10))
+    return LabelledEnergy(layers, input_ndim=3, input_support=UNIT_IMAGES)
 
 
 METHODS = {
@@ -120,24 +122,26 @@ def _one_run(
     """Share of right answers to test images [after which task, of which task], and what went wrong."""
     assert train.labels is not None
     assert test.labels is not None
-    truth = test.labels
+    truth, classifies = test.labels, isinstance(objective, CrossEntropy)
     torch.manual_seed(seed)
     energy, messages = network(), Messages()
     tasks = []
     for task in range(N_TASKS):
         rows = train.rows(np.flatnonzero(train.labels // 2 == task))
         labels, images = torch.as_tensor(rows.labels, dtype=torch.float32), torch.from_numpy(rows.pixels)
-        # The energy models images given their labels, the classifier labels given images.
-        tasks.append(Batch(images, labels) if isinstance(objective, CrossEntropy) else Batch(labels, images))
+        tasks.append(Batch(images, labels) if classifies else Batch(labels, images))
 
-    def answered(energy: LabelledImageEnergy) -> dict[str, float]:
+    # The classifier models labels given images, the other two images given labels.
+    learning = energy if classifies else energy.of_inputs()
+
+    def answered(_: object) -> dict[str, float]:
         right = energy.energies(torch.from_numpy(test.pixels)).argmin(-1).numpy() == truth
         return {f"task {task + 1}": float(right[truth // 2 == task].mean()) for task in range(N_TASKS)}
 
     plan = Plan(
         max_epochs=n_steps, max_steps=n_steps, batch_size=BATCH, learning_rate=RATE, schedule="constant", seed=seed
     )
-    history = Trainer(plan, progress=messages).fit(energy, objective, Stages(tasks), after_stage=answered)
+    history = Trainer(plan, progress=messages).fit(learning, objective, Stages(tasks), after_stage=answered)
     course = [[e[f"task {task + 1}"] for task in range(N_TASKS)] for e in history.epochs if "task 1" in e]
     return np.array(course), messages.texts
 

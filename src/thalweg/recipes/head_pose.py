@@ -12,11 +12,12 @@ from torch import nn
 
 from thalweg.data.rendered import Heads, render_heads
 from thalweg.energies.densities.tilted import MixtureDensity, TiltedEnergy
-from thalweg.energies.networks import NetworkEnergy, convnet
+from thalweg.energies.networks import DirectRegression, NetworkEnergy, convnet
 from thalweg.estimators.regressor import EnergyRegressor
 from thalweg.objectives.base import Batch
+from thalweg.objectives.energy_loss import EnergyLoss
 from thalweg.recipes.base import Figure, Recipe, Result, Settings
-from thalweg.recipes.references import DirectRegression, EnergyLoss, fit, gallery
+from thalweg.recipes.refinement import fit, gallery
 from thalweg.training.loop import Plan
 
 N_TRAIN, N_TEST = 8000, 1000

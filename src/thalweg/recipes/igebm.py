@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from thalweg.data.images import Images, cifar10, digits, outliers, read_split, tile
 from thalweg.data.rendered import render_heads
-from thalweg.energies.networks.image import LabelledEnsemble, MarginalOverLabels
+from thalweg.energies.labelled import LabelledEnsemble
 from thalweg.estimators.images import ImageEBM
 from thalweg.evaluation.generation import copying_ratio, frechet_distance, pca_features, precision_recall
 from thalweg.evaluation.likelihood import annealed_likelihood
@@ -243,7 +243,7 @@ def _likelihood(model: ImageEBM, train: Images, test: Images, seed: int, setting
     """Of test images, at the temperature that was best for others; annealing starts near training images."""
     n_chains, n_steps = (8, 5) if settings.quick else (64, 500)
     found = annealed_likelihood(
-        MarginalOverLabels(model.energy_, TEMPERATURE),
+        model.energy_.marginal(TEMPERATURE),
         test.pixels,
         TEMPERATURE,
         round(1 / test.resolution) + 1,

@@ -1,20 +1,17 @@
 """Networks that make energies: of vectors, of images, of a y given an x."""
 
-from thalweg.energies.networks.conditional import (
-    ModuleEnergy,
-    NetworkEnergy,
-    PointNet,
-    convnet,
-    mlp,
-    source_network,
-)
-from thalweg.energies.networks.image import ImageEnergy, MultiscaleEnergy, residual_network
-from thalweg.energies.networks.perceptron import FixedPerceptron, LabelledPerceptron, PerceptronEnergy
+from thalweg.energies.networks.conditional import DirectRegression, NetworkEnergy, source_network
+from thalweg.energies.networks.features import PointNet, convnet, mlp
+from thalweg.energies.networks.image import ImageEnergy, MultiscaleEnergy
+from thalweg.energies.networks.module import ConditionalModuleEnergy, ModuleEnergy
+from thalweg.energies.networks.perceptron import FixedPerceptron, PerceptronEnergy
+from thalweg.energies.networks.residual import residual_network
 
 __all__ = [
+    "ConditionalModuleEnergy",
+    "DirectRegression",
     "FixedPerceptron",
     "ImageEnergy",
-    "LabelledPerceptron",
     "ModuleEnergy",
     "MultiscaleEnergy",
     "NetworkEnergy",

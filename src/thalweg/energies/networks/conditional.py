@@ -1,54 +1,13 @@
-"""Networks that make features of x, and conditional energies of y on top of them."""
+"""Conditional energies of y on top of a network that makes features of x."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from thalweg.energies.base import ConditionalEnergy, Features, align
-
-
-def mlp(sizes: Sequence[int], activation: Callable[[], nn.Module] = nn.SiLU) -> nn.Sequential:
-    """Linear layers with an activation after every one, the last included: a feature network."""
-    layers: list[nn.Module] = []
-    for n_in, n_out in itertools.pairwise(sizes):
-        layers += [nn.Linear(n_in, n_out), activation()]
-    return nn.Sequential(*layers)
-
-
-def convnet(in_channels: int, n_features: int, width: int = 16) -> nn.Sequential:
-    """Three strided convolutions and a linear layer: images ``[B, C, H, W]`` -> ``[B, n_features]``."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, width, 3, stride=2, padding=1),
-        nn.SiLU(),
-        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
-        nn.SiLU(),
-        nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1),
-        nn.SiLU(),
-        nn.AdaptiveAvgPool2d(4),
-        nn.Flatten(),
-        nn.Linear(64 * width, n_features),
-        nn.SiLU(),
-    )
-
-
-class PointNet(nn.Module):
-    """Features of a set of points ``[B, n_points, D]`` -> ``[B, n_features]``, blind to their order.
-
-    Source: [Qi 2017], without the spatial transformers.
-    """
-
-    def __init__(self, point_dim: int, n_features: int, width: int = 64):
-        super().__init__()
-        self.points = mlp([point_dim, width, 2 * width])
-        self.cloud = mlp([4 * width, n_features])
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.points(x)
-        return self.cloud(torch.cat([h.amax(-2), h.mean(-2)], -1))
+from thalweg.energies.networks.features import mlp
 
 
 class NetworkEnergy(ConditionalEnergy):
@@ -111,23 +70,24 @@ def source_network(n_inputs: int, n_targets: int = 1, width: int = 10) -> Networ
     )
 
 
-class ModuleEnergy(ConditionalEnergy):
-    """Any module as a conditional energy.
+class DirectRegression(ConditionalEnergy):
+    """E(x, y) = |y - f(x)|^2 / 2: plain regression as an energy, lowest at the network's answer f(x).
 
     Args:
-        module: called as ``module(x, y)`` with x ``[N, *x_event]`` and y ``[N, K]``; returns ``[N]``.
-        sign: 1 if the module returns an energy, -1 if it returns an unnormalised log-density.
+        feature_network: maps x to ``[B, n_features]``.
+        n_features: its output width.
+        n_targets: K.
     """
 
-    def __init__(self, module: nn.Module, sign: float = 1.0):
+    def __init__(self, feature_network: nn.Module, n_features: int, n_targets: int):
         super().__init__()
-        self.module = module
-        self.sign = sign
+        self.feature_network = feature_network
+        self.out = nn.Linear(n_features, n_targets)
+
+    def features(self, x: Tensor) -> Tensor:
+        """f(x) ``[B, K]``."""
+        return self.out(self.feature_network(x))
 
     def head(self, features: Features, y: Tensor) -> Tensor:
         assert isinstance(features, Tensor)
-        batch = y.shape[:-1]
-        x = features.reshape(features.shape[0], *([1] * (len(batch) - 1)), *features.shape[1:])
-        x = x.expand(*batch, *features.shape[1:])
-        value = self.module(x.reshape(-1, *features.shape[1:]), y.reshape(-1, y.shape[-1]))
-        return self.sign * value.reshape(*batch, *value.shape[1:])
+        return 0.5 * (y - align(features, y)).square().sum(-1)

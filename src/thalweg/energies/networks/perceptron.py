@@ -8,16 +8,14 @@ sampling needs no graph at all, and score matching only an ordinary one.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import constraints
 
-from thalweg.energies.base import ConditionalEnergy, Energy, Features
+from thalweg.energies.base import Energy
 from thalweg.energies.products import multiplier, product, sum_of_outer
 
 _ATEN = torch.ops.aten
@@ -106,7 +104,7 @@ class PerceptronEnergy(Energy):
         super().__init__()
         if not hidden:
             raise ValueError("a perceptron needs at least one hidden layer, got none")
-        self.activation = _activation(activation)
+        self.activation = activation_of(activation)
         self.layers: Any = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise([n_inputs, *hidden]))
         self.out = nn.Linear(hidden[-1], 1)
 
@@ -149,60 +147,6 @@ class PerceptronEnergy(Energy):
     def _weights(self) -> list[Tensor]:
         """Weight and bias of every layer, the last one's too."""
         return [w for layer in [*self.layers, self.out] for w in (layer.weight, layer.bias)]
-
-
-class LabelledPerceptron(ConditionalEnergy):
-    """E(label, image) = -f(image)[label], f a perceptron with one output for each label; its gradient by hand.
-
-    What it is given are labels ``[B]``; images are ``[B, *candidates, C, H, W]``.
-
-    Args:
-        image_shape: (C, H, W).
-        n_labels: outputs of f.
-        hidden: widths of the layers.
-        activation: "relu", "silu", "softplus" or "tanh".
-    """
-
-    event_ndim = 3
-    support = constraints.independent(constraints.unit_interval, 3)
-
-    def __init__(
-        self,
-        image_shape: Sequence[int],
-        n_labels: int,
-        hidden: Sequence[int] = (256, 256),
-        activation: str = "relu",
-    ):
-        super().__init__()
-        self.activation = _activation(activation)
-        sizes = [math.prod(image_shape), *hidden]
-        self.layers: Any = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
-        self.out = nn.Linear(sizes[-1], n_labels)
-
-    def energies(self, images: Tensor) -> Tensor:
-        """E of every label ``[*batch, n_labels]`` for images ``[*batch, C, H, W]``."""
-        h = 2 * images.flatten(-3) - 1
-        for layer in self.layers:
-            h = self.activation.value(layer(h))
-        return -self.out(h)
-
-    def head(self, features: Features, y: Tensor) -> Tensor:
-        assert isinstance(features, Tensor)
-        energies = self.energies(y)
-        label = features.long().reshape(-1, *([1] * (energies.dim() - 1)))
-        return energies.gather(-1, label.expand(*energies.shape[:-1], 1)).squeeze(-1)
-
-    def value_and_grad(self, features: Features, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self.fixed(features).value_and_grad(y)
-
-    def fixed(self, features: Features) -> FixedPerceptron:
-        assert isinstance(features, Tensor)
-        label = features.long().reshape(-1)
-        layers = [(layer.weight.detach(), layer.bias.detach()) for layer in self.layers]
-        # The first layer takes 2 y - 1.
-        layers[0] = 2 * layers[0][0], layers[0][1] - layers[0][0].sum(1)
-        out = self.out
-        return FixedPerceptron(self.activation, layers, -out.weight[label], -out.bias[label], self.event_ndim)
 
 
 class FixedPerceptron(Energy):
@@ -423,7 +367,7 @@ def _only_once() -> None:
         )
 
 
-def _activation(name: str) -> Activation:
+def activation_of(name: str) -> Activation:
     if name not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name]

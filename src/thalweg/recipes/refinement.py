@@ -1,4 +1,4 @@
-"""What the recipes on images and clouds share: the network they are compared with, fitting, and a gallery."""
+"""What the recipes of boxes and of head poses share: fitting with rows held out, refining boxes, and a gallery."""
 
 from __future__ import annotations
 
@@ -11,45 +11,13 @@ import torch
 from plotly.subplots import make_subplots
 from torch import Tensor, nn
 
-from thalweg.energies.base import ConditionalEnergy, Features, align
-from thalweg.energies.networks import NetworkEnergy
+from thalweg.energies.base import ConditionalEnergy
+from thalweg.energies.networks import DirectRegression, NetworkEnergy
 from thalweg.inference.ascent import gradient_ascent
 from thalweg.objectives.base import Batch, Objective
+from thalweg.objectives.energy_loss import EnergyLoss
 from thalweg.objectives.noise_contrastive import RankingNCE
 from thalweg.training.loop import Plan, Trainer
-
-
-class DirectRegression(ConditionalEnergy):
-    """E(x, y) = |y - f(x)|^2 / 2: plain regression as an energy, lowest at the network's answer f(x).
-
-    Args:
-        feature_network: maps x to ``[B, n_features]``.
-        n_features: its output width.
-        n_targets: K.
-    """
-
-    def __init__(self, feature_network: nn.Module, n_features: int, n_targets: int):
-        super().__init__()
-        self.feature_network = feature_network
-        self.out = nn.Linear(n_features, n_targets)
-
-    def features(self, x: Tensor) -> Tensor:
-        """f(x) ``[B, K]``."""
-        return self.out(self.feature_network(x))
-
-    def head(self, features: Features, y: Tensor) -> Tensor:
-        assert isinstance(features, Tensor)
-        return 0.5 * (y - align(features, y)).square().sum(-1)
-
-
-class EnergyLoss(Objective):
-    """E(x_i, y_i) alone; it suits only energies that can't be low everywhere, such as a squared error.
-
-    Source: [LeCun 2006, sec. 2.2.1].
-    """
-
-    def per_row(self, energy: ConditionalEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        return energy(batch.x, batch.y)
 
 
 def fit(energy: ConditionalEnergy, objective: Objective, train: Batch, held_out: Batch, plan: Plan) -> None:
