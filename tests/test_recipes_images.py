@@ -11,6 +11,7 @@ import torch
 from thalweg.data.images import cifar10
 from thalweg.energies.densities import UniformEnergy
 from thalweg.objectives.base import Batch
+from thalweg.objectives.classification import CrossEntropy
 from thalweg.recipes import composition, concepts, continual, igebm
 from thalweg.recipes.base import Settings
 from thalweg.training.loop import DivergenceError
@@ -54,7 +55,7 @@ def test_classifier_is_cross_entropy_of_minus_the_energies():
     torch.manual_seed(0)
     energy, images = continual.network(), torch.rand(4, *continual.SHAPE)
     labels = torch.tensor([0.0, 3, 9, 3])
-    rows = continual.SoftmaxClassification().per_row(energy, Batch(labels, images), None)
+    rows = CrossEntropy().per_row(energy, Batch(images, labels), None)
     probability = torch.softmax(-energy.energies(images), -1)[torch.arange(4), labels.long()]
     torch.testing.assert_close(rows, -probability.log())
 
@@ -173,5 +174,5 @@ def test_cifar_by_name_keeps_channels_and_labels_and_says_where_it_could_not_com
 
 def test_continual_hands_back_no_run_that_diverged(monkeypatch):
     monkeypatch.setattr(continual, "RATE", 1e20)
-    with pytest.raises(DivergenceError, match=r"seed 0, task \d: training diverged"):
+    with pytest.raises(DivergenceError, match="training diverged 6 times"):
         continual.RECIPE.run(Settings(seeds=(0,), quick=True))

@@ -66,6 +66,15 @@ class Objective(nn.Module):
         super().__init__()
         self.metrics: dict[str, float] = {}
 
+    def check(self, energy: AnyEnergy, batch: Batch) -> None:
+        """Refuse, in words, an energy and rows that do not fit each other; asked once, before a training.
+
+        Raises:
+            ValueError: as :func:`check_batch`.
+            TypeError: if the energy is conditional and there is no x, or the other way round.
+        """
+        check_batch(energy, batch)
+
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
         """Loss of each row ``[B]``, or ``[B, n_members]`` for an ensemble."""
         raise NotImplementedError
@@ -180,6 +189,52 @@ def condition(energy: AnyEnergy, x: Tensor | None) -> Energy:
     if x is not None:
         raise TypeError(f"{type(energy).__name__} is not conditional: the batch must have no x (None)")
     return energy
+
+
+def check_batch(energy: AnyEnergy, batch: Batch) -> None:
+    """Refuse, in words, an energy and rows that do not fit each other, by asking the energy of two rows.
+
+    Raises:
+        ValueError: if x, y and the weights are not one for each row, or the energy does not return one number for
+            each y.
+        TypeError: if the energy is conditional and there is no x, or the other way round.
+    """
+    check_rows(batch)
+    rows = batch.rows(slice(0, 2)).to(_device_of(energy))
+    name = type(energy).__name__
+    with torch.no_grad(), evaluating(energy):
+        given = condition(energy, rows.x)
+        event = rows.y.shape[rows.y.dim() - given.event_ndim :]
+        if rows.y.dim() != 1 + given.event_ndim:
+            raise ValueError(
+                f"y must be [rows, *event] with an event of {given.event_ndim} dimensions for {name}, got a y of "
+                f"shape {list(batch.y.shape)}: flatten what stands between the rows and the event into rows"
+            )
+        for candidates in ((), (1,)) if isinstance(energy, ConditionalEnergy) else ((),):
+            shape = (len(rows.y), *candidates)
+            value: Any = given(rows.y.reshape(*shape, *event))
+            if not isinstance(value, Tensor) or value.shape != shape:
+                found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                trailing = isinstance(value, Tensor) and value.shape == (*shape, 1)
+                hint = "; drop the trailing dimension of 1, for instance with .squeeze(-1)" if trailing else ""
+                of_x = "" if rows.x is None else f" given x of shape {list(rows.x.shape)}"
+                raise ValueError(
+                    f"{name} must return one energy for each y: for y of shape {[*shape, *event]}{of_x} that is "
+                    f"shape {list(shape)}, got {found}{hint}"
+                )
+
+
+def check_rows(batch: Batch) -> None:
+    """Refuse a batch whose x, y and weights are not one for each row."""
+    for what, tensor in (("x", batch.x), ("the weights", batch.weight)):
+        if tensor is not None and len(tensor) != len(batch.y):
+            raise ValueError(
+                f"there are {len(batch.y)} rows of y and {len(tensor)} of {what}: give one for each row"
+            )
+
+
+def _device_of(module: Any) -> torch.device:
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 def continuous(objective: Objective, energy: AnyEnergy, batch: Batch) -> Energy:

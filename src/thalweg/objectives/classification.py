@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from thalweg.energies.labelled import LabelledEnergy
-from thalweg.objectives.base import AnyEnergy, Batch, Objective
+from thalweg.objectives.base import AnyEnergy, Batch, Objective, check_rows, evaluating
 
 
 class CrossEntropy(Objective):
@@ -18,6 +18,23 @@ class CrossEntropy(Objective):
     Source: [LeCun 2006, sec. 2.2.4], where it is the negative log-likelihood loss.
     """
 
+    def check(self, energy: AnyEnergy, batch: Batch) -> None:
+        """Refuse labels that are no whole numbers from 0, or that the network has no output for."""
+        check_rows(batch)
+        labels = batch.y
+        if labels.dim() != 1 or bool((labels != labels.long()).any()) or int(labels.min()) < 0:
+            raise ValueError("labels must be whole numbers from 0, one for each row")
+        with torch.no_grad(), evaluating(energy):
+            shape = list(self._scores(energy, batch.rows(slice(0, 2))).shape)
+        if len(shape) != 2 or shape[0] != len(labels[:2]) or shape[1] <= int(labels.max()):
+            raise ValueError(
+                f"{type(energy).__name__} must give [rows, labels] scores, more than {int(labels.max())} for each "
+                f"row, got {shape} for {len(labels[:2])} rows"
+            )
+
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        scores = -energy.energies(batch.x) if isinstance(energy, LabelledEnergy) else energy(batch.x)
-        return F.cross_entropy(scores, batch.y.long(), reduction="none")
+        return F.cross_entropy(self._scores(energy, batch), batch.y.long(), reduction="none")
+
+    @staticmethod
+    def _scores(energy: AnyEnergy, batch: Batch) -> Tensor:
+        return -energy.energies(batch.x) if isinstance(energy, LabelledEnergy) else energy(batch.x)

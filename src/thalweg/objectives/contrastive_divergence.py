@@ -83,6 +83,7 @@ class ContrastiveDivergence(Objective):
                 chains.position,
                 self.n_steps,
                 generator,
+                check=False,
                 differentiable_steps=differentiable_steps,
             )
         end = state.position.detach()
@@ -127,17 +128,23 @@ class BoltzmannLearning(ContrastiveDivergence):
         super().__init__(SingleSiteGibbs() if kernel is None else kernel, n_steps, start)
         self.n_clamped = n_clamped
 
-    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+    def check(self, energy: AnyEnergy, batch: Batch) -> None:
+        """Refuse what is no Boltzmann machine, and rows that are not of its visible units."""
         if not isinstance(energy, BoltzmannMachine):
             raise TypeError(f"BoltzmannLearning trains a BoltzmannMachine, got {type(energy).__name__}")
+        if batch.y.shape[-1] != energy.n_visible:
+            raise ValueError(
+                f"the machine has {energy.n_visible} visible units, got data of width {batch.y.shape[-1]}"
+            )
+
+    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        self.check(energy, batch)
         v, n_visible = batch.y, energy.n_visible
-        if v.shape[-1] != n_visible:
-            raise ValueError(f"the machine has {n_visible} visible units, got data of width {v.shape[-1]}")
         half = torch.full((*v.shape[:-1], energy.n_hidden), 0.5, dtype=v.dtype, device=v.device)
         x = torch.cat([v, torch.bernoulli(half, generator=generator)], -1)
         if energy.n_hidden:
             clamped = SingleSiteGibbs(sites=range(n_visible, x.shape[-1]))
-            x = run_chain(clamped, energy, x, self.n_clamped, generator).position
+            x = run_chain(clamped, energy, x, self.n_clamped, generator, check=False).position
         return super().per_row(energy, batch._replace(y=x), generator)
 
 

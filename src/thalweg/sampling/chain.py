@@ -77,7 +77,7 @@ def run_chain(
     start: Tensor,
     n_steps: int,
     generator: torch.Generator | None = None,
-    check: bool = False,
+    check: bool = True,
     differentiable_steps: int = 0,
 ) -> State:
     """Run all chains of ``start`` for n_steps and return the last state.
@@ -86,7 +86,7 @@ def run_chain(
     then flows through those steps into the energy's parameters.
 
     Args:
-        check: refuse an energy that does not keep its contract, before the first step.
+        check: whether an energy that does not keep its contract is refused before the first step.
         differentiable_steps: how many of the last steps leave a graph.
 
     Raises:

@@ -88,6 +88,8 @@ class Trainer:
             ValueError: if the energy and the rows do not fit, there are fewer rows than processes, more snapshots
                 than an eighth of the steps, or the checkpoint in ``run_dir`` is damaged or belongs to another run.
         """
+        for stage in data if isinstance(data, Stages) else (data,):
+            objective.check(energy, stage)
         step = (PlayersStep if isinstance(objective, Adversarial) else GradientStep)(energy, objective)  # type: ignore[arg-type]
         return self.run(step, data, validate, resume, after_stage)
 
