@@ -283,7 +283,7 @@ def test_what_is_refused(runs, tmp_path):
     market().assign(stone=2).to_csv(tmp_path / "two.csv", index=False)
     market().assign(weight="none").to_csv(tmp_path / "none.csv", index=False)
     for arguments, words in (
-        ((*fit, tmp_path / "typo.csv"), "texts such as 'heavy' in row 5: mend these"),
+        ((*fit, tmp_path / "typo.csv"), "texts such as 'heavy' in row 5: correct these"),
         (("score", runs["mixed"], tmp_path / "two.csv"), "'stone' holds 2"),
         (("score", runs["mixed"], tmp_path / "none.csv"), "column 'weight' holds texts ('none' in row 1)"),
         ((*fit, tmp_path / "mixed.csv", "--visible", "categorical"), "300 different values"),

@@ -263,7 +263,7 @@ def test_bad_arguments_are_refused_in_one_line(call, fitted, tmp_path: Path) -> 
         (("score", run, tmp_path / "lacks.csv"), 1, "lacks 'petals'"),
         (("score", run, tmp_path / "text.csv"), 1, "holds texts"),
         (("impute", run, tmp_path / "lacks.csv"), 1, "lacks 'petals'"),
-        (("impute", run, table, "--draws", 0), 2, "imputations"),
+        (("impute", run, table, "--draws", 0), 2, "--draws"),
         (("impute", run, tmp_path / "absent.csv"), 1, "no file"),
         (("sample", run, "--out", tmp_path / "s.xlsx"), 1, ".parquet"),
         (("compare", "density", table, "--objectives", "auto,magic"), 1, "no objective 'magic'"),

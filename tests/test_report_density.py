@@ -23,7 +23,7 @@ def fit(folder: Path, table: pd.DataFrame, **settings) -> DensityRun:
 
 
 def rows(n: int = 120, n_columns: int = 3) -> pd.DataFrame:
-    """Columns that hang together, one rounded, with names that look like HTML."""
+    """Correlated columns, one rounded, with names that look like HTML."""
     rng = np.random.default_rng(0)
     base = rng.normal(size=n)
     table = pd.DataFrame({f"<b>c{k}</b>": base + 0.3 * rng.normal(size=n) for k in range(n_columns)})
@@ -97,6 +97,6 @@ def test_one_column_and_no_test_rows(tmp_path: Path) -> None:
 
 def test_many_columns_are_cut_short_and_say_so(tmp_path: Path) -> None:
     html = report(fit(tmp_path, rows(60, n_columns=14), objective="nce"))
-    assert "The first 12 of 14 columns" in html
-    assert "4 of 14 columns that hang together most" in html
-    assert "8 of 14 columns." in html
+    assert "The first 12 of 14 columns are shown" in html
+    assert "4 most correlated of 14 columns" in html
+    assert "8 of 14 columns are shown." in html

@@ -14,7 +14,7 @@ import torch
 
 from command import thalweg
 from thalweg import runs
-from thalweg.data.tables import read_table
+from thalweg.data.tables import read_table, write_table
 from thalweg.energies import GaussianEnergy
 from thalweg.estimators._base import Estimator
 from thalweg.objectives import catalogue, names
@@ -24,7 +24,8 @@ from thalweg.report import Card, render_page
 from thalweg.report.page import footer_of
 from thalweg.runs.base import Run, TextTable
 from thalweg.runs.settings import RunSettings, Verb, option
-from thalweg.runs.tables import fingerprint_of, model_settings
+from thalweg.runs.settings.density import DensitySettings
+from thalweg.runs.tables import check_columns, fingerprint_of, model_settings
 from thalweg.training.loop import Plan, Trainer
 
 # -- a task of one's own: settings, an estimator, a run and a page ----------------------------------------
@@ -156,6 +157,21 @@ def test_names_of_objectives_are_those_of_the_catalogue():
             assert catalogue.conditional_objective(name, (0.1, 0.8), 8) is not None
 
 
+def _refused(folder: Path, arguments: tuple[str, ...], slow: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """Start a command that must be refused before any of the slow modules is loaded."""
+    code = (
+        "import sys; from thalweg import cli\n"
+        "try: cli.main()\n"
+        f"finally: print('loaded', [m for m in {slow} if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (1, 2)
+    assert done.stdout.strip() == "loaded []"
+    return done
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -178,18 +194,25 @@ def test_names_of_objectives_are_those_of_the_catalogue():
 def test_mistakes_are_reported_without_pytorch_and_leave_nothing_behind(tmp_path, arguments, words):
     (tmp_path / "t.csv").write_text("a,b\n1,2\n3,4\n")
     (tmp_path / "t.npz").write_bytes(b"")
-    code = (
-        "import sys; from thalweg import cli\n"
-        "try: cli.main()\n"
-        "finally: print('loaded', [m for m in ('torch', 'pandas', 'numpy') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode in (1, 2)
-    assert words in done.stderr
-    assert done.stdout.strip() == "loaded []"
+    assert words in _refused(tmp_path, arguments, ("torch", "pandas", "numpy")).stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t.csv", "t.npz"]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.parquet"])
+@pytest.mark.parametrize("task", ["regression", "density", "boltzmann"])
+def test_a_column_that_is_not_there_is_reported_without_pytorch(tmp_path, name, task):
+    table = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]})
+    write_table(table, tmp_path / name)
+    options = ["-t", "c"] if task == "regression" else ["--drop", "c"]
+    done = _refused(tmp_path, ("fit", task, name, *options), ("torch",))
+    assert f"{name} has no column 'c'; it has 'a', 'b'" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_column_without_a_name_can_be_dropped(tmp_path):
+    pd.DataFrame({"a": [1.0], "b": [3.0]}).to_csv(tmp_path / "t.csv")
+    settings = DensitySettings(data=str(tmp_path / "t.csv"), drop=["Unnamed: 0"])
+    check_columns(settings)
 
 
 def test_data_that_can_not_be_used_leave_no_unfinished_run(tmp_path):

@@ -31,6 +31,9 @@ def _compare(
     folder = out_folder or settings.default_folder
     if (folder / "fit.json").exists() or (folder.exists() and not folder.is_dir()):
         raise ValueError(f"{folder} holds something else: choose another --out")
+    from thalweg.runs.tables import check_columns
+
+    check_columns(settings)
     from thalweg.report.compare import HEAD, table_rows, write_comparison_page
     from thalweg.runs.base import TextTable
     from thalweg.runs.compare import compare_densities
@@ -53,4 +56,4 @@ def _compare(
     title = f"{data.name}: {comparison.data.training.shape[1]} columns, {len(comparison.data.test)} test rows"
     show_table(TextTable(title, HEAD, rows))
     show_lines(comparison.data.remarks)
-    out.print(f"{comparison.seconds:.0f} s. The page lies in {escape(str(path))}", soft_wrap=True)
+    out.print(f"{comparison.seconds:.0f} s. The page is in {escape(str(path))}", soft_wrap=True)

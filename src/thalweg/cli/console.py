@@ -23,7 +23,7 @@ def say_error(message: str) -> None:
 
 
 def teller(quiet: bool) -> Callable[[str], None]:
-    """What reports a stage of the work, unless it is to be quiet."""
+    """A function that prints a stage of the work, or nothing if it is to be quiet."""
 
     def tell(line: str) -> None:
         if not quiet:
@@ -51,7 +51,7 @@ def show_pairs(pairs: Mapping[str, str]) -> None:
 
 
 def show_figures(run: Run) -> None:
-    """The figures of a run, and what a user should know of them."""
+    """Print the figures of a run and the remarks on them."""
     for table in run.tables():
         show_table(table)
     show_lines(run.remarks())
@@ -63,17 +63,17 @@ def show_lines(lines: Iterable[str]) -> None:
 
 
 def show_end(run: Run) -> None:
-    """The figures of a run that has just ended, where it lies, and what can be done with it."""
+    """Print the figures of a run that has just ended, its folder, and what can be done with it."""
     show_figures(run)
     folder = escape(str(run.folder))
     out.print(
-        f"Trained in {run.figures['seconds']['training']:.1f} s. The run lies in [bold]{folder}[/]", soft_wrap=True
+        f"Trained in {run.figures['seconds']['training']:.1f} s. The run is in [bold]{folder}[/]", soft_wrap=True
     )
     if (run.folder / "report.html").exists():
         out.print(f"Look at [bold]{folder}/report.html[/], and use the run with", soft_wrap=True)
     else:
         out.print(f"See it with `thalweg report {folder}`, and use it with", soft_wrap=True)
-    for verb, about in run.settings.verbs.items():
+    for verb, about in run.verbs.items():
         out.print(f"  thalweg {verb} " + about.example.format(run=folder), soft_wrap=True)
 
 

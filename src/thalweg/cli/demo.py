@@ -17,11 +17,11 @@ _NAMES = {"s1": "cholesterol", "s2": "ldl", "s3": "hdl", "s4": "cholesterol_hdl_
 
 def demo(
     out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("demo"),
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data, at most.")] = 200,
+    epochs: Annotated[int, typer.Option(min=1, help="Largest number of passes over the data.")] = 200,
     members: Annotated[int, typer.Option(min=1, help="Number of networks in the ensemble.")] = 8,
     quiet: Quiet = False,
 ) -> None:
-    """Fit the progress of diabetes in 442 patients, print the figures and write the report."""
+    """Fit a regression on a real table (the progress of diabetes in 442 patients) and write its report."""
     from sklearn.datasets import load_diabetes
 
     from thalweg.data.tables import write_table

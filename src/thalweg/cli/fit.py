@@ -54,6 +54,9 @@ def _fit(
     if process_rank() == 0:
         # What does not fit is refused before anything slow is loaded.
         check_run(folder, asked, resume=resume, overwrite=overwrite)
+        from thalweg.runs.tables import check_columns
+
+        check_columns(asked)
     fit_and_show(folder, asked, resume=resume, overwrite=overwrite, report=report, quiet=quiet)
 
 

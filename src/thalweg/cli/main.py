@@ -23,7 +23,7 @@ _MARKUP: Any = "markdown"
 
 
 def build() -> typer.Typer:
-    """The command with everything that it can do, a ``fit`` for every registered task included."""
+    """The command with all its parts, including a ``fit`` for every registered task."""
     app = typer.Typer(
         help="Energy-based models: p(y|x) or p(x) from a table or from images, in one command.",
         epilog=_EXAMPLE,
@@ -35,7 +35,7 @@ def build() -> typer.Typer:
     fit.callback(invoke_without_command=True)(_show_help)
     add_tasks(fit)
     compare = typer.Typer(
-        help="Fit a model by every training method and compare.",
+        help="Fit a model by every training method and compare them.",
         epilog="Example: thalweg compare density iris.csv --drop species --seconds 20",
         rich_markup_mode=_MARKUP,
     )
@@ -53,7 +53,7 @@ def main() -> None:
     """Run the command and exit: 0 only on success; an error is one line that says what to do."""
     usage_error: Any = typer.BadParameter.__base__
     try:
-        code = build()(standalone_mode=False) or 0
+        code = build()(standalone_mode=False, prog_name="thalweg") or 0
     except usage_error as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "thalweg"
@@ -77,7 +77,7 @@ def main() -> None:
 
 def _thalweg(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     if version:
         from importlib.metadata import version as version_of

@@ -12,10 +12,10 @@ import typer
 
 from thalweg.runs.settings import RunSettings, Settings
 
-OutFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the result. [default: runs/NAME]")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+OutFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the result. [default: runs/NAME]")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")]
-Report = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")]
+Report = Annotated[bool, typer.Option("--report/--no-report", help="Whether to write report.html.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no figures.")]
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
@@ -39,7 +39,7 @@ def with_settings(settings: type[Settings], body: Callable[..., None]) -> Callab
     argument = typer.Argument(metavar=settings.data_name, help=settings.data_help, show_default=False)
     parameters = [_parameter("data", Annotated[Path | None, argument], None)]
     shared = [entry.name for entry in fields(RunSettings)]
-    # What is peculiar to the task comes first.
+    # Options of the task come before those that all tasks share.
     entries = sorted((e for e in fields(settings) if e.metadata), key=lambda e: e.name in shared)
     names = [entry.name for entry in entries]
     for entry in entries:

@@ -1,4 +1,4 @@
-"""``thalweg reproduce``: run a published system and compare its figures with what they must reach."""
+"""``thalweg reproduce``: run a published system and compare its figures with their targets."""
 
 from __future__ import annotations
 
@@ -16,17 +16,23 @@ def reproduce(
     recipe: Annotated[str | None, typer.Argument(help="Name of a recipe; without it they are listed.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs, each with a seed of its own.")] = 3,
     data: Annotated[
-        Path | None, typer.Option(help="Folder with real data, where a recipe can use it; igebm: or an .npz.")
+        Path | None,
+        typer.Option(help="Folder with real data, for a recipe that can use it; igebm also takes an .npz."),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A small run, whose targets do not apply.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Make a small run, to which the targets do not apply.")
+    ] = False,
     paper_scale: Annotated[
-        bool, typer.Option("--paper-scale", help="The source's own size: hours, or for a GPU.")
+        bool,
+        typer.Option(
+            "--paper-scale", help="Run at the size of the publication, which takes hours or needs a GPU."
+        ),
     ] = False,
     out_folder: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the page. [default: runs/RECIPE]")
     ] = None,
 ) -> None:
-    """Run a published system and compare its figures with what they must reach."""
+    """Run a published system and compare its figures with their targets."""
     from thalweg.recipes import RECIPES, Settings
 
     if recipe is None:
@@ -71,7 +77,7 @@ def reproduce(
 
     folder = out_folder or Path("runs") / recipe
     path = write_recipe_page(chosen, settings, result, folder / "report.html")
-    console.out.print(f"{result.seconds:.0f} s. The page lies in {escape(str(path))}", soft_wrap=True)
+    console.out.print(f"{result.seconds:.0f} s. The page is in {escape(str(path))}", soft_wrap=True)
     if not quick and any(f.reached is False for f in result.figures):
         console.say_error("a target was not reached")
         raise typer.Exit(1)

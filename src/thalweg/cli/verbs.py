@@ -1,4 +1,4 @@
-"""What a finished run can be asked for: predict, sample, score, impute; its page and what it holds."""
+"""What can be done with a finished run: predict, sample, score, impute, report, info."""
 
 from __future__ import annotations
 
@@ -39,12 +39,14 @@ def predict(
     run_folder: RunFolder,
     table: TableFile,
     out_file: OutFile = None,
-    quantiles: Annotated[str, typer.Option(help="Probabilities, separated by commas.")] = "0.05,0.5,0.95",
+    quantiles: Annotated[
+        str, typer.Option(help="Probabilities of the quantiles, separated by commas.")
+    ] = "0.05,0.5,0.95",
     coverage: Annotated[float, typer.Option(help="Coverage of the central interval.")] = 0.9,
     samples: Annotated[int, typer.Option(min=0, help="Number of draws from p(y|x) for each row.")] = 0,
     seed: Seed = 0,
 ) -> None:
-    """Predict the rows of a table: mean, median, mode, spread, quantiles and an interval.
+    """Predict the target of each row: mean, median, mode, standard deviation, quantiles and an interval.
 
     Where the table holds the target too, the log-likelihood and the PIT value of each row are added.
     """
@@ -55,11 +57,11 @@ def predict(
 def sample(
     context: typer.Context,
     run_folder: RunFolder,
-    n: Annotated[int, typer.Option("-n", min=1, help="How many rows or images.")] = 100,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of rows or images.")] = 100,
     out_file: OutFile = None,
     seed: Seed = 0,
 ) -> None:
-    """Draw new rows, or new images; columns that are rounded come rounded.
+    """Draw new rows or new images; columns that were rounded in the data are rounded.
 
     Images are written to an .npz, or as PNG files into a folder.
     """
@@ -67,7 +69,7 @@ def sample(
 
 
 def score(context: typer.Context, run_folder: RunFolder, data: DataFile, out_file: OutFile = None) -> None:
-    """Say how likely each row is: log_prob in nats, and outlier_score, the share of likelier training rows.
+    """Score each row: log_prob in nats, and outlier_score, the share of training rows that are likelier.
 
     For a deep Boltzmann machine or a belief network log_prob is a lower bound; for images the score is not
     normalised. A row with gaps gets no score; fill them with `thalweg impute` first.
@@ -81,16 +83,19 @@ def impute(
     table: TableFile,
     out_file: OutFile = None,
     draws: Annotated[
-        int, typer.Option(min=1, help="Number of filled tables, one beneath the other, counted by a column.")
+        int, typer.Option(min=1, help="Number of filled tables, one below the other; a column counts them.")
     ] = 1,
     candidates: Annotated[
-        int, typer.Option(min=2, help="Weighted draws for each row, from which a density takes its fillings.")
+        int,
+        typer.Option(
+            min=2, help="Number of weighted draws for each row, from which a density chooses the values."
+        ),
     ] = 256,
     seed: Seed = 0,
 ) -> None:
-    """Fill the gaps of each row with draws given what is known of it.
+    """Fill the gaps of each row with draws from their conditional distribution given the known values.
 
-    One filled table looks surer than it is: several show how far what is filled in may vary.
+    A single filled table hides how uncertain the filled values are: several show how much they vary.
     """
     options = {"draws": draws, "candidates": candidates, "seed": seed}
     _ask(context, "impute", run_folder, out_file, "rows", options, table)
@@ -112,7 +117,7 @@ def report(
 
 
 def info(run_folder: RunFolder) -> None:
-    """Say what a run holds: the model, its columns, its figures, how long it took."""
+    """Show what a run holds: the model, its columns, its figures and how long it took."""
     _check(run_folder)
     from thalweg.runs.base import load_run
 
@@ -123,7 +128,7 @@ def info(run_folder: RunFolder) -> None:
 
 
 def _check(run_folder: Path) -> Any:
-    """The settings of a finished run, found without loading it.
+    """The settings of a finished run, read without loading its model.
 
     Raises:
         ValueError: if there is no finished run.
@@ -144,7 +149,7 @@ def _ask(
     options: dict[str, Any],
     data: Path | None = None,
 ) -> None:
-    """Ask a run, and write what it answers.
+    """Let a run do something, and write the result.
 
     Raises:
         ValueError: if the run's task lacks the verb, or an option that was given.

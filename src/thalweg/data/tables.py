@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 _DECIMAL_COMMA = r"\s*[+-]?\d+(,\d+)?([eE][+-]?\d+)?\s*"
 
@@ -15,24 +18,47 @@ def read_table(path: Path) -> pd.DataFrame:
     Raises:
         ValueError: if the file is missing, of another kind, empty, or can't be read; in words.
     """
-    if not path.exists():
-        raise ValueError(f"there is no file {path}")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a file in it")
-    kind = _kind(path)
-    try:
+    kind = _kind_of_file(path)
+    with _errors_in_words(path, kind):
         names, table = _read_parquet(path) if kind == "parquet" else _read_text(path, kind)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: save it as {kind} in UTF-8 ({error.reason})") from error
-    except Exception as error:  # a damaged gzip, zip or Parquet file has errors of its own
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} can't be read as {kind}: {reason}") from error
     if table.shape[0] == 0 or table.shape[1] == 0:
         raise ValueError(f"{path} has no rows")
     doubled = names[names.duplicated()]
     if len(doubled):
         raise ValueError(f"{path} has the column {doubled[0]!r} more than once: rename or remove one")
     return table
+
+
+def column_names(path: Path) -> list[str]:
+    """The names of a table's columns, without reading its rows.
+
+    Raises:
+        ValueError: if the file is missing, of another kind, or can't be read.
+    """
+    kind = _kind_of_file(path)
+    with _errors_in_words(path, kind):
+        if kind == "parquet":
+            return [str(name) for name in pq.read_schema(path).names]
+        return [str(name) for name in pd.read_csv(path, sep=_read_head(path, kind)[0], nrows=0).columns]
+
+
+def _kind_of_file(path: Path) -> str:
+    if not path.exists():
+        raise ValueError(f"there is no file {path}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it")
+    return _kind(path)
+
+
+@contextlib.contextmanager
+def _errors_in_words(path: Path, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: save it as {kind} in UTF-8 ({error.reason})") from error
+    except Exception as error:  # a damaged gzip, zip or Parquet file has errors of its own
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} can't be read as {kind}: {reason}") from error
 
 
 def _read_parquet(path: Path) -> tuple[pd.Index, pd.DataFrame]:
@@ -57,11 +83,7 @@ def _plain(column: pd.Series) -> pd.Series:
 
 def _read_text(path: Path, kind: str) -> tuple[pd.Index, pd.DataFrame]:
     """The names as they stand in the file (pandas renames the second of two alike), and the table."""
-    separator = "\t" if kind == "tsv" else ","
-    head = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str)
-    if kind == "csv" and head.shape[1] == 1 and ";" in str(head.iat[0, 0]):
-        separator = ";"
-        head = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str)
+    separator, names = _read_head(path, kind)
     # The parser that is quick by default is off in the last digit of some numbers.
     table = pd.read_csv(path, sep=separator, float_precision="round_trip")
     if not isinstance(table.index, pd.RangeIndex):
@@ -69,7 +91,17 @@ def _read_text(path: Path, kind: str) -> tuple[pd.Index, pd.DataFrame]:
     if separator == ";":
         for name in table.columns:
             table[name] = _with_decimal_points(table[name])
-    return pd.Index(head.iloc[0].dropna()), table
+    return names, table
+
+
+def _read_head(path: Path, kind: str) -> tuple[str, pd.Index]:
+    """What separates the fields, and the names in the first line."""
+    separator = "\t" if kind == "tsv" else ","
+    head = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str)
+    if kind == "csv" and head.shape[1] == 1 and ";" in str(head.iat[0, 0]):
+        separator = ";"
+        head = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str)
+    return separator, pd.Index(head.iloc[0].dropna())
 
 
 def _with_decimal_points(column: pd.Series) -> pd.Series:

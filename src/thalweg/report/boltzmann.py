@@ -34,7 +34,7 @@ def report(run: BoltzmannRun) -> str:
     subtitle = (
         f"A {NAMES[run.settings.kind]} with {_ADJECTIVES[figures['visible']]} visible and binary hidden units"
     )
-    return render_page(f"A machine of {figures['data']}", subtitle, _tiles(run), cards, footer_of(run))
+    return render_page(f"A Boltzmann machine of {figures['data']}", subtitle, _tiles(run), cards, footer_of(run))
 
 
 def _tiles(run: BoltzmannRun) -> list[Tile]:
@@ -82,7 +82,8 @@ def _filters(run: BoltzmannRun) -> Card:
     figure.update_xaxes(title="hidden unit, by the size of its weights")
     figure.update_yaxes(autorange="reversed")
     text = (
-        f"The weight of every column to every hidden unit{_first(run)}: columns that share a unit hang together."
+        f"The weight of every column to every hidden unit{_first(run)}: columns with large weights to the same "
+        "unit are correlated."
     )
     if len(names) < weights.shape[1]:
         text += f" The first {len(names)} of {weights.shape[1]}."
@@ -110,7 +111,10 @@ def _reconstructions(run: BoltzmannRun, rows: Rows) -> Card:
         test = rows.test[:20]
         back = run.model.reconstruct(test).clip(0, 1)
         pictures = np.concatenate([test.to_numpy(), back]).reshape(-1, *run.shape)
-        text = "Images held out (above), and what is left of them after one step up and down (below)."
+        text = (
+            "Held-out images (above) and their reconstructions (below), after one step up to the hidden units "
+            "and one step down."
+        )
         return Card("Reconstructions", text, [wall(pictures, len(test))])
     states = run.model.encoder_.encode(rows.test.to_numpy())
     training = run.model.encoder_.encode(rows.training.to_numpy())
@@ -124,8 +128,9 @@ def _reconstructions(run: BoltzmannRun, rows: Rows) -> Card:
 
     errors = {MODEL_NAME: by_column(back), "the mean": by_column(training.mean(0))}
     text = (
-        "What is left of the columns of rows held out after one step up and down: the error in standard "
-        "deviations of the column, beside that of its mean. A small one is no sign of a good density."
+        "The error of reconstructing each column of the held-out rows, after one step up to the hidden units and "
+        "one step down, beside the error of always predicting its mean. Both are in standard deviations of the "
+        "column. A small error does not imply a good density."
     )
     names = run.columns[:_MOST_MARGINALS]
     if len(names) < len(run.columns):
@@ -140,17 +145,17 @@ def _draws(run: BoltzmannRun, rows: Rows) -> Card:
         made = "were annealed from independent pixels to the machine"
         if run.settings.kind != "restricted":
             made = "ran for 1,000 sweeps"
-        text = f"Fantasies: draws from chains that {made}. Beneath, training images."
+        text = f"Draws from the machine (above), by chains that {made}; and training images (below)."
         return Card("Fantasies", text, [wall(fantasies, 20), wall(training, 20)])
     draws = pd.DataFrame(run.model.sample(3000, random_state=0), columns=run.columns)
-    text = "Every column by itself: the training rows, and 3,000 draws from the machine."
+    text = "The distribution of each column in the training rows and in 3,000 draws from the machine."
     encoder = run.model.encoder_
     of_kind = {
         kind: [run.columns[k] for k in encoder.columns(kind)] for kind in ("binary", "categorical", "gaussian")
     }
     bits, texts, reals = of_kind.values()
     if len(run.columns) > _MOST_MARGINALS:
-        text += f" Of categories and numbers the first {_MOST_MARGINALS} columns each."
+        text += f" Only the first {_MOST_MARGINALS} columns of categories, and of numbers, are shown."
     head = ["column", "value", "share of the rows", "share of the draws"] if texts else []
     table = [
         [name, str(value), f"{share:.1%}", f"{(draws[name] == value).mean():.1%}"]
@@ -159,7 +164,7 @@ def _draws(run: BoltzmannRun, rows: Rows) -> Card:
     ]
     pictures = []
     if bits:
-        text += " Shares of ones, column by column: on the line they agree."
+        text += " One chart compares the share of ones in each column: on the dotted line they agree."
         means = {"training rows": rows.training[bits], "draws": draws[bits]}
         shares = {k: t.to_numpy(float).mean(0) for k, t in means.items()}
         pictures.append(_dots(shares, "share of ones", [0.0, 1.0]))
@@ -169,7 +174,7 @@ def _draws(run: BoltzmannRun, rows: Rows) -> Card:
         resolution = encoder.resolution[encoder.columns("gaussian")][: len(shown)].tolist()
         pictures.append(density_charts.marginals(data, drawn, shown, resolution))
     if bits or reals:
-        text += " Correlations, pair by pair."
+        text += " The last chart compares the correlations of all pairs of columns."
         numbers = [rows.training[bits + reals], draws[bits + reals]]
         pictures.append(_dots(_correlated(*numbers), "correlation of pairs", [-1.0, 1.0]))
     return Card("The data and the draws", text, pictures, head=head, rows=table, folded=len(table) > 24)
@@ -203,26 +208,26 @@ def _training(run: BoltzmannRun) -> Card:
     judged = [e for e in history.epochs if "validation" in e]
     likelihood = charts.curves(
         [e["epoch"] for e in judged],
-        {"log-likelihood of rows held out": [-e["validation"] for e in judged]},
+        {"log-likelihood of the held-out rows": [-e["validation"] for e in judged]},
         ("epoch", "held-out log-likelihood, nats"),
         None,
     )
     gap = charts.curves(
         [e["epoch"] for e in history.epochs],
-        {"free energy of the data less that of the chains": [e["free-energy gap"] for e in history.epochs]},
+        {"free energy of the data minus that of the chains": [e["free-energy gap"] for e in history.epochs]},
         ("epoch", "gap of free energies, nats"),
         None,
     )
     text = (
-        "Above, the log-likelihood of rows held out (log Z by short annealing where it can't be summed up). "
-        "Beneath, the free energy of the data less that of the chains, which should stay near zero: a steady "
-        "drift is divergence."
+        "The upper chart shows the log-likelihood of the held-out rows; log Z comes from a short annealing where "
+        "it can't be summed exactly. The lower chart shows the free energy of the data minus that of the chains, "
+        "which should stay near zero: a steady drift means divergence."
     )
     return Card("Training", text, [likelihood, gap], notes=history.events)
 
 
 def _stages(run: BoltzmannRun) -> Card:
-    """Of a deep machine's training, which comes in parts."""
+    """The card of a deep machine's training, which comes in parts."""
     figure = go.Figure()
     start = 0
     for name, history in run.histories.items():
@@ -232,8 +237,8 @@ def _stages(run: BoltzmannRun) -> Card:
     figure.update_xaxes(title="epochs of all stages")
     figure.update_yaxes(title="reconstruction error", rangemode="tozero")
     text = (
-        "The mean squared error of the lower layer's states after one step up and down: layer by layer, each of "
-        "the states of the one below, and then of the whole. It shows that something is learned; it is no "
+        "The mean squared error of reconstructing a layer's states after one step up and one step down: first for "
+        "each layer in turn, then for the whole machine. It shows that something is learned, but it is not a "
         "likelihood."
     )
     return Card("Training", text, [charts.styled(figure, 320)], notes=run.model.history_.events)
@@ -253,23 +258,24 @@ def _energies(run: BoltzmannRun, rows: Rows) -> Card:
         )  # fmt: skip
     figure.update_yaxes(title="log p, nats" if run.settings.kind == "restricted" else "bound of log p, nats")
     text = (
-        "log p of rows it was trained on, of rows held out, and of rows whose columns come from different rows: "
-        "where the first two differ, it has learned by heart."
+        "log p of training rows, of held-out rows, and of held-out rows whose columns were shuffled separately. "
+        "If the first two differ clearly, the machine overfits."
     )
-    return Card("What it takes for its own", text, [charts.styled(figure, 340)])
+    return Card("Likely and unlikely rows", text, [charts.styled(figure, 340)])
 
 
 def _classes(run: BoltzmannRun) -> list[Card]:
-    """Nothing, where the data have no labels."""
+    """The card of one machine for each class; none where the data have no labels."""
     found = run.figures.get("classes")
     if not found:
         return []
     text = (
-        "One small machine for each class, trained on its rows alone: mean energies of each class's held-out rows "
-        "under all of them, with one offset a machine for its unknown log Z, less the least of the row. By the "
-        f"least energy {found['right']:.1%} of the rows are told right."
+        "One small machine was trained on the rows of each class. The chart shows the mean energy of each class's "
+        "held-out rows under every machine, minus the lowest of them; one offset for each machine stands for its "
+        f"unknown log Z. Choosing the machine of lowest energy classifies {found['right']:.1%} of the rows "
+        "correctly."
     )
-    return [Card("Each class under each class's machine", text,
+    return [Card("Energies of each class under each class's machine", text,
                  [energies_matrix(torch.tensor(found["energies"]), found["names"])])]  # fmt: skip
 
 
@@ -287,6 +293,12 @@ def _scores(run: BoltzmannRun) -> Card:
             ]
         )
     head = ["model", "log-likelihood", "log Z", "reconstruction error"]
-    notes = [*run.figures["remarks"], "The log-likelihood is the mean over rows held out, ± one standard error."]
-    text = f"On the same {run.figures['test_rows']} rows held out. Higher log-likelihood is better."
+    notes = [
+        *run.figures["remarks"],
+        "The log-likelihood is the mean over the held-out rows, ± one standard error.",
+    ]
+    text = (
+        f"All models are scored on the same {run.figures['test_rows']} held-out rows. A higher log-likelihood is "
+        "better."
+    )
     return Card("Figures", text, head=head, rows=table, notes=notes)

@@ -9,7 +9,7 @@ import numpy as np
 from thalweg.report import density_charts
 from thalweg.report.density import density_on_plane
 from thalweg.report.page import Card, Tile, render_page, write_page
-from thalweg.report.regression import duration
+from thalweg.report.words import duration
 from thalweg.runs.compare import Comparison, Contender
 
 HEAD = ["objective", "NLL, nats", "spread over seeds", "diverged", "updates", "CPU seconds", "needs"]
@@ -48,7 +48,7 @@ def table_rows(contenders: list[Contender]) -> list[list[str]]:
     rows = []
     for c in contenders:
         error = max(c.log_normaliser_errors, default=0.0)
-        # An error of log Z that is seen in the figure's last digit is told with it.
+        # An error of log Z that shows in the figure's last digit is reported with it.
         figure = "none" if not c.nll else f"{c.mean:.3f}" + (f" (log Z ± {error:.2g})" if error >= 0.01 else "")
         spread = f"{c.spread:.3f}" if len(c.nll) > 1 else ""
         diverged = f"{c.diverged} of {c.diverged + len(c.nll)}" if c.diverged else "none"
@@ -59,8 +59,8 @@ def table_rows(contenders: list[Contender]) -> list[list[str]]:
 
 def _ranking_card(comparison: Comparison, ended: list[Contender]) -> Card:
     text = (
-        "Mean negative log-likelihood of the rows held out: a dot for each fit, a mark at their mean. To the left "
-        "is better. The dotted line is the best of three plain baselines."
+        "The mean negative log-likelihood of the held-out rows: a dot for each fit, and a mark at their mean. "
+        "Further left is better. The dotted line is the best of three plain baselines."
     )
     best = min(comparison.baselines, key=lambda name: comparison.baselines[name])
     notes = [f"{name}: {nll:.3f} nats." for name, nll in comparison.baselines.items()]
@@ -70,22 +70,22 @@ def _ranking_card(comparison: Comparison, ended: list[Contender]) -> Card:
         reference = (comparison.baselines[best], best)
         means, runs = [c.mean for c in ended], [c.nll for c in ended]
         figures = [density_charts.ranking(names, means, runs, "NLL, nats", reference)]
-    return Card("Who comes nearest", text, figures, notes=notes)
+    return Card("Which method fits best", text, figures, notes=notes)
 
 
 def _table_card(comparison: Comparison) -> Card:
     settings = comparison.settings
     text = (
-        "The networks are the same but for “auto”, which is a chain of ensembles; the objectives differ. CPU "
-        "seconds are means over the fits and include log Z."
+        "All methods but “auto”, which is a chain of ensembles, train the same network with different "
+        "objectives. CPU seconds are means over the fits and include the estimate of log Z."
     )
-    notes = ["log Z is exact for “auto” and estimated for the others, with its error where it matters."]
+    notes = ["log Z is exact for “auto” and estimated for the others; its error is given where it matters."]
     if settings.steps:
         notes.append(f"Every fit made {settings.steps:,} updates (of “auto”, for each column).")
     else:
         notes.append(
-            f"The updates are as many as fit into {settings.seconds:g} s of training on this machine, told from a "
-            "short run: --steps N fixes them instead."
+            f"Each method makes as many updates as fit into {settings.seconds:g} s of training on this machine, "
+            "estimated from a short run; --steps N fixes their number instead."
         )
     rows = table_rows(comparison.contenders)
     best = {(0, 1)} if comparison.contenders[0].nll else set()
@@ -102,6 +102,7 @@ def _maps_card(comparison: Comparison, ended: list[Contender]) -> Card:
         x, y, maps[c.name] = density_on_plane(c.model, rows, 100)
     names = (str(data.columns[0]), str(data.columns[1]))
     text = (
-        "The data, and the density that each method's first fit learned, on one scale of colours. Dark is likely."
+        "The data, and the density learned by the first fit of each method, on one colour scale. Dark means "
+        "likely."
     )
     return Card("Maps", text, [density_charts.maps(x, y, maps, rows, names)])

@@ -11,7 +11,7 @@ from sklearn.linear_model import LinearRegression
 from thalweg.estimators.density import EnergyDensity
 from thalweg.report import charts, density_charts
 from thalweg.report.page import Card, Tile, footer_of, render_page
-from thalweg.report.regression import duration
+from thalweg.report.words import duration, gain_in_words
 from thalweg.runs.base import MODEL_NAME
 from thalweg.runs.density import DensityRun
 
@@ -80,11 +80,11 @@ def _data_card(run: DensityRun, data: np.ndarray, draws: np.ndarray) -> Card:
         data[:, : len(shown)], draws[:, : len(shown)], shown, resolution[: len(shown)].tolist()
     )
     text = (
-        f"Every column by itself: the training rows, and {_N_DRAWS:,} draws from the model. The outermost bars "
-        "hold all values beyond."
+        f"The distribution of each column in the training rows and in {_N_DRAWS:,} draws from the model. The "
+        "outermost bars include all values beyond them."
     )
     if len(shown) < len(run.columns):
-        text += f" The first {len(shown)} of {len(run.columns)} columns."
+        text += f" The first {len(shown)} of {len(run.columns)} columns are shown."
     rows = []
     for k, name in enumerate(run.columns):
         rounded = f"to {resolution[k]:g}" if resolution[k] else "no"
@@ -103,7 +103,7 @@ def _plane_card(run: DensityRun, data: np.ndarray) -> Card:
     chosen = np.random.RandomState(0).permutation(len(data))[:1200]
     points = (data[chosen, 0].tolist(), data[chosen, 1])
     picture = charts.density_map(x.tolist(), y, density, {}, points, (run.columns[0], run.columns[1]), "density")
-    text = "The density that was learned, as a map, with training rows over it. Dark is likely."
+    text = "The learned density as a map, with training rows on top. Dark means likely."
     return Card("A map of p(x)", text, [picture])
 
 
@@ -129,15 +129,16 @@ def _pairs_card(run: DensityRun, data: np.ndarray, draws: np.ndarray) -> Card:
         data[:, chosen], draws[:, chosen], names, run.model.resolution_[chosen].tolist()
     )
     text = (
-        "Columns over each other: the data above the diagonal, draws from the model below it. Mirror images agree."
+        "Scatter plots of pairs of columns: the data above the diagonal, draws from the model below it. They "
+        "should be mirror images."
     )
     if len(chosen) < len(run.columns):
-        text += f" The {len(chosen)} of {len(run.columns)} columns that hang together most."
+        text += f" The {len(chosen)} most correlated of {len(run.columns)} columns are shown."
     return Card("Pairs", text, [picture])
 
 
 def _related(data: np.ndarray) -> list[int]:
-    """Up to four columns that hang together, none a copy of another."""
+    """Up to four columns that are correlated, none a copy of another."""
     n = data.shape[1]
     if n <= _MAX_PAIRED:
         return list(range(n))
@@ -156,10 +157,11 @@ def _correlations_card(run: DensityRun, data: np.ndarray, draws: np.ndarray) -> 
     picture = density_charts.correlations(data[:, :n], draws[:, :n], run.columns[:n])
     off = np.abs(np.corrcoef(data[:, :n].T) - np.corrcoef(draws[:, :n].T))[np.triu_indices(n, 1)]
     text = (
-        f"Linear correlation between columns. They differ by {off.mean():.3f} on average, {off.max():.3f} at most."
+        f"Linear correlations between columns. Data and draws differ by {off.mean():.3f} on average and by "
+        f"{off.max():.3f} at most."
     )
     if n < len(run.columns):
-        text += f" The first {n} of {len(run.columns)} columns."
+        text += f" The first {n} of {len(run.columns)} columns are shown."
     return Card("Correlations", text, [picture])
 
 
@@ -175,9 +177,7 @@ def _training_card(run: DensityRun) -> Card:
         best_so_far += np.array([e["best"] for e in h.epochs] + rest)
     best = sum(h.epochs[-1]["best"] for h in histories)
     shift = (run.model.validation_nll_ if np.isfinite(run.model.validation_nll_) else best) - best
-    text = (
-        "Negative log-likelihood of rows that the networks did not learn from, epoch by epoch; the best is kept."
-    )
+    text = "The negative log-likelihood of held-out rows after each epoch; the weights of the best epoch are kept."
     rows: list[list[str]] = []
     head: list[str] = []
     if len(run.histories) > 1:
@@ -192,7 +192,7 @@ def _training_card(run: DensityRun) -> Card:
         ]
     lines = {
         "held-out rows": (held_out + shift).tolist(),
-        "best so far, of each network its own": (best_so_far + shift).tolist(),
+        "best so far, for each network separately": (best_so_far + shift).tolist(),
     }
     picture = charts.curves(list(range(1, n_epochs + 1)), lines, ("epoch", "NLL, nats"), None)
     return Card("Training", text, [picture], head, rows, notes=run.model.history_.events, folded=len(rows) > 8)
@@ -215,11 +215,16 @@ def _outliers_card(run: DensityRun) -> Card:
         ]
         for entry in found
     ]
-    text = "The rows that the model finds least likely, counted from the top of the table: mistakes, or rarities."
+    text = (
+        "The rows that the model finds least likely: mistakes or rarities. Rows are counted from 1 at the top "
+        "of the table."
+    )
     if len(run.histories) > 1 or run.settings.objective == "auto":
-        text += " Training rows are judged by those networks that did not learn from them."
+        text += " Training rows are scored by networks that did not learn from them."
     if len(shown) < len(run.columns):
-        text += f" Of the {len(run.columns)} columns the {len(shown)} in which they are farthest out."
+        text += (
+            f" Of the {len(run.columns)} columns, the {len(shown)} in which these rows are most extreme are shown."
+        )
     head = ["row", "log p", "part", *(run.columns[k] for k in shown)]
     return Card("Unlikely rows", text, head=head, rows=[*rows, typical])
 
@@ -229,11 +234,11 @@ def _imputation_card(run: DensityRun) -> Card:
     which = "training" if run.test_rows is None else "test"
     names, errors, spreads = imputation_errors(run, rows)
     text = (
-        f"Each column in turn is hidden in {which} rows and filled in from the others: by the mean of the model's "
-        "draws, by linear regression, and by the column's mean. The error is in standard deviations of the column."
+        f"Each column in turn is hidden in {which} rows and predicted from the others: by the model's conditional "
+        "mean, by linear regression, and by the column's mean. The error is in standard deviations of the column."
     )
     if len(names) < len(run.columns):
-        text += f" {len(names)} of {len(run.columns)} columns."
+        text += f" {len(names)} of {len(run.columns)} columns are shown."
     picture = density_charts.errors_by_column(names, errors)
     table = []
     best = set()
@@ -241,7 +246,7 @@ def _imputation_card(run: DensityRun) -> Card:
         values = [errors[m][k] for m in errors]
         best.add((k, 1 + int(np.argmin(values))))
         table.append([name, *(f"{v * spreads[k]:.4g}" for v in values)])
-    note = "In the table the RMSE is in the column's units."
+    note = "The RMSE in the table is in the column's units."
     return Card("Filling gaps", text, [picture], ["column", *errors], table, best, [note], folded=len(table) > 8)
 
 
@@ -252,7 +257,7 @@ def imputation_errors(
 
     Args:
         rows: with the truth.
-        work: how many conditionals may be asked; it bounds the columns and the rows.
+        work: how many conditional densities may be computed; it bounds the columns and the rows.
 
     Returns:
         the columns, errors by the name of the way, and the standard deviations.
@@ -288,18 +293,14 @@ def _scores_card(run: DensityRun) -> Card:
         value = "not finite" if entry["nll"] is None else f"{entry['nll']:.3f}"
         rows.append([name, value + (f" ± {error:.2g}" if error else ""), entry["detail"]])
         if entry.get("nll_gain") is not None:
-            gain, error = entry["nll_gain"], entry.get("nll_gain_error")
-            word = "more" if gain >= 0 else "less"
-            sure = "" if error is None else f" ± {error:.3f}"
-            notes.append(
-                f"Row by row, the test rows are {abs(gain):.3f}{sure} nats {word} likely under {MODEL_NAME} than "
-                f"under the baseline “{name}”."
-            )
+            notes.append(gain_in_words("the test rows are", name, entry))
     values = [np.inf if e["nll"] is None else e["nll"] for e in scores.values()]
-    notes.append("± is one standard error over the test rows. NLL in nats, of rows in the columns' own units.")
+    notes.append(
+        "± is one standard error over the test rows. The NLL is in nats, for rows in the columns' own units."
+    )
     if run.model.resolution_.any():
-        notes.append("Rounded columns are spread over their rounding cells, for all models at the same places.")
-    text = f"Four models on the same {run.figures['test_rows']} test rows. Lower is better."
+        notes.append("Rounded values are spread over their rounding cells, in the same way for all models.")
+    text = f"Four models are scored on the same {run.figures['test_rows']} test rows. Lower is better."
     return Card(
         "Beside three baselines", text, head=["model", "NLL", "chosen"], rows=rows,
         best={(int(np.argmin(values)), 1)}, notes=notes,

@@ -38,8 +38,10 @@ def _generated(run: ImageRun) -> Card:
     columns = n if n > 1 else 12
     fresh = run.model.sample(6 * columns, n_steps=300, random_state=run.settings.seed)
     training = run.images[0].pixels[: 3 * columns]
-    text = "New images by fresh chains from uniform noise" + (", one label in each column." if n > 1 else ".")
-    return Card("Generated", text + " Beneath, training images.", [wall(fresh, columns), wall(training, columns)])
+    text = "New images, made by fresh chains from uniform noise" + (
+        ", one label in each column." if n > 1 else "."
+    )
+    return Card("Generated", text + " Training images are below.", [wall(fresh, columns), wall(training, columns)])
 
 
 def _neighbours(run: ImageRun) -> Card:
@@ -48,7 +50,7 @@ def _neighbours(run: ImageRun) -> Card:
     nearest = nearest_neighbours(fresh, training)
     return Card(
         "Is it copying?",
-        "Generated images (above), and the training image nearest to each (below).",
+        "Generated images (above) and the training image nearest to each (below).",
         [wall(np.concatenate([fresh, training[nearest.row]]), 16)],
     )
 
@@ -63,7 +65,7 @@ def _completed(run: ImageRun) -> Card:
     rows = [test.pixels, np.where(known, test.pixels, 0.5), *completed]
     return Card(
         "Completed",
-        "Images held out, what the model is shown of them, and three completions of the rest.",
+        "Held-out images, the part of each that the model is given, and three completions of the rest.",
         [wall(np.concatenate(rows), len(test.pixels))],
     )
 
@@ -75,10 +77,11 @@ def _energies(run: ImageRun) -> Card:
     figure = go.Figure()
     for name, images in kinds.items():
         figure.add_violin(y=-run.model.score_samples(images), name=name, points=False, showlegend=False)
-    figure.update_yaxes(title="lowest energy over labels")
+    figure.update_yaxes(title="lowest energy over the labels")
     return Card(
-        "What it takes for its own",
-        "The energy of images it was trained on, of images held out, and of outsiders: low is likely.",
+        "Likely and unlikely images",
+        "The energy of training images, of held-out images, and of images of other kinds. A low energy means "
+        "likely.",
         [charts.styled(figure, 360)],
     )
 
@@ -90,7 +93,9 @@ def _training(run: ImageRun) -> Card:
         "energy of the data": [e["energy of data"] for e in epochs],
     }
     figure = charts.curves([e["epoch"] for e in epochs], lines, ("epoch", "energy"), None)
-    text = "The energy of the data less that of the chains should hover round zero; a steady drift is divergence."
+    text = (
+        "The energy of the data minus that of the chains should stay near zero; a steady drift means divergence."
+    )
     return Card("Training", text, [figure], notes=run.figures["remarks"])
 
 
@@ -98,7 +103,7 @@ def _scores(run: ImageRun) -> Card:
     rows = [[name, f"{value:.4g}"] for name, value in run.figures["scores"].items()]
     return Card(
         "Figures",
-        "The Frechet distance is in the space of 20 principal components.",
+        "The Frechet distance is computed in the space of 20 principal components.",
         head=["figure", ""],
         rows=rows,
     )

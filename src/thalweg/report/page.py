@@ -29,11 +29,11 @@ class Card:
 
     Attributes:
         title: the heading.
-        text: one or two sentences.
-        figures: Plotly figures, one beneath the other.
+        text: one or two sentences that say what is shown.
+        figures: Plotly figures, one below the other.
         head, rows: a table, the first column to the left, the others to the right.
-        best: cells ``(row, column)`` to set off.
-        notes: sentences beneath.
+        best: cells ``(row, column)`` to show in bold.
+        notes: sentences below.
         folded: whether the table is shown only when asked for.
     """
 

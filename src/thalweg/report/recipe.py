@@ -29,7 +29,7 @@ def write_recipe_page(recipe: Recipe, settings: Settings, result: Result, path: 
     cards = [
         Card(
             "The figures",
-            "What was measured, for every seed, beside the figure that the mean must reach.",
+            "The measured figures of every seed, and the target that their mean must reach.",
             head=head,
             rows=rows,
             notes=result.notes,

@@ -11,6 +11,7 @@ from thalweg.data.encoding import is_number
 from thalweg.estimators.distribution import PredictiveDistribution
 from thalweg.report import charts
 from thalweg.report.page import Card, Tile, footer_of, render_page
+from thalweg.report.words import duration, gain_in_words
 from thalweg.runs.base import MODEL_NAME
 from thalweg.runs.regression import RegressionRun
 
@@ -81,7 +82,10 @@ def _data_card(run: RegressionRun) -> Card:
             middle = _shown(_typical(column))
             span = f"{_shown(column.min())} to {_shown(column.max())}"
         rows.append([name, kind, gaps, charts.shortened(middle), span])
-    text = "The target over the rows, and every input. The model sees the training rows only."
+    text = (
+        "The distribution of the target, and a summary of every input. The model learns from the training rows "
+        "only."
+    )
     if run.model.resolution_:
         text += f" The target is rounded to multiples of {run.model.resolution_:g}."
     head = ["input", "kind", "gaps", "median or most frequent", "range"]
@@ -107,8 +111,8 @@ def _training_card(run: RegressionRun) -> Card:
     if "held-out rows" in lines:
         marked = (epochs[int(np.argmin(lines["held-out rows"]))], "best")
     text = (
-        "The loss, epoch by epoch, on the rows that the networks learn from and on rows that they don't. What is "
-        f"kept are the weights of the best epoch (of each network its own). The end: {history.stopped}."
+        "The loss after each epoch, on the rows that the networks learn from and on held-out rows. Each network "
+        f"keeps the weights of its own best epoch. The training ended: {history.stopped}."
     )
     axes = ("epoch", "NLL, nats" if likelihood else "loss")
     return Card("Training", text, [charts.curves(epochs, lines, axes, marked)], notes=history.events)
@@ -138,14 +142,14 @@ def _densities_card(run: RegressionRun) -> Card:
     density = _on_grid(run, distribution, y, bars)
     atoms = {} if bars else {a: _atom_mass(run, distribution, a) for a in _atoms(run)}
     titles = [f"row {i + 1}: truth {_shown(t)}" for i, t in zip(picked, truth, strict=True)]
-    text = f"What the model says of six {which} rows, from a low prediction to a high one. " + (
+    text = f"The predictive densities of six {which} rows, from a low prediction to a high one. " + (
         "A bar is the probability of a value; the red one is the truth."
         if bars
-        else "The red line is the truth; the shaded part is the central 90 % interval."
+        else "The red line is the truth; the shaded area is the central 90 % interval."
     )
     if any((mass >= 0.005).any() for mass in atoms.values()):
         values = ", ".join(_shown(a) for a in atoms)
-        text += f" The pin is the probability of one value by itself ({values}): at full height it would be 100 %."
+        text += f" The pin is the probability of one value by itself ({values}); full height means 100 %."
     picture = charts.density_grid(y, density, truth, intervals, titles, run.targets[0], bars, atoms)
     return Card("Predictive densities", text, [picture])
 
@@ -195,7 +199,7 @@ def _map_cards(run: RegressionRun) -> list[Card]:
     unit = "probability" if bars else "density"
     kind = "numeric input" if numeric else "input"
     text = f"How p({target} | x) changes along {name!r}"
-    text += f", the {kind} that moves it most." if X.shape[1] > 1 else "."
+    text += f", the {kind} that changes it most." if X.shape[1] > 1 else "."
     if X.shape[1] > 1:
         text += (
             " The other inputs are held at their median or most frequent value; the points are training rows, "
@@ -206,11 +210,11 @@ def _map_cards(run: RegressionRun) -> list[Card]:
     if X.shape[1] > 1:
         top = ranked[:15]
         text = (
-            "How far the 5 %, 50 % and 95 % quantiles move on average when an input is shuffled between the rows. "
-            "Inputs that say the same share their effect."
+            "How much the 5 %, 50 % and 95 % quantiles change on average when an input is shuffled between the "
+            "rows. Inputs that carry the same information share their effect."
         )
         if len(ranked) > len(top):
-            text += f" The first {len(top)} of {len(ranked)}."
+            text += f" The first {len(top)} of {len(ranked)} are shown."
         picture = charts.effects(top, [moved[n] for n in top], f"mean change of the quantiles of {target}")
         cards.append(Card("Which inputs matter", text, [picture]))
     return cards
@@ -219,12 +223,12 @@ def _map_cards(run: RegressionRun) -> list[Card]:
 def input_effects(
     run: RegressionRun, X: pd.DataFrame, max_rows: int = 250, max_columns: int = 40
 ) -> dict[str, float]:
-    """How far predicted quantiles move when an input is shuffled between rows, in units of the target.
+    """How much predicted quantiles change when an input is shuffled between rows, in units of the target.
 
     Args:
         X: the inputs ``[rows, columns]``.
-        max_rows: rows that are asked.
-        max_columns: columns that are asked: the first ones, by rank correlation with the prediction.
+        max_rows: how many rows are used.
+        max_columns: how many columns are tried: the first ones by rank correlation with the prediction.
     """
     rng = np.random.RandomState(0)
     X = X.iloc[np.sort(rng.permutation(len(X))[:max_rows])].reset_index(drop=True)
@@ -249,9 +253,9 @@ def _calibration_card(run: RegressionRun) -> Card:
     scores = run.figures["scores"]
     ours = scores[MODEL_NAME]
     text = (
-        "Whether the model means what it says. A calibrated model's histogram is flat: nine bars in ten end in "
-        "the grey band. A valley shows that it is too sure, a hill that it is too careful. Below, central "
-        "intervals should hold as many truths as they promise."
+        "Whether predicted probabilities match observed frequencies. The PIT histogram of a calibrated model is "
+        "flat: nine bars in ten end in the grey band. A valley in the middle means overconfidence, a hill "
+        "underconfidence. In the lower chart, central intervals should cover as many truths as their level says."
     )
     covered = {name: entry["covered"] for name, entry in scores.items()}
     pictures = [charts.pit_histogram(ours["pit_histogram"]), charts.coverage_curve(ours["nominal"], covered)]
@@ -262,7 +266,7 @@ def _residuals_card(run: RegressionRun) -> Card:
     assert run.test_rows is not None
     rows = run.test_rows.iloc[: 2 * _MAX_POINTS]
     mean = run.model.predict_distribution(run.inputs(rows)).mean()
-    text = "What the predicted mean leaves over, on the test rows. A good model leaves no pattern."
+    text = "The truth minus the predicted mean, on the test rows. A good model leaves no pattern."
     return Card("Residuals", text, [charts.residuals(mean, np.asarray(run.truth(rows)), run.targets[0])])
 
 
@@ -270,8 +274,8 @@ def _scores_card(run: RegressionRun) -> Card:
     scores = run.figures["scores"]
     n = run.figures["test_rows"]
     text = (
-        f"Three models on the same {n} test rows. Lower is better; the coverage should be 90 %. The best "
-        "figures are set off."
+        f"Three models are scored on the same {n} test rows. Lower is better; the coverage should be 90 %. The "
+        "best figures are in bold."
     )
     if len(run.targets) > 1:
         # Many figures and three models: a line for each figure.
@@ -302,14 +306,10 @@ def _scores_card(run: RegressionRun) -> Card:
     notes = []
     for name, entry in scores.items():
         if "nll_gain" in entry:
-            gain, error = entry["nll_gain"], entry.get("nll_gain_error")
-            word = "more" if gain >= 0 else "less"
-            sure = "" if error is None else f" ± {error:.3f}"
-            notes.append(
-                f"Row by row, the truth is {abs(gain):.3f}{sure} nats {word} likely under {MODEL_NAME} than "
-                f"under the baseline “{name}”."
-            )
-    notes.append("± is one standard error over the test rows. NLL in nats, the others in units of the target.")
+            notes.append(gain_in_words("the truth is", name, entry))
+    notes.append(
+        "± is one standard error over the test rows. The NLL is in nats, the others in units of the target."
+    )
     if run.model.resolution_:
         notes.append(
             "The target is rounded: the NLL of all three is that of the rounding cell, −log P(cell) + log(width)."
@@ -345,8 +345,10 @@ def _several_targets(run: RegressionRun) -> list[Card]:
     cloud = charts.clouds(draws, truth[picked][:, :2], titles, (run.targets[0], run.targets[1]))
     scatters = [charts.scatter_truth(mean[:, k], truth[:, k], t) for k, t in enumerate(run.targets)]
     return [
-        Card("Draws", f"Draws from p(y|x) of six {which} rows, in the plane of the first two targets.", [cloud]),
-        Card("Truth and prediction", f"The {which} rows over their predicted means.", scatters),
+        Card("Draws", f"Draws from p(y|x) for six {which} rows, in the plane of the first two targets.", [cloud]),
+        Card(
+            "Truth and prediction", f"The true values of the {which} rows, over their predicted means.", scatters
+        ),
     ]
 
 
@@ -430,13 +432,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, pd.Timestamp):
         return f"{value:%Y-%m-%d}"
     return f"{value:.5g}" if isinstance(value, int | float | np.number) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """In words: 4.2 s, 3 min 20 s, 1 h 5 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

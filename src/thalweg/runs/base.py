@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from thalweg.runs.folder import (
     task_of,
     versions,
 )
-from thalweg.runs.settings import RunSettings
+from thalweg.runs.settings import RunSettings, Verb
 from thalweg.training.history import History
 
 # The name of our model in every table of scores, where it comes first.
@@ -41,10 +41,10 @@ class TextTable:
     """A table of figures to print.
 
     Attributes:
-        title: what is above it.
+        title: the title above it.
         head: a name for each column.
         rows: cells.
-        best: whether the first row is set off.
+        best: whether the first row is in bold.
     """
 
     title: str
@@ -54,13 +54,13 @@ class TextTable:
 
 
 class Run:
-    """A finished run of a task. A subclass says how it is made and what it can be asked.
+    """A finished run of a task. A subclass says how it is made and what it can do.
 
     The class methods make a run, in this order: :meth:`read`, :meth:`build`, :meth:`train`, :meth:`measure`,
     :meth:`keep`. The verbs that the settings name (predict, sample, score, impute) are methods.
 
     Args:
-        folder: where it lies.
+        folder: the folder of the run.
         settings: how it was made.
         figures: what was measured.
         model: the fitted model.
@@ -80,7 +80,7 @@ class Run:
         """Read the data and split them; the result has a ``fingerprint``.
 
         Raises:
-            ValueError: for data that can't be used, in words.
+            ValueError: for data that can't be used.
         """
         raise NotImplementedError
 
@@ -96,7 +96,7 @@ class Run:
 
     @classmethod
     def measure(cls, model: Any, data: Any, settings: Any, tell: Tell) -> dict[str, Any]:
-        """What is worth knowing of the fitted model, fit for JSON."""
+        """The figures of the fitted model, ready for JSON."""
         raise NotImplementedError
 
     @classmethod
@@ -109,19 +109,24 @@ class Run:
         """Read the model that :meth:`keep` wrote."""
         raise NotImplementedError
 
-    # -- what is told of it --------------------------------------------------------------------------
+    # -- what is shown of it -------------------------------------------------------------------------
 
     def summary(self) -> dict[str, str]:
         """What ``thalweg info`` shows above the figures."""
         return {}
 
     def tables(self) -> list[TextTable]:
-        """The figures to print."""
+        """The tables of figures to print."""
         return []
 
     def remarks(self) -> list[str]:
-        """What a user should know of how the data were taken and how the training went."""
+        """What a user should know about how the data were read and how the training went."""
         return list(self.figures.get("remarks", []))
+
+    @property
+    def verbs(self) -> Mapping[str, Verb]:
+        """What this run can do; a run may lack what most of its task can."""
+        return self.settings.verbs
 
     @property
     def histories(self) -> dict[str, History]:
@@ -130,17 +135,17 @@ class Run:
         return history.parts or {"training": history}
 
     def makes_images(self, verb: str) -> bool:
-        """Whether what a verb gives are images, which need a file to go to."""
+        """Whether a verb returns images, which must be written to a file."""
         return verb == "sample" and self.figures.get("shape") is not None
 
-    # -- what its data were --------------------------------------------------------------------------
+    # -- its data ------------------------------------------------------------------------------------
 
     @cached_property
     def data(self) -> Any:
-        """What it was made with, read again.
+        """The data that the run was made with, read again.
 
         Raises:
-            ValueError: if the data are gone, or others.
+            ValueError: if the data are missing, or have changed.
         """
         data = self.read(self.settings)
         check_unchanged(self.folder, self.settings.data, data.fingerprint)
@@ -148,12 +153,12 @@ class Run:
 
     @cached_property
     def training_rows(self) -> pd.DataFrame:
-        """Rows of a table that it was trained on, a sample if they are many."""
+        """The training rows of a table; a sample of them if they are many."""
         return read_table(self.folder / "training_rows.parquet")
 
     @cached_property
     def test_rows(self) -> pd.DataFrame | None:
-        """Rows of a table that were held out; None if there are none."""
+        """The held-out rows of a table; None if there are none."""
         path = self.folder / "test_rows.parquet"
         return read_table(path) if path.exists() else None
 
@@ -180,15 +185,15 @@ def fit_run(
     verbose: bool = True,
     tell: Tell = lambda line: None,
 ) -> Any:
-    """Fit a model on data, measure it on what is held out, and save it all.
+    """Fit a model, measure it on held-out data, and save everything.
 
     Args:
-        folder: of the run.
-        settings: of a task.
-        resume: go on with the run in the folder, which must have the same settings.
+        folder: the folder of the run.
+        settings: the settings of a task.
+        resume: continue the run in the folder, which must have the same settings.
         overwrite: replace a run in the folder.
         verbose: show the progress of training.
-        tell: called with a line at every stage.
+        tell: called with a line of text at every stage.
 
     Returns:
         the finished :class:`Run`; None in all processes but the first, where several train together.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from thalweg.estimators.boltzmann import RestrictedBoltzmannMachine
 from thalweg.estimators.deep import DeepBoltzmannMachine
 from thalweg.evaluation.density_baselines import GaussianBaseline
 from thalweg.runs.base import MODEL_NAME, Run, Tell, TextTable
+from thalweg.runs.settings import Verb
 from thalweg.runs.settings.boltzmann import BoltzmannSettings
 from thalweg.runs.states import Rows, as_categories, binary_rows, read_rows
 from thalweg.runs.tables import (
@@ -49,8 +51,10 @@ NAMES = {
     "belief": "deep belief network",
 }
 _BOUND = {
-    "deep": "Log-likelihoods of a deep machine are lower bounds, by mean field.",
-    "belief": "Log-likelihoods of a belief network are lower bounds, by 100 draws of its hidden units a row.",
+    "deep": "Log-likelihoods of a deep machine are lower bounds, computed by mean field.",
+    "belief": (
+        "Log-likelihoods of a belief network are lower bounds, from 100 draws of its hidden units for each row."
+    ),
 }
 INDEPENDENT = "independent columns"
 _CLASS_BATCH = 20
@@ -68,7 +72,7 @@ class BoltzmannRun(Run):
 
     @property
     def shape(self) -> list[int] | None:
-        """(C, H, W) of images, None of a table."""
+        """(C, H, W) for images, None for a table."""
         return self.figures["shape"]
 
     @property
@@ -110,7 +114,7 @@ class BoltzmannRun(Run):
 
     @classmethod
     def measure(cls, model: Machine, data: Rows, settings: BoltzmannSettings, tell: Tell) -> dict[str, Any]:
-        tell("Measuring the machine: log Z, reconstructions.")
+        tell("Measuring the machine: log Z and reconstructions.")
         start, test = time.monotonic(), _asked_rows(data, settings)
         bound = [_BOUND[settings.kind]] if settings.kind in _BOUND else []
         figures = {
@@ -132,7 +136,7 @@ class BoltzmannRun(Run):
         }
         figures["seconds"] = {"measuring": time.monotonic() - start}
         if data.labels is not None and data.kind == "binary" and settings.kind == "restricted":
-            tell("Training one machine for each class, to see what it takes the others for.")
+            tell("Training one machine for each class, to compare the energies of all classes under them.")
             figures["classes"] = _classes(data, test, settings)
         return figures
 
@@ -214,7 +218,12 @@ class BoltzmannRun(Run):
             }
         )
 
-    # -- what is told of it --------------------------------------------------------------------------
+    # -- what is shown of it -------------------------------------------------------------------------
+
+    @property
+    def verbs(self) -> Mapping[str, Verb]:
+        lacks_impute = self.shape is not None or self.settings.kind == "belief"
+        return {name: verb for name, verb in super().verbs.items() if name != "impute" or not lacks_impute}
 
     def summary(self) -> dict[str, str]:
         figures, off = self.figures, self.figures["log_normaliser_error"]
@@ -244,12 +253,12 @@ class BoltzmannRun(Run):
 
 
 def _asked_rows(data: Rows, settings: BoltzmannSettings) -> pd.DataFrame:
-    """The rows held out, black and white drawn from probabilities where there are any."""
+    """The held-out rows; black and white are drawn where they are probabilities."""
     return binary_rows(data.test, settings.seed) if data.kind == "binary" else data.test
 
 
 def _classes(rows: Rows, test: pd.DataFrame, settings: BoltzmannSettings) -> dict[str, Any] | None:
-    """Mean energies of each class's held-out rows under the machine of each, and the share told right by them."""
+    """Mean energies of each class's held-out rows under every class's machine; the accuracy of the lowest one."""
     assert rows.labels is not None
     names, index = np.unique(np.concatenate(rows.labels), return_inverse=True)
     labels, test_labels = (torch.from_numpy(part) for part in np.split(index, [len(rows.training)]))
@@ -275,7 +284,7 @@ def _classes(rows: Rows, test: pd.DataFrame, settings: BoltzmannSettings) -> dic
 
 
 def _widths(settings: BoltzmannSettings, rows: Rows) -> list[int]:
-    """Hidden units of each layer."""
+    """The number of hidden units of each layer."""
     n = int(np.clip(rows.training.shape[1], 16, 256))
     return settings.hidden or ([n] if settings.kind == "restricted" else [n, n // 2])
 

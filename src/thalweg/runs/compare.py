@@ -28,12 +28,12 @@ class Contender:
 
     Attributes:
         name, title, needs: see :class:`~thalweg.objectives.catalogue.Method`.
-        steps: updates of each fit (of "auto", of each column).
+        steps: number of updates of each fit (for "auto", of each column).
         nll: mean held-out NLL of each fit that ended, in nats.
         nll_error: standard error over the test rows, of the first fit.
-        log_normaliser_errors: of each fit that ended.
-        cpu_seconds: of each fit.
-        diverged: fits that ended in nothing.
+        log_normaliser_errors: error of log Z of each fit that ended.
+        cpu_seconds: CPU time of each fit.
+        diverged: number of fits that diverged.
         model: the first fit that ended, None if there is none.
     """
 
@@ -155,7 +155,7 @@ def _fit(name: str, steps: int, seed: int, settings: CompareSettings, data: Numb
 
 
 def _steps_in(seconds: float, name: str, settings: CompareSettings, data: Numbers) -> int:
-    """Updates that take so long, validation included, told from a short run."""
+    """The number of updates that take so long, validation included, estimated from a short run."""
     try:
         trial = _fit(name, _TRIAL_STEPS, settings.seed, settings, data)
     except DivergenceError:

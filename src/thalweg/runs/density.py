@@ -64,7 +64,7 @@ class DensityRun(Run):
     @classmethod
     def measure(cls, model: EnergyDensity, data: Numbers, settings: DensitySettings, tell: Tell) -> dict[str, Any]:
         n_test = len(data.test)
-        tell("Scoring the model and three baselines on the rows held out." if n_test else "No rows were held out.")
+        tell("Scoring the model and three baselines on the held-out rows." if n_test else "No rows were held out.")
         scores, seconds = _scores(model, data, settings.seed) if n_test else ({}, {})
         start = time.monotonic()
         outliers = _outliers(model, data)
@@ -112,7 +112,7 @@ class DensityRun(Run):
     def score(self, path: Path) -> pd.DataFrame:
         """How likely each row of a file is (see :func:`scored_rows`).
 
-        Training rows are judged by networks that did not learn from them.
+        Training rows are scored by networks that did not learn from them.
         """
         return scored_rows(self.model, self._columns(read_table(path)), self.figures["training_log_prob"])
 
@@ -134,7 +134,7 @@ class DensityRun(Run):
             {c: empty if columns[c].isna().all() else as_numbers(columns[c]) for c in self.columns}
         )
 
-    # -- what is told of it --------------------------------------------------------------------------
+    # -- what is shown of it -------------------------------------------------------------------------
 
     def summary(self) -> dict[str, str]:
         figures, model = self.figures, self.model
@@ -168,11 +168,11 @@ def held_out_log_prob(
 ) -> np.ndarray:
     """log p of each row ``[rows]``, of rounded columns the mean over places in the rounding cell.
 
-    Every model that is asked with the same seed is asked at the same places.
+    The same seed gives the same places for every model.
 
     Args:
         model: with ``score_samples`` or ``log_prob``.
-        resolution: of each column, 0 where it is not rounded.
+        resolution: step of rounding of each column, 0 where it is not rounded.
     """
     ask = model.score_samples if hasattr(model, "score_samples") else model.log_prob
     rng = np.random.RandomState(seed)
@@ -184,7 +184,7 @@ def held_out_log_prob(
 
 
 def baseline_scores(data: Numbers, resolution: np.ndarray, seed: int) -> dict[str, tuple[np.ndarray, str, float]]:
-    """Of each baseline: log p of the test rows, what was chosen, and the seconds it took."""
+    """For each baseline: log p of the test rows, what was chosen, and the seconds that it took."""
     training, test = data.training.to_numpy(), data.test.to_numpy()
     spread = training + resolution * (np.random.RandomState(seed).uniform(size=training.shape) - 0.5)
     found = {}
@@ -205,7 +205,7 @@ def _scores(model: EnergyDensity, data: Numbers, seed: int) -> tuple[dict[str, A
     seconds = {"scoring": time.monotonic() - start}
     for name, (log_prob, detail, took) in baseline_scores(data, model.resolution_, seed).items():
         gain = scored(ours - log_prob)
-        # Both were scored on the same rows: the difference is known better than either figure.
+        # Both were scored on the same rows, so the difference is more precise than either figure.
         entry = {**scored(log_prob), "detail": detail, "nll_gain": -gain["nll"]}
         if gain["nll_error"] is not None:
             entry["nll_gain_error"] = gain["nll_error"]
@@ -214,7 +214,7 @@ def _scores(model: EnergyDensity, data: Numbers, seed: int) -> tuple[dict[str, A
 
 
 class _Unnamed:
-    """A model asked by arrays, though it was fitted on a table."""
+    """A model that takes arrays, though it was fitted on a table."""
 
     def __init__(self, model: EnergyDensity):
         self.model = model
@@ -224,9 +224,9 @@ class _Unnamed:
 
 
 def _outliers(model: EnergyDensity, data: Numbers) -> list[dict[str, Any]]:
-    """The rows least likely under the model, least likely first; places in the table count from 1.
+    """The rows least likely under the model, least likely first; rows are counted from 1 in the table.
 
-    Training rows are judged by networks that did not learn from them, or all test rows would look odd beside them.
+    Training rows are scored by networks that did not learn from them, or every test row would look unlikely.
     """
     rows = pd.concat([data.training, data.test])
     log_prob = model.training_log_prob_
@@ -247,12 +247,12 @@ def _remarks(model: EnergyDensity, data: Numbers) -> list[str]:
         most = 12
         more = f" and {len(rounded) - most} more" if len(rounded) > most else ""
         remarks.append(
-            f"Rounded columns: {', '.join(rounded[:most])}{more}. They are spread over their rounding cells "
+            f"Rounded columns: {', '.join(rounded[:most])}{more}. Their values are spread over the rounding cells "
             "(dequantised) in training and for all figures, and draws are rounded."
         )
     if model.log_normaliser_error_ > 0.1:
         remarks.append(
-            f"log Z is known to ± {model.log_normaliser_error_:.2g} nats only; all log densities are off by that "
-            "much alike. The objective 'auto' has it exactly."
+            f"log Z is known only to ± {model.log_normaliser_error_:.2g} nats; all log densities share this "
+            "error. With the objective 'auto' log Z is exact."
         )
     return remarks + model.history_.events

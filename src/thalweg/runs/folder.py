@@ -2,8 +2,8 @@
 
 The folder of a run::
 
-    fit.json               the task, its settings and a fingerprint of the data: enough to go on after Ctrl-C
-    training/              the checkpoint, while the run is not finished
+    fit.json               the task, its settings and a fingerprint of the data: enough to continue after Ctrl-C
+    training/              the checkpoint, until the run is finished
     model/                 the model: config.json and model.safetensors
     training_rows.parquet  training rows of a table (a sample of a large one), for the report
     test_rows.parquet      the rows of a table that were held out
@@ -27,7 +27,7 @@ from thalweg.runs.settings import RunSettings
 
 
 def listed(names: list[str], most: int = 12) -> str:
-    """Names in quotes, the last of many only counted."""
+    """Names in quotes; if there are many, the last ones are only counted."""
     shown = ", ".join(repr(n) for n in names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
@@ -85,10 +85,10 @@ def read_figures(folder: Path, task: str, expected: set[str]) -> dict[str, Any]:
 
 
 def check_run(folder: Path, settings: RunSettings, *, resume: bool, overwrite: bool) -> bool:
-    """Whether the run asked for is finished already.
+    """Check that a run can be made in the folder; return whether it is finished already.
 
     Raises:
-        ValueError: if what lies in the folder does not fit what is asked.
+        ValueError: if the folder holds something that does not fit the request.
     """
     known = (folder / "fit.json").exists()
     if resume and not known:
@@ -147,7 +147,7 @@ def _resume(folder: Path, task: str) -> str:
 
 
 def remove_run(folder: Path) -> None:
-    """Remove what a run wrote, and nothing else; ``figures.json`` first, so that the rest is no run."""
+    """Remove what a run wrote, and nothing else; ``figures.json`` first, so that the rest is no finished run."""
     for name in ("figures.json", "fit.json", "test_rows.parquet", "training_rows.parquet", "report.html"):
         (folder / name).unlink(missing_ok=True)
     for name in ("model", "training"):
@@ -157,7 +157,7 @@ def remove_run(folder: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What a run is made with."""
+    """The versions and the machine that a run is made with."""
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     ours, torchs = (importlib.metadata.version(name) for name in ("thalweg", "torch"))
     return {"thalweg": ours, "torch": torchs, "python": platform.python_version(), "on": machine}
@@ -187,7 +187,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 
 def process_rank() -> int:
-    """0 in the first of the processes that train together, which alone writes and reports; above 0 in the others."""
+    """0 in the first of the processes that train together, which alone writes; above 0 in the others."""
     for name in ("RANK", "SLURM_PROCID"):
         if name in os.environ:
             return int(os.environ[name])

@@ -39,10 +39,10 @@ class ImageRun(Run):
 
     @cached_property
     def images(self) -> tuple[Images, Images]:
-        """Those it was trained on, and those held out.
+        """The training images and the held-out images.
 
         Raises:
-            ValueError: if the images are gone, or others.
+            ValueError: if the images are missing, or have changed.
         """
         return self.data.training, self.data.test
 
@@ -73,7 +73,7 @@ class ImageRun(Run):
 
     @classmethod
     def measure(cls, model: ImageEBM, data: SplitImages, settings: ImageSettings, tell: Tell) -> dict[str, Any]:
-        tell("Measuring the model: fresh chains, outsiders.")
+        tell("Measuring the model: images from fresh chains, and images of other kinds.")
         return {
             "images": Path(settings.data).name,
             "shape": list(model.image_shape_),
@@ -95,14 +95,14 @@ class ImageRun(Run):
         return self.model.sample(n, n_steps=300, random_state=seed)
 
     def score(self, path: Path) -> pd.DataFrame:
-        """``score`` of every image, the higher the more like the data (not normalised); its likeliest label."""
+        """``score`` of every image (not normalised; higher means more like the data) and its likeliest label."""
         energies = self.model.energies(read_images(path).pixels)
         columns = {"score": -energies.min(1)}
         if self.model.n_labels_ > 1:
             columns["label"] = energies.argmin(1)
         return pd.DataFrame(columns)
 
-    # -- what is told of it --------------------------------------------------------------------------
+    # -- what is shown of it -------------------------------------------------------------------------
 
     def tables(self) -> list[TextTable]:
         figures = self.figures

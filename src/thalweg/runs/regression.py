@@ -20,7 +20,14 @@ from thalweg.evaluation.regression import pit_values, score, score_rows, score_t
 from thalweg.runs.base import MODEL_NAME, Run, Tell, TextTable
 from thalweg.runs.folder import listed
 from thalweg.runs.settings.regression import RegressionSettings
-from thalweg.runs.tables import columns_of, fingerprint_of, model_settings, split_rows, without_infinities
+from thalweg.runs.tables import (
+    columns_of,
+    fingerprint_of,
+    model_settings,
+    refuse_unknown_columns,
+    split_rows,
+    without_infinities,
+)
 
 _ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ].*)?$"
 _MAX_TEXTS = 32
@@ -34,8 +41,8 @@ class Rows:
         X: the inputs of all rows.
         y: the target ``[rows]``, or the targets ``[rows, K]``.
         dates: columns of X that hold dates.
-        training, test: places of the training rows and of those held out.
-        fingerprint: of the table.
+        training, test: positions of the training rows and of the held-out rows.
+        fingerprint: a hash of the table.
     """
 
     X: pd.DataFrame
@@ -98,7 +105,7 @@ class RegressionRun(Run):
         cls, model: EnergyRegressor, data: Rows, settings: RegressionSettings, tell: Tell
     ) -> dict[str, Any]:
         tell(
-            "Scoring the model and two baselines on the rows held out."
+            "Scoring the model and two baselines on the held-out rows."
             if len(data.test)
             else "No rows were held out."
         )
@@ -168,9 +175,9 @@ class RegressionRun(Run):
 
         Args:
             quantiles: probabilities whose quantiles are wanted.
-            coverage: of the central interval.
-            n_samples: draws from p(y|x), in as many columns.
-            seed: of the draws.
+            coverage: coverage of the central interval.
+            n_samples: number of draws from p(y|x), each in a column of its own.
+            seed: seed of the draws.
 
         Raises:
             ValueError: if the table lacks a column that the model was trained on, or a value can't be used.
@@ -190,7 +197,7 @@ class RegressionRun(Run):
             parts.append(_predictions(self, distribution, table.iloc[rows], quantiles, coverage, n_samples, rng))
         return pd.concat(parts, ignore_index=True)
 
-    # -- what is told of it --------------------------------------------------------------------------
+    # -- what is shown of it -------------------------------------------------------------------------
 
     def summary(self) -> dict[str, str]:
         figures, model = self.figures, self.model
@@ -227,7 +234,7 @@ class RegressionRun(Run):
 
     def remarks(self) -> list[str]:
         nll = self.figures["validation_nll"]
-        held_out = [] if nll is None else [f"Held-out folds of the training rows: NLL {nll:.4f} nats."]
+        held_out = [] if nll is None else [f"The NLL of held-out folds of the training rows is {nll:.4f} nats."]
         return held_out + super().remarks()
 
 
@@ -239,9 +246,7 @@ def _split_columns(
     table: pd.DataFrame, settings: RegressionSettings
 ) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
     name = Path(settings.data).name
-    for column in [*settings.targets, *settings.drop]:
-        if column not in table.columns:
-            raise ValueError(f"{name} has no column {column!r}; it has {listed(list(table.columns))}")
+    refuse_unknown_columns(settings.named_columns, list(table.columns), name)
     y = np.column_stack([_numbers(table[t], t) for t in settings.targets])
     X = table.drop(columns=[*settings.targets, *(d for d in settings.drop if d not in settings.targets)])
     if X.shape[1] == 0:
@@ -263,7 +268,9 @@ def _numbers(column: pd.Series, name: str) -> np.ndarray:
         bad = column[converted.isna() & column.notna()]
         if len(bad):
             example = f"{bad.iloc[0]!r} in row {bad.index[0]}"
-            raise ValueError(f"the target {name!r} must hold numbers, but has {example}: mend or remove such rows")
+            raise ValueError(
+                f"the target {name!r} must hold numbers, but has {example}: correct or remove such rows"
+            )
         column = converted
     values = column.to_numpy(np.float64, na_value=np.nan)
     try:
@@ -316,7 +323,7 @@ def _scores(
         fitted = baseline().fit(X.iloc[training], y[training], model.resolution_)
         other = score(y[test], fitted.predict_distribution(X.iloc[test]), model.resolution_)
         gain = ours.log_score - other.log_score
-        # The two were scored on the same rows: the difference is known better than either figure.
+        # Both were scored on the same rows, so the difference is more precise than either figure.
         paired = {"nll_gain": float(gain.mean())}
         if len(gain) > 1:
             paired["nll_gain_error"] = float(gain.std(ddof=1) / np.sqrt(len(gain)))
@@ -326,16 +333,14 @@ def _scores(
 
 
 def _remarks(X: pd.DataFrame, y: np.ndarray, model: EnergyRegressor, settings: RegressionSettings) -> list[str]:
-    """What a user should know of how the table was taken."""
+    """What a user should know about how the table was read."""
     remarks = []
     assert model.encoder_ is not None
     if model.encoder_.ignored:
         remarks.append(f"Left out, because constant: {listed(model.encoder_.ignored)}.")
     for name in X.columns:
         if pd.api.types.is_integer_dtype(X[name]) and len(X) > 1 and (X[name].diff().iloc[1:] == 1).all():
-            remarks.append(
-                f"Column {name!r} numbers the rows: leave it out (--drop) unless their order means much."
-            )
+            remarks.append(f"Column {name!r} numbers the rows: leave it out (--drop) unless their order matters.")
     for column in model.encoder_.columns:
         if column["kind"] == "category":
             n = X[column["name"]].nunique()
@@ -354,9 +359,9 @@ def _remarks(X: pd.DataFrame, y: np.ndarray, model: EnergyRegressor, settings: R
         low, first, last, high = np.quantile(values, [0, 0.05, 0.95, 1])
         if high - low > 10 * (last - first) > 0:
             remark = (
-                f"The target {name!r} has values far from all others ({low:g} to {high:g}; nine rows in ten lie "
+                f"The target {name!r} has values far from all others ({low:g} to {high:g}; nine rows in ten are "
             )
-            remark += f"in {first:g} to {last:g}), which blur the rest: "
+            remark += f"in {first:g} to {last:g}), which hide the structure of the rest: "
             remark += "remove them if they are mistakes" + ("; or predict its logarithm." if low > 0 else ".")
             remarks.append(remark)
     remarks += model.history_.events
@@ -403,7 +408,7 @@ def _predictions(
         known = np.isfinite(truth).all(1)
         if known.any():
             log_prob, pit = np.full(len(table), np.nan), np.full(len(table), np.nan)
-            # Rows without the truth are asked at any value, and left empty.
+            # Rows without the truth are scored at any value, and left empty.
             filled = np.where(known[:, None], truth, np.asarray(run.model.location_))
             if isinstance(distribution, PredictiveDistribution):
                 resolution = run.model.resolution_

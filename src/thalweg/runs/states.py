@@ -29,13 +29,13 @@ class Rows:
     Attributes:
         training, test: complete rows.
         encoder: how rows become states of the visible units.
-        types: of each column of a table, constant ones too: "text", "truth", "whole" or "number".
-        shape: (C, H, W) of images, None of a table.
-        constant: columns left out because they never change, with their values.
-        remarks: what a user should know of how the data were taken.
-        n_rows: of the data.
-        fingerprint: of the data.
-        labels: of the training and the test rows, numbers from 0, where images have them.
+        types: the type of each column of a table, constant ones included: "text", "truth", "whole" or "number".
+        shape: (C, H, W) for images, None for a table.
+        constant: columns that were left out because they never change, with their values.
+        remarks: what a user should know about how the data were read.
+        n_rows: number of rows in the data.
+        fingerprint: a hash of the data.
+        labels: labels of the training and of the test rows, counted from 0, where images have them.
     """
 
     training: pd.DataFrame
@@ -51,7 +51,7 @@ class Rows:
 
     @property
     def kind(self) -> str:
-        """Of the visible units."""
+        """The kind of the visible units."""
         return self.encoder.kind
 
 
@@ -81,7 +81,7 @@ def _table_rows(settings: BoltzmannSettings) -> Rows:
         partial(_as_states, visible=settings.visible, types=types),
     )
     training, test = found.training, found.test
-    # Numbers of a table are not taken for probabilities.
+    # Numbers of a table are not read as probabilities.
     visible = "mixed" if settings.visible == "auto" else settings.visible
     encoder = StateEncoder(visible).fit(training.to_numpy(), training.columns)
     remarks = []
@@ -93,7 +93,7 @@ def _table_rows(settings: BoltzmannSettings) -> Rows:
     known = np.logical_and.reduce([np.ones(len(test), bool), *(test[c].isin(training[c].unique()) for c in texts)])
     if not known.all():
         n = int((~known).sum())
-        remarks.append(f"{n} rows held out have categories that no training row has, and are not judged.")
+        remarks.append(f"{n} rows held out have categories that no training row has, and are not scored.")
     if len(test) and not known.any():
         most = max(texts, key=lambda c: training[c].nunique())
         raise ValueError(
@@ -107,7 +107,7 @@ def _table_rows(settings: BoltzmannSettings) -> Rows:
 
 def _image_rows(settings: BoltzmannSettings, images: Images) -> Rows:
     if settings.visible in ("categorical", "mixed"):
-        raise ValueError("pixels are all of one kind: take --visible auto, binary or gaussian")
+        raise ValueError("pixels are all of one kind: give --visible auto, binary or gaussian")
     if settings.drop:
         raise ValueError("--drop is for columns of tables")
     flat = images.pixels.reshape(len(images.pixels), -1).astype(np.float64)
@@ -115,15 +115,15 @@ def _image_rows(settings: BoltzmannSettings, images: Images) -> Rows:
     two = bool(((flat == 0) | (flat == 1)).all())
     remarks = []
     if kind == "gaussian":
-        remarks.append("Grey values are taken as numbers, by Gaussian units.")
+        remarks.append("Grey values are modelled as numbers, by Gaussian units.")
     elif settings.grey and not two:
         remarks.append(
-            "Grey values are taken as probabilities: black and white are drawn from them anew in every update, "
-            "and once for the figures."
+            "Grey values are read as probabilities: black and white pixels are drawn from them anew for every "
+            "update, and once for the figures."
         )
     elif not two:
         flat = (flat > 0.5).astype(np.float64)
-        remarks.append("Pixels are cut at the middle into black and white (--grey keeps grey values).")
+        remarks.append("Pixels are rounded to black or white (--grey keeps grey values).")
     table = pd.DataFrame(flat, columns=[f"pixel {i + 1}" for i in range(flat.shape[1])])
     training, test = split_rows(len(table), settings.test_fraction, settings.seed)
     return Rows(
@@ -168,18 +168,18 @@ def _type_of(column: pd.Series) -> str:
 
 
 def as_categories(column: pd.Series, known: Sequence[Any] = ()) -> pd.Series:
-    """Texts, or numbers where all values are numbers; of rows to judge, as the known categories are."""
+    """A column as texts, or as numbers if all values are numbers; a later file follows the known categories."""
     n = column.nunique()
     if n > _MOST_CATEGORIES:
         numbers = pd.to_numeric(column, errors="coerce")
         odd = column[numbers.isna() & column.notna()]
-        told = ""
+        hint = ""
         if 0 < len(odd) < len(column) / 2:
             example = f"{odd.iloc[0]!r} in row {int(odd.index[0]) + 1}"
-            told = f"it holds numbers but for texts such as {example}: mend these, or "
+            hint = f"it holds numbers except for texts such as {example}: correct these, or "
         raise ValueError(
             f"column {column.name!r} has {n} different values, too many for categories (at most "
-            f"{_MOST_CATEGORIES}): {told}leave it out (--drop)"
+            f"{_MOST_CATEGORIES}): {hint}leave it out (--drop)"
         )
     if any(isinstance(v, str) for v in known):
         # A file that lacks the texts of the training table has numbers where that had "1".

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from thalweg.data.encoding import is_number
-from thalweg.data.tables import read_table
+from thalweg.data.tables import column_names, read_table
 from thalweg.runs.folder import listed
+from thalweg.runs.settings import Settings
 
 
 @dataclass
@@ -22,10 +23,10 @@ class Numbers:
 
     Attributes:
         training, test: complete rows, indexed by their places in the table.
-        constant: columns left out because they never change, with their values.
-        remarks: what a user should know of how the table was taken.
-        n_rows: of the table.
-        fingerprint: of the table.
+        constant: columns that were left out because they never change, with their values.
+        remarks: what a user should know about how the table was read.
+        n_rows: number of rows in the table.
+        fingerprint: a hash of the table.
     """
 
     training: pd.DataFrame
@@ -48,10 +49,10 @@ def read_numbers(
     seed: int,
     convert: Callable[[pd.DataFrame], pd.DataFrame] = numbers_of,
 ) -> Numbers:
-    """Read a table, leave out what has no density, and split the rows.
+    """Read a table, leave out rows with gaps and constant columns, and split the rows.
 
     Args:
-        convert: what makes the columns those that a model takes.
+        convert: turns the columns into those that a model takes.
 
     Raises:
         ValueError: for columns that a model can't take, or too few complete rows; in words.
@@ -59,9 +60,7 @@ def read_numbers(
     table = read_table(Path(path))
     table.columns = table.columns.map(str)
     name = Path(path).name
-    for column in drop:
-        if column not in table.columns:
-            raise ValueError(f"{name} has no column {column!r}; it has {listed(list(table.columns))}")
+    refuse_unknown_columns(drop, list(table.columns), name)
     table = table.drop(columns=drop)
     if table.shape[1] == 0:
         raise ValueError(f"{name} has no column left")
@@ -95,6 +94,20 @@ def read_numbers(
     return Numbers(training, test, constant, remarks, len(table), fingerprint)
 
 
+def refuse_unknown_columns(named: list[str], known: list[str], file: str) -> None:
+    """Refuse names of columns that a table lacks."""
+    for column in named:
+        if column not in known:
+            raise ValueError(f"{file} has no column {column!r}; it has {listed(known)}")
+
+
+def check_columns(settings: Settings) -> None:
+    """Refuse options that name columns that the table lacks, from its first line alone."""
+    path = Path(settings.data)
+    if settings.named_columns and path.is_file() and path.suffix.lower() != ".npz":
+        refuse_unknown_columns(settings.named_columns, column_names(path), path.name)
+
+
 def _as_json(value: Any) -> Any:
     return value if isinstance(value, str) else float(value)
 
@@ -114,7 +127,7 @@ def as_numbers(column: pd.Series) -> np.ndarray:
     if len(bad):
         example = f"{bad.iloc[0]!r} in row {int(bad.index[0]) + 1}"
         raise ValueError(
-            f"column {column.name!r} holds texts ({example}), and a density is over numbers: mend the row, or "
+            f"column {column.name!r} holds texts ({example}), and a density is over numbers: correct the row, or "
             f"fit without the column (--drop {column.name!r})"
         )
     values = converted.to_numpy(np.float64, na_value=np.nan)
@@ -136,7 +149,7 @@ def split_rows(n_rows: int, test_fraction: float, seed: int) -> tuple[np.ndarray
 
 
 def fingerprint_of(table: pd.DataFrame) -> str:
-    """Of the values and the names; tells whether a table is still the one that a run was started on."""
+    """A hash of the values and the names: it shows whether a table is still the one that a run was started on."""
     digest = hashlib.sha256(repr([(str(c), str(t)) for c, t in table.dtypes.items()]).encode())
     digest.update(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes())
     return digest.hexdigest()
@@ -145,7 +158,7 @@ def fingerprint_of(table: pd.DataFrame) -> str:
 def completed_tables(
     table: pd.DataFrame, known: pd.DataFrame, filled: np.ndarray, constant: dict[str, Any]
 ) -> pd.DataFrame:
-    """A table with its gaps filled, once for each imputation, one beneath the other.
+    """A table with its gaps filled, once for each imputation, one below the other.
 
     Args:
         known: the model's columns of the table ``[rows, columns]``.
@@ -191,7 +204,7 @@ def thinned(values: np.ndarray, most: int = 1000) -> list[float]:
 
 
 def without_infinities(summary: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity: a figure that can't be told becomes null."""
+    """JSON has no infinity: an infinite or undefined figure becomes null."""
     return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in summary.items()}
 
 

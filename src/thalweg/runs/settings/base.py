@@ -21,8 +21,9 @@ def option(
     """A field of :class:`Settings` that is an option of ``thalweg fit``.
 
     Args:
-        default: its value where it is not given; an empty list for an option that may be repeated.
-        help: what it is, in one sentence.
+        default: its value if it is not given; an empty list for an option that may be repeated. A list of
+            texts is a list of columns.
+        help: what it means, in one sentence.
         flags: how it is written on the command line; ``--name`` by default.
         least: the least value that it takes.
         choices: the values that it takes.
@@ -36,7 +37,7 @@ def option(
 
 @dataclass(frozen=True)
 class Verb:
-    """What a finished run can be asked for.
+    """Something that a finished run can do, such as predict.
 
     Attributes:
         options: the options of the command that apply, by their names in Python.
@@ -68,10 +69,10 @@ class Settings:
     needs_test_rows: ClassVar[bool] = False
 
     data: str
-    test_fraction: float = option(0.1, "Share of the rows that are held out for the figures.")
+    test_fraction: float = option(0.1, "Share of the rows that are held out to measure the model.")
     seed: int = option(0, "Seed of the split and of the training.", least=0)
     threads: int | None = option(None, "Number of PyTorch threads. [default: by the size of the work]", least=1)
-    device: str = option("cpu", "Where to train: cpu, cuda, mps or auto.")
+    device: str = option("cpu", "Device to train on: cpu, cuda, mps or auto.")
     precision: str = option("32-true", "Numerical precision of the training, such as bf16-mixed.")
 
     def __post_init__(self) -> None:
@@ -100,6 +101,12 @@ class Settings:
         return Path("runs") / f"{self.name}-{self.task}"
 
     @property
+    def named_columns(self) -> list[str]:
+        """The columns that the options name: those of every option that takes a list of texts."""
+        lists = [getattr(self, entry.name) for entry in fields(self) if entry.metadata]
+        return [one for values in lists if isinstance(values, list) for one in values if isinstance(one, str)]
+
+    @property
     def name(self) -> str:
         """The name of the data, without its ending."""
         return Path(self.data).name.split(".")[0]
@@ -121,17 +128,19 @@ class RunSettings(Settings):
     Attributes:
         run: where the class of the run is, as "module:class".
         report: the module that draws its page; it has ``report(run) -> html``.
-        verbs: what a finished run can be asked for.
+        verbs: what a finished run can do, by the name of the command.
     """
 
     run: ClassVar[str]
     report: ClassVar[str]
     verbs: ClassVar[Mapping[str, Verb]] = {}
 
-    devices: int = option(1, "Number of devices (processes on a CPU) on each machine.", least=1)
+    devices: int = option(1, "Number of devices on each machine; on a CPU, of processes.", least=1)
     nodes: int = option(1, "Number of machines; torchrun or SLURM starts the command on each.", least=1)
-    strategy: str = option("auto", "How Lightning Fabric spreads the work over devices, such as ddp.")
-    checkpoint_seconds: float = option(5.0, "Least time between two checkpoints.", least=0.0, hidden=True)
+    strategy: str = option("auto", "How Lightning Fabric distributes the work over the devices, such as ddp.")
+    checkpoint_seconds: float = option(
+        5.0, "Least number of seconds between two checkpoints.", least=0.0, hidden=True
+    )
 
 
 def flag_of(name: str, about: Mapping[str, Any]) -> str:

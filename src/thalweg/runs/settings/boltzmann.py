@@ -13,12 +13,13 @@ VISIBLE = ("auto", "binary", "gaussian", "categorical", "mixed")
 
 @dataclass(frozen=True, kw_only=True)
 class BoltzmannSettings(RunSettings):
-    """Fit a Boltzmann machine and score it on rows held out, beside independent columns.
+    """Fit a Boltzmann machine and compare it with independent columns on held-out rows.
 
-    Columns of 0 and 1 get binary units, texts categorical ones, numbers Gaussian ones, side by side; rows with
-    gaps are left out (`thalweg impute` fills them afterwards). Images are cut at the middle into black and white.
-    The log-likelihood is exact with up to 20 units in one layer, else bracketed by annealing; of deep machines it
-    is a lower bound. Ctrl-C leaves a run that `thalweg fit boltzmann --resume --out RUN` continues.
+    Columns of 0 and 1 get binary units, texts get categorical units and numbers get Gaussian units. Rows with
+    gaps are left out (`thalweg impute` fills them afterwards). The pixels of images are rounded to black or white.
+    The log-likelihood is exact if one layer has at most 20 units; else log Z is estimated by annealing, with
+    its error. For deep machines it is a lower bound. After Ctrl-C, `thalweg fit boltzmann --resume --out RUN`
+    continues the run.
     """
 
     task = "boltzmann"
@@ -36,26 +37,36 @@ class BoltzmannSettings(RunSettings):
     }
     needs_test_rows = True
 
-    drop: list[str] = option([], "Column of a table to leave out; repeat it for several.")
-    visible: str = option("auto", "What the visible units are.", choices=VISIBLE)
+    drop: list[str] = option([], "Column of a table to leave out; repeat the option for several.")
+    visible: str = option("auto", "Kind of the visible units.", choices=VISIBLE)
     kind: str = option(
-        "restricted", "The machine; deep is a deep Boltzmann machine, belief a deep belief network.", choices=KINDS
+        "restricted",
+        "Kind of the machine: deep is a deep Boltzmann machine, belief a deep belief network.",
+        choices=KINDS,
     )
     hidden: list[int] = option(
         [],
-        "Number of hidden units; else as many as columns, 16 to 256. Repeat it for layers, from below.",
+        "Number of hidden units; repeat the option for each layer, the lowest first. [default: as many as "
+        "columns, from 16 to 256]",
         least=1,
     )
-    epochs: int | None = option(None, "Passes over the data; else for 3000 updates, 50 at least.", least=1)
-    learning_rate: float | None = option(
-        None, "Learning rate of the first epoch, which falls to 0; else 0.3 (Gaussian units 0.1)."
+    epochs: int | None = option(
+        None, "Number of passes over the data. [default: enough for 3000 updates, at least 50]", least=1
     )
-    gibbs: int = option(1, "Sweeps of the chains before each update.", least=1)
+    learning_rate: float | None = option(
+        None, "Learning rate of the first epoch; it falls to 0. [default: 0.3, or 0.1 with Gaussian units]"
+    )
+    gibbs: int = option(1, "Number of Gibbs sweeps of the chains before each update.", least=1)
     persistent: bool = option(
-        True, "Chains go on from update to update, or start at the rows.", flags=("--persistent/--from-data",)
+        True,
+        "Whether the chains continue from update to update, or start at the rows each time.",
+        flags=("--persistent/--from-data",),
     )
     temperatures: int | None = option(
-        None, "Temperatures of the chains: 5 to 10 for groups far apart; else 5 with numbers, or 1.", least=1
+        None,
+        "Number of temperatures of the chains; 5 to 10 help if the data form groups far apart. [default: 5 with "
+        "numbers, else 1]",
+        least=1,
     )
     grey: bool = option(False, "Keep grey values of images as probabilities of white.", flags=("--grey",))
 
@@ -63,13 +74,13 @@ class BoltzmannSettings(RunSettings):
         super().__post_init__()
         n_layers = len(self.hidden)
         if self.kind == "restricted" and n_layers > 1:
-            raise ValueError("a restricted machine has one layer of hidden units: take --kind deep or belief")
+            raise ValueError("a restricted machine has one layer of hidden units: give --kind deep or belief")
         if self.kind == "deep" and n_layers == 1:
-            raise ValueError("a deep machine has two layers at least: give --hidden twice")
+            raise ValueError("a deep machine has at least two layers: give --hidden twice")
         if self.kind != "restricted" and (self.grey or self.temperatures or not self.persistent):
             raise ValueError("--grey, --temperatures and --from-data are for restricted machines")
         if (self.temperatures or 1) > 1 and not self.persistent:
-            raise ValueError("--temperatures is for chains that go on: leave out --from-data")
+            raise ValueError("--temperatures is for persistent chains: leave out --from-data")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise ValueError(f"--learning-rate must be positive, got {self.learning_rate:g}")
         if self.devices * self.nodes > 1:

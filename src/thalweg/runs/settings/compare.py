@@ -13,25 +13,31 @@ OBJECTIVES = ("auto", *DENSITY)
 
 @dataclass(frozen=True, kw_only=True)
 class CompareSettings(Settings):
-    """Fit the density of a table by every training method, under one budget, and score each on rows held out.
+    """Fit the density of a table by every training method, with the same budget, and score each on held-out rows.
 
-    Writes report.html and comparison.json. It takes about methods x fits x seconds.
+    The command writes report.html and comparison.json. It takes about methods x fits x seconds.
     """
 
     task = "compare"
     title = "comparison of the ways to train a density"
-    help = "Fit a density by every training method and compare."
+    help = "Fit a density by every training method and compare them."
     example = "thalweg compare density iris.csv --drop species --seconds 20 --out runs/iris-compare"
     needs_test_rows: ClassVar[bool] = True
 
     test_fraction: float = option(0.2, "Share of the rows that are held out for the figures.")
-    drop: list[str] = option([], "Column to leave out; repeat it for several.")
-    objectives: str = option(",".join(OBJECTIVES), "Names separated by commas, such as auto,nce,dsm.")
-    seconds: float = option(10.0, "Seconds of training for each fit.")
-    steps: int | None = option(
-        None, "Number of updates for each fit, instead of --seconds: the same on every machine.", least=1
+    drop: list[str] = option([], "Column to leave out; repeat the option for several.")
+    objectives: str = option(
+        ",".join(OBJECTIVES), "Names of the methods, separated by commas, such as auto,nce,dsm."
     )
-    fits: int = option(3, "Fits of each method, each with a seed of its own.", flags=("--seeds",), least=1)
+    seconds: float = option(10.0, "Number of seconds of training for each fit.")
+    steps: int | None = option(
+        None,
+        "Number of updates for each fit, instead of --seconds; it gives the same result on every machine.",
+        least=1,
+    )
+    fits: int = option(
+        3, "Number of fits of each method, each with a seed of its own.", flags=("--seeds",), least=1
+    )
     members: int = option(8, "Number of networks in each ensemble of 'auto'.", least=1)
 
     def __post_init__(self) -> None:

@@ -11,10 +11,10 @@ from thalweg.runs.settings.base import RunSettings, Verb, option
 
 @dataclass(frozen=True, kw_only=True)
 class DensitySettings(RunSettings):
-    """Fit p(row) over all columns and score it on rows held out, beside three baselines.
+    """Fit the joint density of all columns and compare it with three baselines on held-out rows.
 
-    Columns must hold numbers; rows with gaps are left out (`thalweg impute` fills them afterwards). Ctrl-C leaves
-    a run that `thalweg fit density --resume --out RUN` continues.
+    Columns must hold numbers; rows with gaps are left out (`thalweg impute` fills them afterwards). After Ctrl-C,
+    `thalweg fit density --resume --out RUN` continues the run.
     """
 
     task = "density"
@@ -29,11 +29,11 @@ class DensitySettings(RunSettings):
         "impute": Verb(("draws", "seed", "candidates"), "{run} TABLE --out filled.csv"),
     }
 
-    drop: list[str] = option([], "Column to leave out; repeat it for several.")
+    drop: list[str] = option([], "Column to leave out; repeat the option for several.")
     objective: str = option(
         "auto",
-        "How the energy learns; 'auto' normalises exactly, and `thalweg compare density` shows the others.",
+        "How the energy learns; 'auto' normalises exactly, and `thalweg compare density` compares them all.",
         choices=("auto", *DENSITY),
     )
-    epochs: int = option(200, "Passes over the data, at most.", least=1)
+    epochs: int = option(200, "Largest number of passes over the data.", least=1)
     members: int = option(8, "Number of networks in each ensemble.", least=1)

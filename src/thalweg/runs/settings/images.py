@@ -10,10 +10,10 @@ from thalweg.runs.settings.base import RunSettings, Verb, option
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSettings(RunSettings):
-    """Train an energy of images that generates, completes and recognises outsiders, and measure it.
+    """Fit an energy of images that generates, completes and detects outliers, and measure it on held-out images.
 
-    Subfolders are labels, as are the numbers in an .npz. Ctrl-C leaves a run that
-    `thalweg fit images --resume --out RUN` continues.
+    The subfolders of a folder are labels, and so are the numbers in an .npz. After Ctrl-C,
+    `thalweg fit images --resume --out RUN` continues the run.
     """
 
     task = "images"
@@ -30,6 +30,8 @@ class ImageSettings(RunSettings):
     }
     needs_test_rows = True
 
-    labels: bool = option(True, "Use the labels, where there are any.", flags=("--labels/--no-labels",))
+    labels: bool = option(True, "Whether to use the labels, if there are any.", flags=("--labels/--no-labels",))
     steps: int = option(3000, "Number of updates.", least=1)
-    snapshots: int = option(1, "Number of weights along the training whose energies are averaged.", least=1)
+    snapshots: int = option(
+        1, "Number of snapshots of the weights, taken along the training, whose energies are averaged.", least=1
+    )

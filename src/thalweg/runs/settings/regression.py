@@ -12,10 +12,10 @@ from thalweg.runs.settings.base import RunSettings, Verb, option
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionSettings(RunSettings):
-    """Fit p(target | all other columns) and score it on rows held out, beside two baselines.
+    """Fit p(target | all other columns) and compare it with two baselines on held-out rows.
 
-    Columns may be numbers, categories and dates (2024-05-31), with gaps. Ctrl-C leaves a run that
-    `thalweg fit regression --resume --out RUN` continues.
+    Columns may hold numbers, categories and dates (2024-05-31), with gaps. After Ctrl-C,
+    `thalweg fit regression --resume --out RUN` continues the run.
     """
 
     task = "regression"
@@ -28,14 +28,16 @@ class RegressionSettings(RunSettings):
         "predict": Verb(("quantiles", "coverage", "samples", "seed"), "{run} NEW_TABLE --out predictions.csv"),
     }
 
-    targets: list[str] = option([], "Column to predict; repeat it for several.", flags=("--target", "-t"))
-    drop: list[str] = option([], "Column to leave out; repeat it for several.")
+    targets: list[str] = option([], "Column to predict; repeat the option for several.", flags=("--target", "-t"))
+    drop: list[str] = option([], "Column to leave out; repeat the option for several.")
     objective: str = option(
-        "auto", "How the energy learns; 'auto' picks the best that suits.", choices=("auto", *CONDITIONAL)
+        "auto",
+        "How the energy learns; 'auto' chooses the best objective that suits the target.",
+        choices=("auto", *CONDITIONAL),
     )
-    epochs: int = option(200, "Passes over the data, at most.", least=1)
+    epochs: int = option(200, "Largest number of passes over the data.", least=1)
     members: int = option(8, "Number of networks in the ensemble.", least=1)
-    point: str = option("mean", "What the model predicts.", choices=("mean", "median", "mode"))
+    point: str = option("mean", "Point prediction of the model.", choices=("mean", "median", "mode"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
