@@ -39,8 +39,8 @@ class Lowered(Energy):
     def forward(self, x):
         return self.energy(x) - self.by
 
-    def value_and_grad(self, x):
-        value, grad = self.energy.value_and_grad(x)
+    def value_and_gradient(self, x):
+        value, grad = self.energy.value_and_gradient(x)
         return value - self.by, grad
 
 

@@ -185,7 +185,7 @@ def test_the_free_energy_sums_the_hidden_units_out(make):
     torch.testing.assert_close(machine(v), -torch.logsumexp(-joint, 1))
     torch.testing.assert_close(machine(v.reshape(1, -1, v.shape[1])), machine(v).unsqueeze(0))
     x = v.clone().requires_grad_(True)
-    value, grad = machine.value_and_grad(v)
+    value, grad = machine.value_and_gradient(v)
     torch.testing.assert_close(value, machine(v).detach())
     torch.testing.assert_close(grad, torch.autograd.grad(machine(x).sum(), x)[0])
 

@@ -91,6 +91,7 @@ def test_a_run_is_told_beside_independent_columns_and_drawn(runs, kind):
     page = (run / "report.html").read_text()
     for heading in ("Filters" if kind == "images" else "Weights", "Reconstructions", "Training", "Figures"):
         assert heading in page
+    assert ("thalweg impute" in told(run)) == (kind != "images")
     assert ("Fantasies" if kind == "images" else "The data and the draws") in page
     info = thalweg("info", run).out
     assert "restricted Boltzmann machine" in info
@@ -116,7 +117,7 @@ def test_labelled_images_are_told_apart_by_a_machine_for_each_class(tmp_path):
 def test_what_was_done_to_the_data_is_said(runs):
     assert "Left out, because constant: 'always'" in told(runs["binary"])
     assert "10 of 300 rows have gaps (in 'fruit')" in told(runs["categorical"])
-    assert "cut at the middle" in told(runs["images"])
+    assert "rounded to black or white" in told(runs["images"])
     assert "Gaussian units" in told(runs["gaussian"])
     for words in ("Taken as binary (0 or 1): 'stone', 'organic'.", "Taken as categories: 'colour', 'fruit'.",
                   "as Gaussian units: 'weight', 'seeds'.", "constant: 'year', 'place'"):  # fmt: skip
@@ -298,7 +299,7 @@ def test_what_is_refused(runs, tmp_path):
         ((*fit, tmp_path / "mixed.csv", "--learning-rate", 0), "--learning-rate must be positive"),
         ((*fit, tmp_path / "mixed.csv", "--grey"), "--grey is for images"),
         ((*fit, tmp_path / "mixed.csv", "--kind", "wide"), "--kind must be one of restricted, deep, belief"),
-        ((*fit, tmp_path / "mixed.csv", "--hidden", 3, "--hidden", 2), "take --kind deep"),
+        ((*fit, tmp_path / "mixed.csv", "--hidden", 3, "--hidden", 2), "give --kind deep"),
         ((*fit, tmp_path / "mixed.csv", "--hidden", 3, "--kind", "deep"), "--hidden twice"),
         ((*fit, tmp_path / "mixed.csv", "--learning-rate", 0), "--learning-rate must be positive"),
         ((*fit, tmp_path / "mixed.csv", "--temperatures", 3, "--from-data"), "leave out --from-data"),
@@ -312,6 +313,10 @@ def test_what_is_refused(runs, tmp_path):
         (("score", runs["binary"], tmp_path / "mixed.csv"), "lacks 'a'"),
         (("predict", runs["binary"], tmp_path / "mixed.csv"), "boltzmann"),
         (("sample", runs["images"]), "--out"),
+        (
+            ("impute", runs["binary"], tmp_path / "mixed.csv", "--candidates", 9),
+            "--candidates does not apply to a run of `thalweg fit boltzmann`",
+        ),
     ):
         new = arguments[:2] == fit and len(arguments) > 2 and arguments[2] != "--resume"
         out = ("--out", tmp_path / "run") if new else ()

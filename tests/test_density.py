@@ -198,7 +198,7 @@ def test_whitened_energy_is_the_same_in_other_coordinates():
     white = Whitened(energy, factor)
     u = torch.randn(5, 2)
     torch.testing.assert_close(white.forth(white.back(u)), u, atol=1e-4, rtol=1e-4)
-    value, grad = white.value_and_grad(u)
+    value, grad = white.value_and_gradient(u)
     with torch.enable_grad():
         v = u.clone().requires_grad_()
         (expected,) = torch.autograd.grad(energy(white.back(v)).sum(), v)

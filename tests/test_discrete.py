@@ -121,7 +121,7 @@ def test_gibbs_with_gradients_keeps_detailed_balance_exactly(make, states, monke
     """The matrix of transitions: every change is proposed in turn, and the kernel says how likely it takes it."""
     energy, kernel, p = make(), GibbsWithGradients(), law(make(), states)
     made_of, start = Sites(energy), initial_state(energy, states)
-    proposals = kernel._log_proposal(made_of, states, energy.value_and_grad(states)[1]).exp()
+    proposals = kernel._log_proposal(made_of, states, energy.value_and_gradient(states)[1]).exp()
     n, n_shifts = len(states), made_of.n_values - 1
     moves = torch.zeros(n, n, dtype=torch.float64)
     for change in range(proposals.shape[1]):
@@ -152,8 +152,8 @@ def test_closed_forms_of_the_machine_are_those_of_its_energy():
     for sites in (torch.arange(5), torch.tensor([2]), torch.randint(5, (32, 3))):
         closed = Sites(energy).differences(energy, x, sites)
         torch.testing.assert_close(closed, Sites(energy).differences(generic, x, sites))
-    value, grad = energy.value_and_grad(x)
-    value_, grad_ = generic.value_and_grad(x)
+    value, grad = energy.value_and_gradient(x)
+    value_, grad_ = generic.value_and_gradient(x)
     torch.testing.assert_close(value, value_)
     torch.testing.assert_close(grad, grad_)
     torch.testing.assert_close(energy.fixed()(x), value)
@@ -241,8 +241,8 @@ def test_independent_sites_are_normalised_and_drawn_from():
     for density, states in ((bits, all_states(3).double()), (triples, TRIPLES)):
         torch.testing.assert_close(density.log_prob(states).exp().sum(), torch.ones(()).double())
         assert_law(density.sample(5000, seeded()), states, density.log_prob(states).exp())
-        value, grad = density.value_and_grad(states)
-        expected = Energy.value_and_grad(density, states)
+        value, grad = density.value_and_gradient(states)
+        expected = Energy.value_and_gradient(density, states)
         torch.testing.assert_close(value, expected[0])
         torch.testing.assert_close(grad, expected[1])
     sites, x = torch.arange(3), all_states(3).double()

@@ -11,13 +11,13 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Mul
 
 from thalweg.energies import (
     ConditionalEnergy,
+    ConditionalModuleEnergy,
     Disjunction,
     Energy,
     FlowEnergy,
     GaussianEnergy,
     GaussianMixtureEnergy,
     MixtureDensity,
-    ConditionalModuleEnergy,
     NetworkEnergy,
     PerceptronEnergy,
     PointNet,
@@ -190,10 +190,10 @@ def assert_value_and_grad(energy: Energy, x: torch.Tensor) -> None:
     expected = energy(x)
     (expected_grad,) = torch.autograd.grad(expected.sum(), x)
     with torch.no_grad():
-        value, grad = energy.value_and_grad(x)
+        value, grad = energy.value_and_gradient(x)
     assert not value.requires_grad
     assert not grad.requires_grad
-    value, grad = energy.value_and_grad(x)
+    value, grad = energy.value_and_gradient(x)
     assert not value.requires_grad
     assert not grad.requires_grad
     torch.testing.assert_close(value, expected.detach())
@@ -491,18 +491,18 @@ def test_the_derivatives_of_a_perceptron_are_those_of_autograd(hidden, activatio
     torch.testing.assert_close(*values)
     for a, b in zip(*(parameter_gradients((v,), energy) for v in values), strict=True):
         torch.testing.assert_close(a, b)
-    assert_same_derivatives(energy, "value_and_grad", x)
-    assert_same_derivatives(energy, "grad", x)
-    assert_same_derivatives(energy, "grad_and_curvature", x, v)
-    assert_same_derivatives(energy, "grad_and_curvature", x, v.reshape(-1, 3)[:2])
-    assert_same_derivatives(energy, "grad_and_laplacian", x)
+    assert_same_derivatives(energy, "value_and_gradient", x)
+    assert_same_derivatives(energy, "score", x)
+    assert_same_derivatives(energy, "score_and_curvature", x, v)
+    assert_same_derivatives(energy, "score_and_curvature", x, v.reshape(-1, 3)[:2])
+    assert_same_derivatives(energy, "score_and_divergence", x)
 
 
 @activations
 def test_the_gradient_of_a_perceptron_has_a_gradient_in_x(activation):
     energy = perturbed(PerceptronEnergy(3, (5, 4), activation)).double()
     x = double(7, 3).requires_grad_(True)
-    own, generic = (e.grad(x).square().sum() for e in (energy, ByAutograd(energy)))
+    own, generic = (e.score(x).square().sum() for e in (energy, ByAutograd(energy)))
     torch.testing.assert_close(*(torch.autograd.grad(f, x)[0] for f in (own, generic)))
 
 
@@ -510,7 +510,7 @@ def test_derivatives_that_are_written_out_refuse_to_be_differentiated_twice():
     energy = PerceptronEnergy(3, (5,))
     x = torch.randn(7, 3, requires_grad=True)
     with pytest.raises(RuntimeError, match="differentiated once"):
-        torch.autograd.grad(energy.grad(x).sum(), x, create_graph=True)
+        torch.autograd.grad(energy.score(x).sum(), x, create_graph=True)
     (first,) = torch.autograd.grad(energy(x).sum(), x, create_graph=True)
     assert torch.isfinite(torch.autograd.grad(first.square().sum(), x)[0]).all()
 
@@ -539,9 +539,9 @@ def test_a_perceptron_of_an_unknown_activation_or_of_no_layers_is_refused_in_wor
 def test_a_perceptron_of_relus_has_autograds_gradient_and_no_second_derivative(hidden, batch):
     energy = perturbed(PerceptronEnergy(3, hidden, "relu")).double()
     x = double(*batch, 3)
-    assert_same_derivatives(energy, "value_and_grad", x)
-    assert_same_derivatives(energy, "grad", x)
-    for method, arguments in [("grad_and_curvature", (x, x)), ("grad_and_laplacian", (x,))]:
+    assert_same_derivatives(energy, "value_and_gradient", x)
+    assert_same_derivatives(energy, "score", x)
+    for method, arguments in [("score_and_curvature", (x, x)), ("score_and_divergence", (x,))]:
         with pytest.raises(ValueError, match="relu has no second derivative"):
             getattr(energy, method)(*arguments)
 
@@ -553,7 +553,7 @@ def test_the_gradient_of_a_labelled_perceptron_is_that_of_autograd(activation, c
     given = energy.of_inputs().given(torch.tensor([3, 0, 4]))
     images = torch.rand(3, *candidates, 2, 3, 3, generator=seeded(), dtype=torch.float64)
     assert given(images).shape == (3, *candidates)
-    assert_same_derivatives(given, "value_and_grad", images)
+    assert_same_derivatives(given, "value_and_gradient", images)
     energies = energy.energies(images)
     for row, label in enumerate([3, 0, 4]):
         torch.testing.assert_close(given(images)[row], energies[row][..., label])
@@ -561,8 +561,8 @@ def test_the_gradient_of_a_labelled_perceptron_is_that_of_autograd(activation, c
 
 def test_the_gradient_of_a_perceptron_can_be_differentiated_in_x():
     energy, x = perturbed(PerceptronEnergy(3, (6, 5))).double(), double(4, 3).requires_grad_(True)
-    own = torch.autograd.grad(energy.grad(x).square().sum(), x)[0]
-    generic = torch.autograd.grad(Energy.grad(energy, x).square().sum(), x)[0]
+    own = torch.autograd.grad(energy.score(x).square().sum(), x)[0]
+    generic = torch.autograd.grad(Energy.score(energy, x).square().sum(), x)[0]
     torch.testing.assert_close(own, generic)
 
 
@@ -624,22 +624,22 @@ def test_derivatives_equal_finite_differences(make, inputs, shape):
     def along(direction, function):
         return (function(x + step * direction) - function(x - step * direction)) / (2 * step)
 
-    value, grad = energy.value_and_grad(x)
+    value, grad = energy.value_and_gradient(x)
     torch.testing.assert_close(value, energy(x).detach())
-    torch.testing.assert_close(energy.grad(x).detach(), grad)
+    torch.testing.assert_close(energy.score(x).detach(), -grad)
     slope = along(v, lambda y: energy(y).detach())
     torch.testing.assert_close((grad * v).sum(events), slope, rtol=1e-6, atol=1e-7)
-    same, curvature = energy.grad_and_curvature(x, v.unsqueeze(-1 - energy.event_ndim))
-    bend = (along(v, lambda y: energy.value_and_grad(y)[1]) * v).sum(events)
-    torch.testing.assert_close(same.detach(), grad)
-    torch.testing.assert_close(curvature.detach().squeeze(-1), bend, rtol=1e-6, atol=1e-7)
-    same, laplacian = energy.grad_and_laplacian(x)
-    torch.testing.assert_close(same.detach(), grad)
+    same, curvature = energy.score_and_curvature(x, v.unsqueeze(-1 - energy.event_ndim))
+    bend = (along(v, lambda y: energy.value_and_gradient(y)[1]) * v).sum(events)
+    torch.testing.assert_close(same.detach(), -grad)
+    torch.testing.assert_close(curvature.detach().squeeze(-1), -bend, rtol=1e-6, atol=1e-7)
+    same, divergence = energy.score_and_divergence(x)
+    torch.testing.assert_close(same.detach(), -grad)
     trace = torch.zeros_like(value)
     size = math.prod(x.shape[-energy.event_ndim :])
     for unit in torch.eye(size, dtype=torch.float64).reshape(size, *x.shape[-energy.event_ndim :]):
-        trace += (along(unit, lambda y: energy.value_and_grad(y)[1]) * unit).sum(events)
-    torch.testing.assert_close(laplacian.detach(), trace, rtol=1e-6, atol=1e-7)
+        trace += (along(unit, lambda y: energy.value_and_gradient(y)[1]) * unit).sum(events)
+    torch.testing.assert_close(divergence.detach(), -trace, rtol=1e-6, atol=1e-7)
 
 
 @smooth_with_parameters
@@ -651,9 +651,9 @@ def test_derivatives_in_x_carry_a_graph_to_every_parameter_of_theirs(make, input
 
     def figures():
         given = energy if inputs is None else energy.given(inputs.double())
-        grad, laplacian = given.grad_and_laplacian(x)
-        first, second = given.grad_and_curvature(x, v.unsqueeze(-1 - given.event_ndim))
-        return grad.square().sum() + laplacian.square().sum() + first.sum() * second.sum()
+        score, divergence = given.score_and_divergence(x)
+        first, second = given.score_and_curvature(x, v.unsqueeze(-1 - given.event_ndim))
+        return score.square().sum() + divergence.square().sum() + first.sum() * second.sum()
 
     grads = torch.autograd.grad(figures(), weights, allow_unused=True)
     directions = [double(*w.shape, seed=i) for i, w in enumerate(weights)]
@@ -678,10 +678,10 @@ def test_the_derivatives_of_a_sum_are_the_sums_of_its_parts():
     parts = [perturbed(PerceptronEnergy(2, (6, 5))), gaussian(), correlated_mixture()]
     energy = WeightedSum(parts, [1.0, 2.0, -0.3]).double()
     x, v = double(3, 4, 2), double(3, 4, 5, 2, seed=6)
-    assert_same_derivatives(energy, "value_and_grad", x)
-    assert_same_derivatives(energy, "grad", x)
-    assert_same_derivatives(energy, "grad_and_curvature", x, v)
-    assert_same_derivatives(energy, "grad_and_laplacian", x)
+    assert_same_derivatives(energy, "value_and_gradient", x)
+    assert_same_derivatives(energy, "score", x)
+    assert_same_derivatives(energy, "score_and_curvature", x, v)
+    assert_same_derivatives(energy, "score_and_divergence", x)
 
 
 # -- densities --------------------------------------------------------------------------------------------
@@ -765,14 +765,14 @@ def test_a_density_integrates_to_one_and_its_draws_are_its_own(make):
 def test_the_gradient_of_a_density_is_that_of_its_energy(make):
     energy = make().double()
     x = energy.sample((3, 4), seeded()).requires_grad_(True)
-    value, grad = energy.value_and_grad(x)
+    value, grad = energy.value_and_gradient(x)
     torch.testing.assert_close(value, energy(x).detach())
     # Central differences; a spline's second derivative jumps at its knots, which these few points miss.
     for k in range(2):
         step = 1e-6 * torch.eye(2, dtype=torch.float64)[k]
         slope = (energy(x + step) - energy(x - step)).detach() / 2e-6
         torch.testing.assert_close(grad[..., k], slope, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(energy.grad(x).detach(), grad)
+    torch.testing.assert_close(energy.score(x).detach(), -grad)
 
 
 @densities
@@ -785,7 +785,7 @@ def test_what_is_loaded_into_another_density_of_its_kind_is_the_same_density(mak
     other.load_state_dict(energy.state_dict())
     x = energy.sample(20, seeded())
     assert torch.equal(other.log_prob(x), energy.log_prob(x))
-    for a, b in zip(other.value_and_grad(x), energy.value_and_grad(x), strict=True):
+    for a, b in zip(other.value_and_gradient(x), energy.value_and_gradient(x), strict=True):
         assert torch.equal(a, b)
     assert torch.equal(other.sample(20, seeded()), x)
 
@@ -802,9 +802,9 @@ def test_a_mixture_of_full_covariances_is_that_of_the_distribution():
 @pytest.mark.parametrize("make", [gaussian_mixture, correlated_mixture])
 def test_the_closed_form_gradient_of_a_mixture_is_that_of_autograd(make):
     energy = make().double()
-    assert_same_derivatives(energy, "value_and_grad", double(3, 4, 2))
+    assert_same_derivatives(energy, "value_and_gradient", double(3, 4, 2))
     far = 1e3 * double(3, 4, 2)
-    assert_same_derivatives(energy, "value_and_grad", far)
+    assert_same_derivatives(energy, "value_and_gradient", far)
 
 
 def test_a_gaussian_of_the_moments_has_the_means_and_variances_of_the_data():
@@ -896,7 +896,7 @@ def test_a_uniform_density_of_images_is_one_over_its_volume_inside_and_nothing_o
     x[0, 0, 0, 1, 2] = 2.1
     assert float(energy(x)[0, 0]) == math.inf
     assert torch.isfinite(energy(x).flatten()[1:]).all()
-    assert torch.equal(energy.value_and_grad(x)[1], torch.zeros_like(x))
+    assert torch.equal(energy.value_and_gradient(x)[1], torch.zeros_like(x))
 
 
 def test_a_gradient_flows_through_the_draws_of_a_flow():

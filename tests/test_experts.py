@@ -49,13 +49,13 @@ def test_energy_and_derivatives_are_those_of_the_formula(batch):
     energy, x, v = experts(), double(*batch, 3), double(*batch, 4, 3, seed=9)
     plain = Plain(energy)
     torch.testing.assert_close(energy(x), plain(x))
-    torch.testing.assert_close(energy.value_and_grad(x), plain.value_and_grad(x))
+    torch.testing.assert_close(energy.value_and_gradient(x), plain.value_and_gradient(x))
     torch.testing.assert_close(energy.gradient(x), plain.gradient(x))
     weights = list(energy.parameters())
     for ours, theirs in (
-        ((energy.grad(x),), (plain.grad(x),)),
-        (energy.grad_and_curvature(x, v), plain.grad_and_curvature(x, v)),
-        (energy.grad_and_laplacian(x), plain.grad_and_laplacian(x)),
+        ((energy.score(x),), (plain.score(x),)),
+        (energy.score_and_curvature(x, v), plain.score_and_curvature(x, v)),
+        (energy.score_and_divergence(x), plain.score_and_divergence(x)),
     ):
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b)
@@ -69,9 +69,9 @@ def test_energy_and_derivatives_are_those_of_the_formula(batch):
 def test_second_derivatives_in_x_flow_through_the_gradient():
     energy, x = experts(), double(6, 3).requires_grad_(True)
     direction = double(6, 3, seed=8)
-    (product,) = torch.autograd.grad((energy.grad(x) * direction).sum(), x)
+    (product,) = torch.autograd.grad((energy.score(x) * direction).sum(), x)
     curvature = (product * direction).sum(-1)
-    expected = energy.grad_and_curvature(x, direction.unsqueeze(1))[1].squeeze(1)
+    expected = energy.score_and_curvature(x, direction.unsqueeze(1))[1].squeeze(1)
     torch.testing.assert_close(curvature, expected)
 
 

@@ -10,11 +10,11 @@ import zuko
 from torch import nn
 
 from thalweg.energies import (
+    ConditionalModuleEnergy,
     Energy,
     FlowEnergy,
     GaussianEnergy,
     GaussianMixtureEnergy,
-    ConditionalModuleEnergy,
     NetworkEnergy,
     PerceptronEnergy,
     mlp,
@@ -318,7 +318,7 @@ def test_the_variance_of_sliced_score_matching_is_what_its_moments_say(projectio
     covariance is g'Hg, off the diagonals alone for signs. So the reduced form has less variance where the gradient
     is large, and not in the bottom of a valley, where both terms rise together."""
     energy, y, n = bowl(3), scale * double(1, 3), 40_000
-    grad = energy.grad(y).detach()[0]
+    grad = -energy.score(y).detach()[0]
     hessian = torch.autograd.functional.hessian(energy, y[0])
     off = 1 - torch.eye(3).double() if projection == "rademacher" else torch.ones(3, 3).double()
     outer = grad[:, None] * grad
@@ -386,7 +386,7 @@ def test_energy_discrepancy_of_small_noise_is_score_matching_times_its_variance(
             value = sum(objective(e, batch, seeded(seed)).value for e in both) / 2 / std**2
             values.append(value.detach().reshape(1))
             grads.append(gradient(value, energy))
-        half_square = 0.5 * float(energy.grad(centre).detach().square().sum())
+        half_square = 0.5 * float(energy.score(centre).detach().square().sum())
         assert_mean(values, exact.detach().reshape(1), slack=2 * half_square / m + 20 * std**2)
         expected = gradient(exact, energy)
         assert_mean(grads, expected, slack=0.03 * float(expected.norm()))

@@ -52,7 +52,7 @@ def test_the_gradient_by_hand_is_autograds_and_leaves_none_on_the_weights(make):
     energy = make().double().eval()
     images = torch.rand(4, 3, 1, 8, 8, generator=seeded(), dtype=torch.float64)
     given = energy.of_inputs().given(torch.tensor([2, 0, 1, 1]))
-    value, grad = given.value_and_grad(images)
+    value, grad = given.value_and_gradient(images)
     x = images.clone().requires_grad_(True)
     wanted = given(x)
     torch.testing.assert_close(value, wanted.detach())
@@ -69,7 +69,7 @@ def test_the_energy_of_an_ensemble_is_the_mean_of_its_members_also_along_a_chain
     mean = sum(member.energies(images) for member in members) / 3
     torch.testing.assert_close(ensemble.energies(images), mean)
     given = ensemble.of_inputs().given(labels)
-    torch.testing.assert_close(given.fixed().gradient(images), given.value_and_grad(images)[1])
+    torch.testing.assert_close(given.fixed().gradient(images), given.value_and_gradient(images)[1])
     assert len(list(ensemble.parameters())) == 3 * len(list(members[0].parameters()))
 
 
@@ -114,7 +114,7 @@ def test_clamped_coordinates_come_back_bit_for_bit_and_the_others_follow_the_con
     assert (end[:, 0] == 1.0).all()
     assert abs(float(end[:, 1].mean()) - 0.8) < 4 * 0.6 / n**0.5
     assert abs(float(end[:, 1].var()) - 0.36) < 4 * 0.36 * (2 / n) ** 0.5
-    value, grad = clamped.value_and_grad(x)
+    value, grad = clamped.value_and_gradient(x)
     y = x.clone().requires_grad_(True)
     torch.testing.assert_close(clamped(y), value)
     torch.testing.assert_close(torch.autograd.grad(clamped(y).sum(), y)[0], grad)

@@ -9,10 +9,10 @@ from torch import nn
 
 from thalweg.energies import (
     ConditionalEnergy,
+    ConditionalModuleEnergy,
     FlowEnergy,
     GaussianMixtureEnergy,
     MixtureDensity,
-    ConditionalModuleEnergy,
     NetworkEnergy,
     TiltedEnergy,
     TiltedMixtureEnsemble,

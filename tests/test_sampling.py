@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from thalweg.energies import (
+    ConditionalModuleEnergy,
     Energy,
     GaussianEnergy,
     GaussianMixtureEnergy,
-    ConditionalModuleEnergy,
     NetworkEnergy,
     PerceptronEnergy,
     UniformEnergy,
@@ -82,7 +82,7 @@ def test_the_step_of_langevin_is_the_formula():
     state = initial_state(energy, start)
     stepped = Langevin(0.03).step(energy, state, seeded(7))
     noise = torch.randn(3, 5, 2, generator=seeded(7))
-    value, grad = energy.value_and_grad(start)
+    value, grad = energy.value_and_gradient(start)
     torch.testing.assert_close(stepped.position, start - 0.03 * grad + math.sqrt(0.06) * noise)
     # A gradient that is known is not computed again, and none is that nobody asked for.
     known = Langevin(0.03).step(energy, state._replace(energy=value, grad=2 * grad), seeded(7))
@@ -95,7 +95,7 @@ def test_the_step_of_langevin_is_the_formula():
 def test_a_step_changes_nothing_of_the_state_that_comes_in(kernel):
     energy = unit_gaussian(2)
     state = initial_state(energy, torch.randn(10, 2))
-    value, grad = energy.value_and_grad(state.position)
+    value, grad = energy.value_and_gradient(state.position)
     state = state._replace(energy=value, grad=grad)
     before = [t.clone() for t in state]
     kernel.step(energy, state, seeded())
@@ -279,7 +279,7 @@ def test_mala_satisfies_detailed_balance():
 
     def flow(a, b, monkeypatch):
         state = initial_state(energy, a)
-        value, grad = energy.value_and_grad(a)
+        value, grad = energy.value_and_gradient(a)
         noise = (b - a + size * grad) / math.sqrt(2 * size)
         monkeypatch.setattr(torch, "randn", lambda *_, **__: noise)
         stepped = MALA(size).step(energy, state)
@@ -334,8 +334,8 @@ def test_a_chain_that_starts_outside_the_support_may_enter_it():
 
 def test_mala_stays_out_of_where_the_energy_is_not_a_number():
     class Half(GaussianEnergy):
-        def value_and_grad(self, x):
-            value, grad = super().value_and_grad(x)
+        def value_and_gradient(self, x):
+            value, grad = super().value_and_gradient(x)
             bad = x[..., 0] < 0
             return torch.where(bad, torch.nan, value), torch.where(bad.unsqueeze(-1), torch.nan, grad)
 
@@ -725,7 +725,7 @@ def test_every_level_of_tempering_keeps_its_own_law(make, n_levels):
     state = run_chain(kernel, energy, start, 30, seeded(2))
     for level, temperature in zip(state.position, temperatures, strict=True):
         assert_variance(level, temperature)
-    value, grad = energy.value_and_grad(state.position)
+    value, grad = energy.value_and_gradient(state.position)
     torch.testing.assert_close(state.energy, value)
     if not isinstance(kernel.kernel, RandomWalk):
         torch.testing.assert_close(state.grad, grad)

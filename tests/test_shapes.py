@@ -91,3 +91,8 @@ def test_labels_that_no_classifier_has_are_refused(labels, words, wrap):
 def test_a_chain_refuses_an_energy_with_a_trailing_dimension(run):
     with pytest.raises(ValueError, match="drop the trailing dimension"):
         run(MALA(0.1), Trailing(), ROWS, 3)
+
+
+def test_what_is_no_energy_is_refused_by_name():
+    with pytest.raises(TypeError, match="Linear is no energy: wrap a module in ModuleEnergy"):
+        Trainer(PLAN).fit(nn.Linear(2, 1), METHODS["nce"].build(ROWS), Batch(None, ROWS))

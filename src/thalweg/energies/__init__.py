@@ -12,9 +12,11 @@ __getattr__, __dir__, __all__ = lazily(
         "densities.basic": [
             "BernoulliEnergy",
             "CategoricalEnergy",
+            "ConditionalDensity",
             "Density",
             "FlowEnergy",
             "GaussianMixtureEnergy",
+            "GivenDensity",
             "UniformEnergy",
             "choose_gaussian_mixture",
             "fit_gaussian_mixture",

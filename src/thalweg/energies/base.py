@@ -17,7 +17,7 @@ class Energy(nn.Module):
     """A function E(x) that is low where x is likely: p(x) = exp(-E(x)) / Z.
 
     A subclass writes ``forward``, which maps ``[*batch, *event]`` to ``[*batch]`` for any batch
-    dimensions. A subclass that knows its gradient in closed form overrides ``value_and_grad``.
+    dimensions. A subclass that knows its gradient in closed form overrides ``value_and_gradient``.
 
     Energies combine into energies: ``a + b`` (product of experts), ``2.0 * a`` and ``a / temperature``,
     ``a - 0.5 * b`` (negation), ``a | b`` (mixture of the unnormalised densities).
@@ -33,7 +33,7 @@ class Energy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energy ``[*batch]`` and its gradient with respect to x ``[*batch, *event]``, both detached.
 
         No gradient reaches the parameters.
@@ -45,8 +45,8 @@ class Energy(nn.Module):
         return energy.detach(), grad
 
     def gradient(self, x: Tensor) -> Tensor:
-        """The gradient alone, detached: all that an uncorrected step of a chain needs."""
-        return self.value_and_grad(x)[1]
+        """The gradient alone, detached: all that an uncorrected step needs (:meth:`score` has a graph)."""
+        return self.value_and_gradient(x)[1]
 
     def fixed(self) -> Energy:
         """The same energy with the weights as they are now, for the many evaluations of a chain.
@@ -56,16 +56,16 @@ class Energy(nn.Module):
         """
         return self
 
-    def grad(self, x: Tensor) -> Tensor:
-        """Gradient with respect to x ``[*batch, *event]``, with a graph: it can be differentiated again."""
+    def score(self, x: Tensor) -> Tensor:
+        """The score, -grad E = grad log p ``[*batch, *event]``, with a graph: it can be differentiated again."""
         with torch.enable_grad():
             x = x if x.requires_grad else x.detach().requires_grad_(True)
-            return torch.autograd.grad(self(x).sum(), x, create_graph=True)[0]
+            return torch.autograd.grad(-self(x).sum(), x, create_graph=True)[0]
 
-    def grad_and_curvature(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient ``[*batch, *event]`` and v'Hv ``[*batch, P]`` for P directions at each x, with a graph.
+    def score_and_curvature(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The score s ``[*batch, *event]`` and v'(grad s)v ``[*batch, P]`` for P directions at x, with a graph.
 
-        One product with the Hessian for each direction, over one graph of the gradient. (Batching them by
+        One product with the Hessian of log p for each direction, over one graph of the score. (Batching them by
         ``torch.func`` ran slower for every network tried, and forward mode slower still.)
 
         Args:
@@ -73,20 +73,20 @@ class Energy(nn.Module):
         """
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
-            grad = self.grad(x)
+            score = self.score(x)
             curvatures = []
             for direction in v.unbind(-1 - self.event_ndim):
-                product = _derivative(event_sum(grad * direction, self.event_ndim), x)
+                product = _derivative(event_sum(score * direction, self.event_ndim), x)
                 curvatures.append(event_sum(product * direction, self.event_ndim))
-        return grad, torch.stack(curvatures, -1)
+        return score, torch.stack(curvatures, -1)
 
-    def grad_and_laplacian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient ``[*batch, *event]`` and trace of the Hessian ``[*batch]``, exact, with a graph."""
+    def score_and_divergence(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The score s ``[*batch, *event]`` and its divergence tr grad s ``[*batch]``, exact, with a graph."""
         event = x.shape[x.dim() - self.event_ndim :]
         n = math.prod(event)
         axes = torch.eye(n, dtype=x.dtype, device=x.device).reshape(n, *event)
-        grad, curvatures = self.grad_and_curvature(x, axes)
-        return grad, curvatures.sum(-1)
+        score, curvatures = self.score_and_curvature(x, axes)
+        return score, curvatures.sum(-1)
 
     def differences(self, x: Tensor, sites: Tensor) -> Tensor | None:
         """E(x') - E(x) for changes of single sites of a discrete x, where they are known in closed form.
@@ -157,7 +157,7 @@ class ConditionalEnergy(nn.Module):
         """The energy of y for these x, with the features of x computed once."""
         return Conditioned(self, self.features(x))
 
-    def value_and_grad(self, features: Features, y: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(self, features: Features, y: Tensor) -> tuple[Tensor, Tensor]:
         """Energy ``[B, *candidates]`` and its gradient with respect to y, both detached, given the features."""
         with torch.enable_grad():
             y = y.detach().requires_grad_(True)
@@ -193,8 +193,8 @@ class Conditioned(Energy):
     def forward(self, y: Tensor) -> Tensor:
         return self.parent.head(self.features, y)
 
-    def value_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self.parent.value_and_grad(self.features, y)
+    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.parent.value_and_gradient(self.features, y)
 
     def fixed(self) -> Energy:
         return self.parent.fixed(self.features)
@@ -206,10 +206,10 @@ class Conditioned(Energy):
 
     def rows(self, index: Tensor | slice) -> Conditioned:
         """The same energy for a selection of the inputs, without computing features anew."""
-        return Conditioned(self.parent, map_features(self.features, lambda f: f[index]))
+        return type(self)(self.parent, map_features(self.features, lambda f: f[index]))
 
     def detach(self) -> Conditioned:
-        return Conditioned(self.parent, map_features(self.features, lambda f: f.detach()))
+        return type(self)(self.parent, map_features(self.features, lambda f: f.detach()))
 
     def landmarks(self) -> tuple[Tensor, Tensor] | None:
         return self.parent.landmarks(self.features)

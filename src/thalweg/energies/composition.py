@@ -30,8 +30,8 @@ class WeightedSum(Energy):
     def forward(self, x: Tensor) -> Tensor:
         return self._sum(e(x) for e in self.energies)
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [e.value_and_grad(x) for e in self.energies]  # type: ignore[operator]
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [e.value_and_gradient(x) for e in self.energies]  # type: ignore[operator]
         return self._sum(value for value, _ in parts), self._sum(grad for _, grad in parts)
 
     def gradient(self, x: Tensor) -> Tensor:
@@ -40,12 +40,12 @@ class WeightedSum(Energy):
     def fixed(self) -> WeightedSum:
         return WeightedSum([e.fixed() for e in self.energies], self.weights)  # type: ignore[operator]
 
-    def grad(self, x: Tensor) -> Tensor:
-        return self._sum(e.grad(x) for e in self.energies)  # type: ignore[operator]
+    def score(self, x: Tensor) -> Tensor:
+        return self._sum(e.score(x) for e in self.energies)  # type: ignore[operator]
 
-    def grad_and_curvature(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [e.grad_and_curvature(x, v) for e in self.energies]  # type: ignore[operator]
-        return self._sum(grad for grad, _ in parts), self._sum(curvature for _, curvature in parts)
+    def score_and_curvature(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [e.score_and_curvature(x, v) for e in self.energies]  # type: ignore[operator]
+        return self._sum(score for score, _ in parts), self._sum(curvature for _, curvature in parts)
 
     def differences(self, x: Tensor, sites: Tensor) -> Tensor | None:
         parts = [e.differences(x, sites) for e in self.energies]  # type: ignore[operator]

@@ -39,7 +39,7 @@ class ClampedEnergy(Energy):
         free = torch.where(self.mask, x, 0.0)
         return self.energy(self.complete(x)) + 0.5 * event_sum(free.square(), self.event_ndim)
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        value, grad = self.energy.value_and_grad(self.complete(x))
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        value, grad = self.energy.value_and_gradient(self.complete(x))
         free = torch.where(self.mask, x, 0.0)
         return value + 0.5 * event_sum(free.square(), self.event_ndim), torch.where(self.mask, x, grad)

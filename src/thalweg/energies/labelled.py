@@ -129,10 +129,10 @@ class InputsGivenLabels(ConditionalEnergy):
         labels = features.reshape(-1, *([1] * (energies.dim() - 2))) if energies.dim() > 1 else features[0]
         return _of_labels(energies, labels.expand(energies.shape[:-1]))
 
-    def value_and_grad(self, features: Features, y: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(self, features: Features, y: Tensor) -> tuple[Tensor, Tensor]:
         assert isinstance(features, Tensor)
         fixed = self.labelled.fixed_inputs(features)
-        return super().value_and_grad(features, y) if fixed is None else fixed.value_and_grad(y)
+        return super().value_and_gradient(features, y) if fixed is None else fixed.value_and_gradient(y)
 
     def fixed(self, features: Features) -> Energy:
         assert isinstance(features, Tensor)

@@ -32,10 +32,10 @@ class LogitEnergy(Energy):
     def forward(self, z: Tensor) -> Tensor:
         return self.energy(self._x(z)) - _log_slope(z)
 
-    def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         z = z.detach()
         x = self._x(z)
-        value, grad = self.energy.value_and_grad(x)
+        value, grad = self.energy.value_and_gradient(x)
         x = x.flatten(x.dim() - len(self.event_shape))
         return value - _log_slope(z), torch.addcmul(2 * x - 1, grad.reshape(z.shape), x * (1 - x))
 
@@ -62,7 +62,7 @@ class LogisticEnergy(Density):
     def log_prob(self, x: Tensor) -> Tensor:
         return _log_slope(x)
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return -_log_slope(x.detach()), 2 * torch.sigmoid(x.detach()) - 1
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:

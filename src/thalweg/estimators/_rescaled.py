@@ -65,6 +65,6 @@ class Whitened(Energy):
     def forward(self, u: Tensor) -> Tensor:
         return self.inner(self.back(u))
 
-    def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        value, grad = self.inner.value_and_grad(self.back(u))
+    def value_and_gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        value, grad = self.inner.value_and_gradient(self.back(u))
         return value, grad @ self.factor

@@ -272,7 +272,7 @@ def _score_of_energy(samples: Rows, energy: Energy) -> Tensor:
         )
     x = torch.as_tensor(samples)
     state = [t for t in chain(energy.parameters(), energy.buffers()) if t.is_floating_point()]
-    return -energy.value_and_grad(x.to(state[0]) if state else x)[1]
+    return -energy.value_and_gradient(x.to(state[0]) if state else x)[1]
 
 
 def _stein_sums(x: np.ndarray, s: np.ndarray, weights: np.ndarray) -> np.ndarray:

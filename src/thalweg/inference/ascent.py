@@ -23,11 +23,11 @@ def gradient_ascent(energy: Energy, start: Tensor, n_steps: int = 10, step_size:
     Source: [Gustafsson 2020a, alg. 1].
     """
     y = start.detach()
-    value, grad = energy.value_and_grad(y)
+    value, grad = energy.value_and_gradient(y)
     size = torch.as_tensor(step_size, dtype=y.dtype, device=y.device).expand(*y.shape[:-1], 1).clone()
     for _ in range(n_steps):
         proposal = y - size * grad
-        new_value, new_grad = energy.value_and_grad(proposal)
+        new_value, new_grad = energy.value_and_gradient(proposal)
         better = (new_value < value).unsqueeze(-1)
         y = torch.where(better, proposal, y)
         grad = torch.where(better, new_grad, grad)

@@ -4,15 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from thalweg.energies.base import ConditionalEnergy, Energy
 
-# An Energy or a ConditionalEnergy; an objective that suits only one of them says so in its own signature.
-AnyEnergy = Any
+
+class AnyEnergy(Protocol):
+    """What objectives train: an :class:`Energy`, a :class:`ConditionalEnergy`, or a classifier's network.
+
+    An objective that suits only one of them refuses the others by name.
+    """
+
+    def __call__(self, *arguments: Tensor) -> Any: ...
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+    def eval(self) -> Any: ...
+
+
+def as_conditional(objective: nn.Module, energy: AnyEnergy) -> ConditionalEnergy:
+    """The energy, if it is conditional.
+
+    Raises:
+        TypeError: naming the objective, if it is not.
+    """
+    if not isinstance(energy, ConditionalEnergy):
+        raise TypeError(f"{type(objective).__name__} trains a conditional energy, got {type(energy).__name__}")
+    return energy
 
 
 class Batch(NamedTuple):
@@ -182,6 +207,8 @@ def condition(energy: AnyEnergy, x: Tensor | None) -> Energy:
     Raises:
         TypeError: if there is an x and an energy that takes none, or the other way round.
     """
+    if not isinstance(energy, Energy | ConditionalEnergy):
+        raise TypeError(f"{type(energy).__name__} is no energy: wrap a module in ModuleEnergy")
     if isinstance(energy, ConditionalEnergy):
         if x is None:
             raise TypeError(f"{type(energy).__name__} is conditional: the batch needs an x")
@@ -253,7 +280,7 @@ def continuous(objective: Objective, energy: AnyEnergy, batch: Batch) -> Energy:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: AnyEnergy) -> Iterator[None]:
     """Evaluation mode, and afterwards every part back in the mode that it had.
 
     Chains run so: dropout does not shake them, nor do they enter the statistics of a normalisation.
@@ -268,7 +295,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
+def frozen(module: AnyEnergy) -> Iterator[None]:
     """No gradient reaches the module's parameters from what is computed here, but it flows through it."""
     weights = [w for w in module.parameters() if w.requires_grad]
     for w in weights:

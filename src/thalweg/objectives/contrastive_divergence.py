@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from thalweg.energies.base import Energy
 from thalweg.energies.discrete import Sites
 from thalweg.energies.machines.fully_connected import BoltzmannMachine
 from thalweg.objectives.base import AnyEnergy, Batch, Objective, condition, evaluating, frozen
@@ -69,7 +70,7 @@ class ContrastiveDivergence(Objective):
         if self.resolution:
             y = dequantise(batch.y, self.resolution, generator)
             batch = batch._replace(y=y if self.bounds is None else y.clamp(*self.bounds))
-        if energy.support.is_discrete:
+        if isinstance(energy, Energy) and energy.support.is_discrete:
             Sites(energy).check(batch.y)
         chains = self.start.draw(batch.x, batch.y, generator)
         with evaluating(energy), torch.no_grad():
@@ -129,22 +130,27 @@ class BoltzmannLearning(ContrastiveDivergence):
         self.n_clamped = n_clamped
 
     def check(self, energy: AnyEnergy, batch: Batch) -> None:
-        """Refuse what is no Boltzmann machine, and rows that are not of its visible units."""
+        self._machine(energy, batch)
+
+    @staticmethod
+    def _machine(energy: AnyEnergy, batch: Batch) -> BoltzmannMachine:
+        """The energy, unless it is no Boltzmann machine or the rows are not of its visible units."""
         if not isinstance(energy, BoltzmannMachine):
             raise TypeError(f"BoltzmannLearning trains a BoltzmannMachine, got {type(energy).__name__}")
         if batch.y.shape[-1] != energy.n_visible:
             raise ValueError(
                 f"the machine has {energy.n_visible} visible units, got data of width {batch.y.shape[-1]}"
             )
+        return energy
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        self.check(energy, batch)
-        v, n_visible = batch.y, energy.n_visible
-        half = torch.full((*v.shape[:-1], energy.n_hidden), 0.5, dtype=v.dtype, device=v.device)
+        machine = self._machine(energy, batch)
+        v, n_visible = batch.y, machine.n_visible
+        half = torch.full((*v.shape[:-1], machine.n_hidden), 0.5, dtype=v.dtype, device=v.device)
         x = torch.cat([v, torch.bernoulli(half, generator=generator)], -1)
-        if energy.n_hidden:
+        if machine.n_hidden:
             clamped = SingleSiteGibbs(sites=range(n_visible, x.shape[-1]))
-            x = run_chain(clamped, energy, x, self.n_clamped, generator, check=False).position
+            x = run_chain(clamped, machine, x, self.n_clamped, generator, check=False).position
         return super().per_row(energy, batch._replace(y=x), generator)
 
 

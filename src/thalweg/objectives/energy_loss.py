@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thalweg.energies.base import ConditionalEnergy
-from thalweg.objectives.base import Batch, Objective
+from thalweg.objectives.base import AnyEnergy, Batch, Objective, as_conditional
 
 
 class EnergyLoss(Objective):
@@ -15,5 +14,5 @@ class EnergyLoss(Objective):
     Source: [LeCun 2006, sec. 2.2.1].
     """
 
-    def per_row(self, energy: ConditionalEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        return energy(batch.x, batch.y)
+    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        return as_conditional(self, energy)(batch.x, batch.y)

@@ -24,7 +24,7 @@ class ImportanceSampling(Objective):
     Source: [Gustafsson 2020a, eq. 6].
     """
 
-    def __init__(self, noise: Density | Sequence = (0.2, 1.6), n_samples: int = 1024):
+    def __init__(self, noise: Density | Sequence[float] = (0.2, 1.6), n_samples: int = 1024):
         super().__init__()
         self.noise = as_noise(noise)
         self.n_samples = n_samples
@@ -56,7 +56,7 @@ class KLDivergenceImportanceSampling(Objective):
     def __init__(
         self,
         label_std: float | Sequence[float] = 0.025,
-        noise: Sequence = (0.2, 1.6),
+        noise: Sequence[float] = (0.2, 1.6),
         n_samples: int = 1024,
     ):
         super().__init__()

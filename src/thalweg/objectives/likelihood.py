@@ -7,9 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from thalweg.energies.base import ConditionalEnergy
 from thalweg.energies.densities.tilted import MixtureDensity, TiltedMixtureEnsemble
-from thalweg.objectives.base import AnyEnergy, Batch, Objective
+from thalweg.objectives.base import AnyEnergy, Batch, Objective, as_conditional
 
 
 class MaximumLikelihood(Objective):
@@ -29,8 +28,8 @@ class MaximumLikelihood(Objective):
         self.resolution = resolution
         self.roughness = roughness
 
-    def per_row(self, energy: ConditionalEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        features = energy.features(batch.x)
+    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        features = as_conditional(self, energy).features(batch.x)
         if isinstance(energy, TiltedMixtureEnsemble):
             y = batch.y.expand(-1, energy.n_members)
             y = dequantise(y, self.resolution, generator)

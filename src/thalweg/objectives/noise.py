@@ -71,6 +71,6 @@ class FixedNoise(nn.Module):
         return self.density.log_prob(y)
 
 
-def as_noise(noise: Density | Sequence) -> TargetNoise | FixedNoise:
+def as_noise(noise: Density | Sequence[float]) -> TargetNoise | FixedNoise:
     """A density as noise, or standard deviations as Gaussians round the true target."""
     return FixedNoise(noise) if isinstance(noise, Density) else TargetNoise(noise)

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from thalweg.energies.base import ConditionalEnergy, Energy, standard_normal
 from thalweg.energies.densities import Density, FlowEnergy
 from thalweg.energies.densities.tilted import MixtureDensity, TiltedEnergy
-from thalweg.objectives.base import Adversarial, AnyEnergy, Batch, Objective, Player, continuous, frozen
+from thalweg.objectives.base import (
+    Adversarial,
+    AnyEnergy,
+    Batch,
+    Objective,
+    Player,
+    as_conditional,
+    continuous,
+    frozen,
+)
 from thalweg.objectives.noise import FixedNoise, as_noise
 
 
@@ -30,7 +39,9 @@ class RankingNCE(Objective):
     Source: [Gustafsson 2020b, eq. 8 and 12]; ranking in general [Ma 2018, eq. 7].
     """
 
-    def __init__(self, noise: Density | Sequence = (0.1, 0.8), n_samples: int = 1024, label_noise: float = 0.0):
+    def __init__(
+        self, noise: Density | Sequence[float] = (0.1, 0.8), n_samples: int = 1024, label_noise: float = 0.0
+    ):
         super().__init__()
         self.noise = as_noise(noise)
         if label_noise and isinstance(self.noise, FixedNoise):
@@ -85,8 +96,8 @@ class JointProposalNCE(Objective):
             return self.proposal.mixture(energy.feature_network(x).detach())  # type: ignore[operator]
         return self.proposal.features(x)  # type: ignore[return-value]
 
-    def per_row(self, energy: ConditionalEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        mixture = self.proposal_features(energy, batch.x)
+    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        mixture = self.proposal_features(as_conditional(self, energy), batch.x)
         samples = self.proposal.sample(mixture, self.n_samples, generator)
         candidates = torch.cat([batch.y.unsqueeze(1), samples], 1)
         values = batch.given(energy)(candidates)
@@ -115,7 +126,7 @@ class TiltNCE(Objective):
         super().__init__()
         self.n_samples = n_samples
 
-    def per_row(self, energy: ConditionalEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
         if not isinstance(energy, TiltedEnergy):
             raise TypeError(f"TiltNCE trains a TiltedEnergy, got {type(energy).__name__}")
         features = energy.features(batch.x)

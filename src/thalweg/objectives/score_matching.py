@@ -22,8 +22,8 @@ class ScoreMatching(Objective):
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
         given = continuous(self, energy, batch)
-        grad, laplacian = given.grad_and_laplacian(batch.y)
-        return 0.5 * event_sum(grad.square(), given.event_ndim) - laplacian
+        score, divergence = given.score_and_divergence(batch.y)
+        return 0.5 * event_sum(score.square(), given.event_ndim) + divergence
 
 
 class SlicedScoreMatching(Objective):
@@ -52,11 +52,11 @@ class SlicedScoreMatching(Objective):
         v = standard_normal((len(y), self.n_projections, *y.shape[1:]), y, generator)
         if self.projection == "rademacher":
             v = v.sign()
-        grad, curvature = given.grad_and_curvature(y, v)
+        score, curvature = given.score_and_curvature(y, v)
         if self.variance_reduction:
-            return 0.5 * event_sum(grad.square(), given.event_ndim) - curvature.mean(1)
-        first = event_sum(grad.unsqueeze(1) * v, given.event_ndim)
-        return (0.5 * first.square() - curvature).mean(1)
+            return 0.5 * event_sum(score.square(), given.event_ndim) + curvature.mean(1)
+        first = event_sum(score.unsqueeze(1) * v, given.event_ndim)
+        return (0.5 * first.square() + curvature).mean(1)
 
 
 class DenoisingScoreMatching(Objective):
@@ -91,5 +91,5 @@ class DenoisingScoreMatching(Objective):
         if len(self.stds) > 1:
             which = torch.randint(len(self.stds), shape[:2], generator=generator, device=y.device)
             std = std[which].reshape(*shape[:2], *([1] * given.event_ndim))
-        grad = given.grad(y.unsqueeze(1) + std * noise)
-        return event_sum((std * grad - noise).square(), given.event_ndim).mean(1)
+        score = given.score(y.unsqueeze(1) + std * noise)
+        return event_sum((std * score + noise).square(), given.event_ndim).mean(1)

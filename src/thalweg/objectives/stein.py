@@ -51,8 +51,8 @@ class SteinDiscrepancy(Adversarial):
         if player == "energy":
             # The trace has no part in the energy's gradient, but it is part of the value.
             field, trace = self._field_and_trace(batch, given, generator)
-            return trace.detach() - event_sum(given.grad(batch.y) * field.detach(), given.event_ndim)
-        grad = given.value_and_grad(batch.y)[1]
+            return trace.detach() + event_sum(given.score(batch.y) * field.detach(), given.event_ndim)
+        grad = given.value_and_gradient(batch.y)[1]
         field, trace = self._field_and_trace(batch, given, generator)
         stein = trace - event_sum(grad * field, given.event_ndim)
         self.metrics = {"Stein discrepancy": float(stein.detach().mean())}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from thalweg.data.shapes import SHAPES, render_sprites
 from thalweg.energies.base import ConditionalEnergy, Energy, standard_normal
-from thalweg.objectives.base import AnyEnergy, Batch, Objective
+from thalweg.objectives.base import AnyEnergy, Batch, Objective, condition
 from thalweg.sampling.chain import run_chain
 from thalweg.sampling.langevin import Langevin
 from thalweg.training.loop import Plan, Trainer
@@ -154,7 +154,7 @@ class DenoisingAtLevels(Objective):
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
         level, noise = _noised(batch.y, generator)
-        return (level * energy.given(level).grad(batch.y + level * noise) - noise).square().sum(-1)
+        return (level * condition(energy, level).score(batch.y + level * noise) + noise).square().sum(-1)
 
 
 class ReadingAtLevels(Objective):

@@ -188,7 +188,10 @@ def _anneal(
     log_weights = log_weights.to(position.device)
     energy = energy.fixed()
     for before, beta in itertools.pairwise(betas):
-        (base_value, base_grad), (value, grad) = base.value_and_grad(position), energy.value_and_grad(position)
+        (base_value, base_grad), (value, grad) = (
+            base.value_and_gradient(position),
+            energy.value_and_gradient(position),
+        )
         log_weights += (beta - before) * (base_value - value).double()
         if 0 < beta < 1:
             bridge = _bridge(energy, base, beta)

@@ -28,7 +28,7 @@ class State(NamedTuple):
     def evaluated(self, energy: Energy) -> tuple[Tensor, Tensor]:
         """Energy and gradient at the position, computed only if they are not known."""
         if self.energy is None or self.grad is None:
-            return energy.value_and_grad(self.position)
+            return energy.value_and_gradient(self.position)
         return self.energy, self.grad
 
 
@@ -180,14 +180,14 @@ class _WithGraph(Energy):
     def forward(self, x: Tensor) -> Tensor:
         return self.energy(x)
 
-    def grad(self, x: Tensor) -> Tensor:
-        return self.energy.grad(x)
+    def score(self, x: Tensor) -> Tensor:
+        return self.energy.score(x)
 
     def gradient(self, x: Tensor) -> Tensor:
-        return self.energy.grad(x)
+        return -self.energy.score(x)
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.energy(x).detach(), self.energy.grad(x)
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.energy(x).detach(), -self.energy.score(x)
 
 
 class Place(NamedTuple):

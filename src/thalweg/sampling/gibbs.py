@@ -83,7 +83,7 @@ class GibbsWithGradients:
         n_shifts = made_of.n_values - 1
         site, shift = change // n_shifts, change % n_shifts + 1
         proposal = made_of.changed(x, site, shift)
-        new_value, new_grad = energy.value_and_grad(proposal)
+        new_value, new_grad = energy.value_and_gradient(proposal)
         back = site * n_shifts + (made_of.n_values - shift) - 1
         log_back = self._log_proposal(made_of, proposal, new_grad)
         log_ratio = value - new_value + _at(log_back, back) - _at(log_forward, change)

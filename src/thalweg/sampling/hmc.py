@@ -50,7 +50,7 @@ class HMC:
             position = position + size * momentum
             momentum = momentum - size * energy.gradient(position)
         position = position + size * momentum
-        value, grad = energy.value_and_grad(position)
+        value, grad = energy.value_and_gradient(position)
         momentum = momentum - 0.5 * size * grad
         kinetic = kinetic - 0.5 * event_sum(momentum.square(), energy.event_ndim)
         log_ratio = here.energy - value + kinetic

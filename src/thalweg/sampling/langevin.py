@@ -55,7 +55,7 @@ class MALA:
         position, (value, grad) = state.position, state.evaluated(energy)
         noise = standard_normal(position.shape, position, generator)
         proposal = position - size * grad + (2 * size).sqrt() * noise
-        new_value, new_grad = energy.value_and_grad(proposal)
+        new_value, new_grad = energy.value_and_gradient(proposal)
         back = (position - proposal + size * new_grad).square() / (4 * size)
         log_ratio = value - new_value + event_sum(0.5 * noise.square() - back, energy.event_ndim)
         here, there = Place(position, value, grad), Place(proposal, new_value, new_grad)

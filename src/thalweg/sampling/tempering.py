@@ -104,8 +104,8 @@ class _Tempered(Energy):
         closed = self.energy.differences(x, sites)
         return None if closed is None else self.beta[..., None, None] * closed
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        value, grad = self.energy.value_and_grad(x)
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        value, grad = self.energy.value_and_gradient(x)
         return self.beta * value, self.wide * grad
 
 

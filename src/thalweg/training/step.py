@@ -54,7 +54,7 @@ class Step:
         settings: what a run that resumes must have in common with the one before, beside the plan.
     """
 
-    energy: nn.Module
+    energy: Any
     module: nn.Module
     weights: list[Tensor]
     buffers: list[Tensor]
@@ -107,9 +107,9 @@ class Step:
 class _Loss(nn.Module):
     """Energy and objective as one module, so that distributed wrappers see one forward."""
 
-    def __init__(self, energy: nn.Module, objective: Objective):
+    def __init__(self, energy: AnyEnergy, objective: Objective):
         super().__init__()
-        self.energy = energy
+        self.energy: Any = energy
         self.objective = objective
         self.metrics: dict[str, float] = {}
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from thalweg.energies.base import Energy, standard_normal
+from thalweg.energies.base import ConditionalEnergy, Conditioned, Energy, Features, standard_normal
 from thalweg.energies.discrete import BINARY, OneHotGroups
 
 
@@ -39,6 +39,35 @@ class Density(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         return -self.log_prob(x)
+
+
+class ConditionalDensity(ConditionalEnergy):
+    """A conditional energy with log Z(x) = 0 for every x, so that E(x, y) = -log p(y|x).
+
+    ``given(x)`` is a :class:`GivenDensity`, with ``log_prob`` and ``sample``. A subclass writes ``draws``.
+    """
+
+    def given(self, x: Tensor) -> GivenDensity:
+        """p(y|x) for these x, with the features of x computed once."""
+        return GivenDensity(self, self.features(x))
+
+    def draws(self, features: Features, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n draws of y for each row ``[B, n, K]``, with no graph."""
+        raise NotImplementedError
+
+
+class GivenDensity(Conditioned, Density):
+    """p(y|x) at fixed x, normalised: made by :meth:`ConditionalDensity.given`."""
+
+    parent: ConditionalDensity
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(y|x) ``[B, *candidates]`` of y ``[B, *candidates, K]``."""
+        return -self(x)
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draws ``[n, B, K]``, n for each row."""
+        return self.parent.draws(self.features, n, generator).movedim(1, 0)
 
 
 class GaussianMixtureEnergy(Density):
@@ -114,7 +143,7 @@ class GaussianMixtureEnergy(Density):
         log_normal = self.constants - 0.5 * self._standardised(x).square().sum(-1)
         return log_normal.squeeze(-1) if len(self.constants) == 1 else torch.logsumexp(log_normal, -1)
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             z = self._standardised(x)
             log_normal = self.constants - 0.5 * z.square().sum(-1)
@@ -188,10 +217,10 @@ class UniformEnergy(Density):
         volume = (self.high - self.low).log().sum()
         return torch.where(inside, -volume, -torch.inf)
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self(x.detach()), torch.zeros_like(x)
 
-    def grad(self, x: Tensor) -> Tensor:
+    def score(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x)
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -219,7 +248,7 @@ class BernoulliEnergy(Density):
     def log_prob(self, x: Tensor) -> Tensor:
         return x @ self.logits - nn.functional.softplus(self.logits).sum()
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return -self.log_prob(x.detach()), -self.logits.expand_as(x)
 
     def differences(self, x: Tensor, sites: Tensor) -> Tensor:
@@ -249,7 +278,7 @@ class CategoricalEnergy(Density):
     def log_prob(self, x: Tensor) -> Tensor:
         return x @ self.log_probabilities.flatten()
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return -self.log_prob(x.detach()), -self.log_probabilities.flatten().expand_as(x)
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:

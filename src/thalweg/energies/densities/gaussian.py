@@ -29,7 +29,7 @@ class GaussianEnergy(Energy):
     def forward(self, x: Tensor) -> Tensor:
         return 0.5 * ((x - self.mean) / self.std).square().sum(-1)
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z = (x.detach() - self.mean) / self.std
         return 0.5 * z.square().sum(-1), z / self.std
 

@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thalweg.energies.base import ConditionalEnergy, Features, align
+from thalweg.energies.base import ConditionalEnergy, Features, align, map_features
+from thalweg.energies.densities.basic import ConditionalDensity
 from thalweg.energies.networks import NetworkEnergy
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
-class MixtureDensity(ConditionalEnergy):
+class MixtureDensity(ConditionalDensity):
     """A mixture density network: p(y|x) = sum_c w_c(x) N(y; mean_c(x), std_c(x)^2), log Z(x) = 0.
 
     It serves as a model of its own and as the proposal or noise of other objectives.
@@ -96,6 +97,9 @@ class MixtureDensity(ConditionalEnergy):
         )
         return means.gather(1, index) + log_stds.gather(1, index).exp() * noise
 
+    def draws(self, features: Features, n: int, generator: torch.Generator | None = None) -> Tensor:
+        return self.sample(features, n, generator)
+
     def landmarks(self, features: Features) -> tuple[Tensor, Tensor] | None:
         _, means, log_stds = features
         return means.squeeze(-1), log_stds.squeeze(-1).exp()
@@ -135,7 +139,7 @@ class TiltedEnergy(ConditionalEnergy):
         return self.proposal.landmarks(features[:3])
 
 
-class TiltedMixtureEnsemble(ConditionalEnergy):
+class TiltedMixtureEnsemble(ConditionalDensity):
     """An ensemble of tilted mixtures for one-dimensional y, each normalised exactly; the default model.
 
     Member k has a mixture q_k(y|x) and tilts it in the coordinate u = F_k(y|x), the mixture's own
@@ -267,6 +271,10 @@ class TiltedMixtureEnsemble(ConditionalEnergy):
                 below = (weights * 0.5 * torch.erfc(z * -math.sqrt(0.5))).sum(1) < unit
                 low, high = torch.where(below, y, low), torch.where(below, high, y)
             return 0.5 * (low + high)
+
+    def draws(self, features: Features, n: int, generator: torch.Generator | None = None) -> Tensor:
+        repeated = map_features(features, lambda f: f.repeat_interleave(n, 0))
+        return self.sample(repeated, generator).reshape(-1, n, 1)
 
     def roughness(self, features: Features) -> Tensor:
         """sum_j (j a_kj)^2 ``[B, n_members]``: how far the tilt is from none, fast wiggles counted more."""

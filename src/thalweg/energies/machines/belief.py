@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.energies.densities.basic import Density
-from thalweg.energies.machines.layered import RBMEnergy, binary_states
+from thalweg.energies.discrete import binary_states
+from thalweg.energies.machines.layered import RBMEnergy
 from thalweg.energies.machines.units import Binary, Units
 from thalweg.energies.products import multiply
 

@@ -47,7 +47,7 @@ class StudentExperts(Energy):
     def forward(self, x: Tensor) -> Tensor:
         return (0.5 * self.filters(x).square()).log1p() @ self.alpha
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             s, alpha = self.filters(x), self.alpha
             inner = 0.5 * s.square()
@@ -55,19 +55,19 @@ class StudentExperts(Energy):
 
     def gradient(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.grad(x)
+            return -self.score(x)
 
-    def grad(self, x: Tensor) -> Tensor:
+    def score(self, x: Tensor) -> Tensor:
         s = self.filters(x)
-        return (self.alpha * s / (1 + 0.5 * s.square())) @ self.filters.weight
+        return (self.alpha * s / (-1 - 0.5 * s.square())) @ self.filters.weight
 
-    def grad_and_curvature(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def score_and_curvature(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """v'Hv = sum_i alpha_i phi''(s_i) (w_i'v)^2 with phi'' = (1 - s^2 / 2) / (1 + s^2 / 2)^2."""
         along = (v @ self.filters.weight.t()).square()
-        return self.grad(x), (self._bends(x).unsqueeze(-2) * along).sum(-1)
+        return self.score(x), -(self._bends(x).unsqueeze(-2) * along).sum(-1)
 
-    def grad_and_laplacian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.grad(x), self._bends(x) @ self.filters.weight.square().sum(1)
+    def score_and_divergence(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.score(x), -(self._bends(x) @ self.filters.weight.square().sum(1))
 
     def _bends(self, x: Tensor) -> Tensor:
         """The second derivative of each expert along its own direction ``[*batch, M]``."""

@@ -71,8 +71,8 @@ class BoltzmannMachine(Energy):
     def forward(self, x: Tensor) -> Tensor:
         return self._pairwise()(x)
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._pairwise().value_and_grad(x)
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._pairwise().value_and_gradient(x)
 
     def fixed(self) -> PairwiseEnergy:
         return PairwiseEnergy(self.bias.detach(), self.weights.detach())
@@ -144,7 +144,7 @@ class PairwiseEnergy(Energy):
         self._check(x, len(self.bias))
         return -(x * (self.bias + 0.5 * (x @ self.weights))).sum(-1)
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             log_odds = self.log_odds(x)
             return -0.5 * (x * (self.bias + log_odds)).sum(-1), -log_odds

@@ -172,7 +172,7 @@ class RBMEnergy(LayeredMachine):
         self._check_width(v, self.visible.width)
         return self.summed_out([v, None], 1)
 
-    def value_and_grad(self, v: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(self, v: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             hidden = self.field([v, None], 1)
             back = torch.sigmoid(hidden) @ self.weights[0].t() + self.biases[0]

@@ -115,17 +115,17 @@ class PerceptronEnergy(Energy):
             return self.out(x).squeeze(-1)
         return _Value.apply(self.activation, x, *self._weights())
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.fixed().value_and_grad(x)
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fixed().value_and_gradient(x)
 
     def fixed(self) -> FixedPerceptron:
         layers = ((layer.weight, layer.bias) for layer in self.layers)
         return FixedPerceptron(self.activation, layers, self.out.weight, self.out.bias)
 
-    def grad(self, x: Tensor) -> Tensor:
-        return self._derivatives(x, None)[0]
+    def score(self, x: Tensor) -> Tensor:
+        return -self._derivatives(x, None)[0]
 
-    def grad_and_curvature(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def score_and_curvature(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """One pass forward, of the values and their derivatives along v, and one back.
 
         v'Hv is a sum over the layers: their activation's second derivative, times the square of what goes into
@@ -138,7 +138,8 @@ class PerceptronEnergy(Energy):
             raise ValueError(
                 "relu has no second derivative to speak of: train by score matching with silu instead"
             )
-        return self._derivatives(x, v)
+        gradient, curvature = self._derivatives(x, v)
+        return -gradient, -curvature
 
     def _derivatives(self, x: Tensor, v: Tensor | None) -> Any:
         with torch.autocast(x.device.type, enabled=False):
@@ -179,7 +180,7 @@ class FixedPerceptron(Energy):
     def forward(self, x: Tensor) -> Tensor:
         return self._value(self._inputs(x)).reshape(x.shape[: x.dim() - self.event_ndim])
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         inputs = self._inputs(x)
         value = self._value(inputs).reshape(x.shape[: x.dim() - self.event_ndim])
         return value, self._backward(inputs).reshape(x.shape)
