@@ -40,6 +40,15 @@ def thalweg(*arguments: object, code: int = 0) -> Outcome:
     return found
 
 
+def are_refused(cases: list[tuple[tuple[object, ...], int, str]]) -> None:
+    """Each command must end with its exit code, after one line of an error that has these words."""
+    for arguments, code, words in cases:
+        done = call(*arguments)
+        assert (done.code, done.err.count("\n")) == (code, 1), (arguments, done.err)
+        assert done.err.startswith("error: ")
+        assert words in done.err, (arguments, done.err)
+
+
 def stop_in_training(settings: list[object], run: Path, how: signal.Signals) -> str:
     """Start a command, stop it at its next checkpoint, and hand back what it wrote to stderr."""
     checkpoint = run / "training" / "checkpoint.pt"

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from command import stop_in_training
+from command import are_refused, stop_in_training
 from thalweg.recipes import RECIPES, Figure, Recipe, Result, Settings
 
 
@@ -288,7 +288,7 @@ def test_nothing_but_constant_inputs_and_row_numbers(call, tmp_path: Path) -> No
     assert "'Unnamed: 0' numbers the rows" in done.out
 
 
-def test_bad_arguments_are_refused_in_one_line(call, fitted, tmp_path: Path) -> None:
+def test_bad_arguments_are_refused_in_one_line(fitted, tmp_path: Path) -> None:
     table, run = fitted
     cases = [
         (("predict", run), 2, "--help"),
@@ -308,11 +308,7 @@ def test_bad_arguments_are_refused_in_one_line(call, fitted, tmp_path: Path) -> 
         (("report", tmp_path / "absent"), 1, "no run"),
         (("reproduce", "no-such-recipe"), 1, "no recipe"),
     ]
-    for arguments, code, words in cases:
-        done = call(*arguments)
-        assert (done.code, done.err.count("\n")) == (code, 1), (arguments, done.err)
-        assert done.err.startswith("error: ")
-        assert words in done.err, (arguments, done.err)
+    are_refused(cases)
 
 
 def test_tables_that_do_not_fit_the_model(call, fitted, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from command import stop_in_training
+from command import are_refused, stop_in_training
 
 SMALL = ("--epochs", 3, "--members", 2)
 
@@ -240,7 +240,7 @@ def test_row_numbers_are_told(call, tmp_path: Path) -> None:
     assert "'Unnamed: 0' numbers the rows" in done.out
 
 
-def test_bad_arguments_are_refused_in_one_line(call, fitted, tmp_path: Path) -> None:
+def test_bad_arguments_are_refused_in_one_line(fitted, tmp_path: Path) -> None:
     table, run = fitted
     rows = pd.read_csv(table)
     rows.drop(columns="petals").to_csv(tmp_path / "lacks.csv", index=False)
@@ -271,11 +271,7 @@ def test_bad_arguments_are_refused_in_one_line(call, fitted, tmp_path: Path) -> 
         (("compare", "density", table, "--seconds", 0), 1, "positive"),
         (("compare", "density", table, "--out", run), 1, "something else"),
     ]
-    for arguments, code, words in cases:
-        done = call(*arguments)
-        assert (done.code, done.err.count("\n")) == (code, 1), (arguments, done.err)
-        assert done.err.startswith("error: ")
-        assert words in done.err, (arguments, done.err)
+    are_refused(cases)
 
 
 def test_runs_of_two_kinds_are_told_apart(call, fitted, tmp_path: Path) -> None:

@@ -95,9 +95,12 @@ def _resumable(folder: Path, task: str) -> Iterator[None]:
     except (KeyboardInterrupt, OSError) as error:
         if not _is_interrupt(error):
             raise
-        known = (folder / "fit.json").exists()
-        resume = f"interrupted; continue with `thalweg fit {task} --resume --out {folder}`"
-        say_error(resume if known else "interrupted before anything was written")
+        from thalweg.runs.folder import process_rank
+
+        if process_rank() == 0:  # Ctrl-C reaches all processes, and one of them says so
+            known = (folder / "fit.json").exists()
+            resume = f"interrupted; continue with `thalweg fit {task} --resume --out {folder}`"
+            say_error(resume if known else "interrupted before anything was written")
         raise typer.Exit(130) from None
 
 

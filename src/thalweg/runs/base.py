@@ -26,7 +26,7 @@ from thalweg.runs.folder import (
     task_of,
     versions,
 )
-from thalweg.runs.settings import RunSettings, Verb
+from thalweg.runs.settings import RunSettings, Settings, Verb
 from thalweg.training.history import History
 
 # The name of our model in every table of scores, where it comes first.
@@ -161,6 +161,12 @@ class Run:
         """The held-out rows of a table; None if there are none."""
         path = self.folder / "test_rows.parquet"
         return read_table(path) if path.exists() else None
+
+    @staticmethod
+    def keep_model(folder: Path, model: Any, origin: dict[str, Any], settings: Settings) -> None:
+        """Write the model with a note of its origin, so that it can be used apart from the run."""
+        how = {"task": settings.task, "seed": settings.seed, "test_fraction": settings.test_fraction}
+        model.save(folder / "model", extra={**origin, **how})
 
     @staticmethod
     def keep_rows(folder: Path, training: pd.DataFrame, test: pd.DataFrame, seed: int) -> None:

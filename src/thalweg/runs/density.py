@@ -92,9 +92,8 @@ class DensityRun(Run):
         cls, folder: Path, model: Any, data: Numbers, figures: dict[str, Any], settings: DensitySettings
     ) -> None:
         cls.keep_rows(folder, data.training, data.test, settings.seed)
-        extra = {k: figures[k] for k in ("table", "columns", "constant", "training_rows", "test_rows", "scores")}
-        extra |= {"task": settings.task, "seed": settings.seed, "test_fraction": settings.test_fraction}
-        model.save(folder / "model", extra=extra)
+        origin = ("table", "columns", "constant", "training_rows", "test_rows", "scores")
+        cls.keep_model(folder, model, {name: figures[name] for name in origin}, settings)
 
     @classmethod
     def load_model(cls, folder: Path, settings: DensitySettings) -> EnergyDensity:

@@ -134,9 +134,10 @@ class RegressionRun(Run):
             [data.X, pd.DataFrame(data.y, columns=settings.targets, index=data.X.index)], axis=1
         )
         cls.keep_rows(folder, everything.iloc[data.training], everything.iloc[data.test], settings.seed)
-        extra = {k: figures[k] for k in ("table", "inputs", "dates", "training_rows", "test_rows", "scores")}
-        extra |= {"targets": settings.targets, "seed": settings.seed, "test_fraction": settings.test_fraction}
-        model.save(folder / "model", extra=extra)
+        origin = ("table", "inputs", "dates", "training_rows", "test_rows", "scores")
+        cls.keep_model(
+            folder, model, {name: figures[name] for name in origin} | {"targets": settings.targets}, settings
+        )
 
     @classmethod
     def load_model(cls, folder: Path, settings: RegressionSettings) -> EnergyRegressor:
