@@ -1,4 +1,4 @@
-.PHONY: demo test lint bench bench-regression bench-density bench-sampling bench-boltzmann bench-tables bench-speed clean
+.PHONY: demo test test-all lint docs bench bench-regression bench-density bench-sampling bench-boltzmann bench-tables bench-speed clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,8 +8,12 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/thalweg demo --out demo
 
+# The gate: all tests but the slow ones, on two cores, one thread each.
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-all: $(INSTALLED) lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -50,10 +50,8 @@ def are_refused(cases: list[tuple[tuple[object, ...], int, str]]) -> None:
 
 
 def stop_in_training(settings: list[object], run: Path, how: signal.Signals) -> str:
-    """Start a command, stop it at its next checkpoint, and hand back what it wrote to stderr."""
-    checkpoint = run / "training" / "checkpoint.pt"
-    places = [checkpoint, *run.glob("training/*/checkpoint.pt")]
-    before = {path: path.stat().st_mtime_ns for path in places if path.exists()}
+    """Start a command, stop it at its third new checkpoint, and hand back what it wrote to stderr."""
+    seen, n_new = _checkpoints(run), 0
     command = [sys.executable, "-m", "thalweg.cli", *map(str, settings), "--out", str(run)]
     process = subprocess.Popen(
         command,
@@ -65,9 +63,11 @@ def stop_in_training(settings: list[object], run: Path, how: signal.Signals) -> 
     )
     try:
         deadline = time.monotonic() + 120
-        while process.poll() is None and not _is_later(run, before):
+        while process.poll() is None and n_new < 3:
             assert time.monotonic() < deadline
             time.sleep(0.005)
+            found = _checkpoints(run)
+            n_new, seen = n_new + (found != seen), found
         process.send_signal(how)
         _, message = process.communicate(timeout=120)
     finally:
@@ -76,9 +76,10 @@ def stop_in_training(settings: list[object], run: Path, how: signal.Signals) -> 
     return message.decode()
 
 
-def _is_later(run: Path, before: dict[Path, int]) -> bool:
+def _checkpoints(run: Path) -> dict[Path, int]:
+    """When each checkpoint of a run was written."""
+    found = {}
     for path in [run / "training" / "checkpoint.pt", *run.glob("training/*/checkpoint.pt")]:
         with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime_ns > before.get(path, 0):
-                return True
-    return False
+            found[path] = path.stat().st_mtime_ns
+    return found

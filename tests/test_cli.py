@@ -366,7 +366,7 @@ def test_an_interrupted_run_resumes_and_ends_the_same(call, tmp_path: Path, how:
         "--members",
         2,
         "--checkpoint-seconds",
-        0.01,
+        0.1,
         "--no-report",
         "--quiet",
     ]

@@ -101,6 +101,7 @@ def test_a_run_is_told_beside_independent_columns_and_drawn(runs, kind):
     assert (run.parent / "again.html").exists()
 
 
+@pytest.mark.slow
 def test_labelled_images_are_told_apart_by_a_machine_for_each_class(tmp_path):
     raw = load_digits()
     np.savez(tmp_path / "digits.npz", X=(15 * raw.images[:900]).astype(np.uint8), y=raw.target[:900] + 3)
@@ -255,7 +256,7 @@ def test_deep_machines_are_fitted_drawn_scored_and_shown(kind, tmp_path):
 def test_an_interrupted_or_killed_run_resumes_to_the_same_model(tmp_path):
     numbers().to_csv(tmp_path / "rows.csv", index=False)
     settings = ["fit", "boltzmann", tmp_path / "rows.csv", "--epochs", 400, "--hidden", 64, "--no-report",
-                "--quiet", "--threads", 1, "--checkpoint-seconds", 0.01]  # fmt: skip
+                "--quiet", "--threads", 1, "--checkpoint-seconds", 0.1]  # fmt: skip
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     for how in (signal.SIGKILL, signal.SIGINT):
         message = stop_in_training(settings, cut, how)

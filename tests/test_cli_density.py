@@ -310,7 +310,7 @@ def test_a_damaged_run_is_refused(call, fitted, tmp_path: Path) -> None:
 def test_an_interrupted_run_resumes_and_ends_the_same(call, tmp_path: Path) -> None:
     table, cut, whole = make_table(tmp_path), tmp_path / "cut", tmp_path / "whole"
     settings = ["fit", "density", table, "--drop", "species", "--epochs", 20, "--members", 2, "--no-report",
-                "--checkpoint-seconds", 0.01, "--quiet", "--threads", 1]  # fmt: skip
+                "--checkpoint-seconds", 0.1, "--quiet", "--threads", 1]  # fmt: skip
     message = stop_in_training(settings, cut, signal.SIGINT)
     assert f"thalweg fit density --resume --out {cut}" in message
     assert not (cut / "model").exists()

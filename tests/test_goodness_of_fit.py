@@ -162,6 +162,7 @@ def learned_tests(rows: np.ndarray, variances: np.ndarray) -> list[generation.Si
     ]
 
 
+@pytest.mark.slow
 def test_learned_stein_test_keeps_its_level():
     rng = np.random.default_rng(0)
     repetitions, variances = 120, np.array([1.0, 9.0, 1.0, 0.01])

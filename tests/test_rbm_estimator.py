@@ -87,6 +87,7 @@ def test_a_gaussian_density_integrates_to_one_in_the_columns_own_units():
     assert np.exp(model.score_samples(grid)).sum() * (grid[1, 0] - grid[0, 0]) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_gaussian_units_recover_a_known_machine():
     torch.manual_seed(1)
     truth = RBMEnergy(Gaussian(6), 3)
@@ -251,6 +252,7 @@ def test_hidden_pixels_are_filled_better_than_by_the_columns_means(large):
     assert known < 0.5 * np.square(TRAIN.mean(0) - TEST).mean()
 
 
+@pytest.mark.slow
 def test_numbers_and_categories_are_filled_and_drawn_in_their_own_units():
     rng = np.random.RandomState(0)
     x = rng.randn(800)

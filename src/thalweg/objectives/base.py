@@ -231,24 +231,21 @@ def check_batch(energy: AnyEnergy, batch: Batch) -> None:
     name = type(energy).__name__
     with torch.no_grad(), evaluating(energy):
         given = condition(energy, rows.x)
-        event = rows.y.shape[rows.y.dim() - given.event_ndim :]
         if rows.y.dim() != 1 + given.event_ndim:
             raise ValueError(
                 f"y must be [rows, *event] with an event of {given.event_ndim} dimensions for {name}, got a y of "
                 f"shape {list(batch.y.shape)}: flatten what stands between the rows and the event into rows"
             )
-        for candidates in ((), (1,)) if isinstance(energy, ConditionalEnergy) else ((),):
-            shape = (len(rows.y), *candidates)
-            value: Any = given(rows.y.reshape(*shape, *event))
-            if not isinstance(value, Tensor) or value.shape != shape:
-                found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                trailing = isinstance(value, Tensor) and value.shape == (*shape, 1)
-                hint = "; drop the trailing dimension of 1, for instance with .squeeze(-1)" if trailing else ""
-                of_x = "" if rows.x is None else f" given x of shape {list(rows.x.shape)}"
-                raise ValueError(
-                    f"{name} must return one energy for each y: for y of shape {[*shape, *event]}{of_x} that is "
-                    f"shape {list(shape)}, got {found}{hint}"
-                )
+        value: Any = given(rows.y)
+    shape = list(rows.y.shape[:1])
+    if not isinstance(value, Tensor) or list(value.shape) != shape:
+        found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        hint = "; drop the trailing dimension of 1, for instance with .squeeze(-1)" if found == [*shape, 1] else ""
+        of_x = "" if rows.x is None else f" given x of shape {list(rows.x.shape)}"
+        raise ValueError(
+            f"{name} must return one energy for each y: for y of shape {list(rows.y.shape)}{of_x} that is shape "
+            f"{shape}, got {found}{hint}"
+        )
 
 
 def check_rows(batch: Batch) -> None:

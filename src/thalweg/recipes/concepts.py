@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from thalweg.data.shapes import SHAPES, render_sprites
 from thalweg.energies.base import ConditionalEnergy, Energy, standard_normal
-from thalweg.objectives.base import AnyEnergy, Batch, Objective, condition
+from thalweg.objectives.base import AnyEnergy, Batch, Objective, check_batch, condition
 from thalweg.sampling.chain import run_chain
 from thalweg.sampling.langevin import Langevin
 from thalweg.training.loop import Plan, Trainer
@@ -152,6 +152,9 @@ def _noised(y: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tenso
 class DenoisingAtLevels(Objective):
     """Denoising score matching for an energy that is told the noise level."""
 
+    def check(self, energy: AnyEnergy, batch: Batch) -> None:
+        check_batch(energy, batch._replace(x=_noised(batch.y, torch.Generator())[0]))
+
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
         level, noise = _noised(batch.y, generator)
         return (level * condition(energy, level).score(batch.y + level * noise) + noise).square().sum(-1)
@@ -159,6 +162,9 @@ class DenoisingAtLevels(Objective):
 
 class ReadingAtLevels(Objective):
     """-log p(concept | noisy image), which is what a :class:`ConceptEnergy` is."""
+
+    def check(self, energy: AnyEnergy, batch: Batch) -> None:
+        check_batch(energy, batch._replace(x=torch.cat([batch.x, _noised(batch.y, torch.Generator())[0]], 1)))
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
         level, noise = _noised(batch.y, generator)
