@@ -1,4 +1,4 @@
-.PHONY: demo test test-all lint docs bench bench-regression bench-density bench-sampling bench-boltzmann bench-tables bench-speed clean
+.PHONY: demo test test-all docs lint bench clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,6 +15,10 @@ test: $(INSTALLED) lint
 test-all: $(INSTALLED) lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,29 +33,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 bench: bench-regression bench-density bench-tables bench-sampling bench-boltzmann bench-speed
 
+# A benchmark that can use real data takes DATA=FOLDER.
 DATA ?=
-bench-regression: $(INSTALLED)
+bench-%: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
-	$(BIN)/python benchmarks/regression.py $(if $(DATA),--data $(DATA))
-
-bench-density: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
-	$(BIN)/python benchmarks/density.py
-
-bench-tables: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
-	$(BIN)/python benchmarks/tables.py $(if $(DATA),--data $(DATA))
-
-bench-sampling: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
-	$(BIN)/python benchmarks/sampling.py
-
-bench-boltzmann: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
-	$(BIN)/python benchmarks/boltzmann.py $(if $(DATA),--data $(DATA))
-
-bench-speed: $(INSTALLED)
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/$*.py $(if $(DATA),--data $(DATA))
 
 clean:
-	rm -rf $(VENV) demo runs dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo runs site dist .pytest_cache .mypy_cache .ruff_cache

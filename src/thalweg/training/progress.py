@@ -10,6 +10,8 @@ from rich.progress import Progress as RichProgress
 
 
 class Progress(Protocol):
+    """What a training reports to: epochs done, records, and messages."""
+
     def start(self, n_epochs: int, done: int) -> None: ...
     def update(self, record: dict[str, float]) -> None: ...
     def message(self, text: str) -> None: ...
@@ -17,6 +19,8 @@ class Progress(Protocol):
 
 
 class SilentProgress:
+    """Reports nothing."""
+
     def start(self, n_epochs: int, done: int) -> None: ...
 
     def update(self, record: dict[str, float]) -> None: ...
