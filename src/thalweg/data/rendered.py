@@ -395,9 +395,9 @@ def _common_area(subject: np.ndarray, clip: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class ShellAges:
-    """Shells with their age in whole years, and the law by which the ages were drawn.
+    """Shells with their age in whole years, and the distribution from which the ages were drawn.
 
-    A shell grows quickly, then hardly at all: from the length of an old one little can be told, and the
+    A shell grows quickly, then hardly at all: the length of an old one says little of its age, and the
     spread of the age is wide and leans to the right. At the exposed site some animals were stunted, which
     their shells do not show; there the age has two modes.
 
@@ -423,7 +423,7 @@ class ShellAges:
         return (1 - stunted) * norm.cdf(z) + stunted * norm.cdf(z - self.stunting / log_std)
 
     def log_mass(self, age: np.ndarray) -> np.ndarray:
-        """log P(age | measurements) of whole years, under the law itself: no model scores better on average."""
+        """log P(age | measurements) of whole years, under the true distribution: no model scores better."""
         age = np.asarray(age, np.float64)
         below = np.where(age <= 1, 0.0, self.cdf(age - 0.5))
         return np.log(np.maximum(self.cdf(age + 0.5) - below, 1e-300))

@@ -61,7 +61,7 @@ class StateEncoder:
         """Learn the encoding of rows ``[N, D]`` without gaps.
 
         Args:
-            names: of the columns, for messages.
+            names: names of the columns, for messages.
             categorical: columns whose values are categories even if they are numbers.
 
         Raises:
@@ -106,7 +106,7 @@ class StateEncoder:
 
     @property
     def n_states(self) -> int:
-        """Of a categorical unit: as many as the column with most categories has."""
+        """Number of categories of a categorical unit: that of the column with the most."""
         return max([2, *(len(c) for c in self.categories)])
 
     @property
@@ -116,7 +116,7 @@ class StateEncoder:
 
     @property
     def places(self) -> list[np.ndarray]:
-        """Of each column: where its numbers stand in a state."""
+        """Where the numbers of each column stand in a state."""
         found, start = [np.zeros(0, int)] * len(self.kinds), 0
         for kind in _ORDER:
             for k in self.columns(kind):
@@ -128,7 +128,7 @@ class StateEncoder:
         """States ``[N, width]`` float64; NaN where a row has gaps.
 
         Args:
-            names: of the columns, for messages.
+            names: names of the columns, for messages.
 
         Raises:
             ValueError: for values that the units can't take, in words.
@@ -187,7 +187,7 @@ class StateEncoder:
         return found
 
     def _check_bits(self, bits: np.ndarray, names: Names) -> None:
-        """Of the binary columns ``[N, n]``."""
+        """The values of the binary columns ``[N, n]``."""
         grey = self.probabilities and self.kind != "mixed"
         with np.errstate(invalid="ignore"):
             odd = (bits < 0) | (bits > 1) if grey else (bits != 0) & (bits != 1) & ~np.isnan(bits)

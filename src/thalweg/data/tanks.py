@@ -50,7 +50,7 @@ def simulate_tanks(n_steps: int = 1024, seed: int = 0, noise_std: float = 0.03) 
 
     Args:
         n_steps: samples, one each 4 s; the tanks have settled when they begin.
-        noise_std: of the sensor, in volts.
+        noise_std: standard deviation of the sensor's noise, in volts.
 
     Source: [Schoukens 2016, eq. 1 to 4].
     """

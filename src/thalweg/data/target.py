@@ -55,7 +55,7 @@ def location_and_scale(y: np.ndarray, heavy: float = 3.0) -> tuple[np.ndarray, n
 def find_resolution(y: np.ndarray, max_decimals: int = 6) -> float:
     """The spacing of the grid that a target is rounded to, or 0 if there is none.
 
-    The grid is decimal (1, 0.1, 0.01, ...), told from the digits of the values, or, where all values are
+    The grid is decimal (1, 0.1, 0.01, ...), read from the digits of the values, or, where all values are
     multiples of some larger step (5, 0.25), that step. A target counts as rounded only if values recur.
 
     Args:

@@ -226,7 +226,7 @@ def event_sum(t: Tensor, event_ndim: int) -> Tensor:
 
 
 def _derivative(t: Tensor, x: Tensor) -> Tensor:
-    """Of the sum of a gradient's entries, with a graph; zero where the energy is linear in x."""
+    """The gradient of the sum of a gradient's entries, with a graph; zero where the energy is linear in x."""
     if not t.requires_grad:
         return torch.zeros_like(x)
     return torch.autograd.grad(t.sum(), x, create_graph=True, materialize_grads=True)[0]

@@ -15,8 +15,8 @@ from thalweg.energies.densities.basic import Density
 class LogitEnergy(Energy):
     """An energy over [0, 1]^D as one of z = logit x: E'(z) = E(x) - sum_d log x_d (1 - x_d).
 
-    exp(-E') is the law of z where x follows exp(-E), with the same log Z. z is a vector ``[*batch, D]`` whatever
-    the shape of x.
+    exp(-E') is the density of z where x follows exp(-E), with the same log Z. z is a vector ``[*batch, D]``
+    whatever the shape of x.
 
     Args:
         energy: over the unit box, or one that is to be cut off at its faces.

@@ -45,7 +45,7 @@ class Conditional(EnergyRegressor):
     def held_out_log_prob(self, X: np.ndarray, y: np.ndarray) -> np.ndarray:
         """log p(y|x) of the training rows ``[rows]``, each by the members that did not learn from it.
 
-        A row that all have learned from, as there are with one member, is told by that.
+        A row that all have learned from, as happens with one member, is predicted by that one.
         """
         rng = check_random_state(self.random_state)
         draw_seed(rng)  # as in ``fit``, which drew its seed first

@@ -168,7 +168,7 @@ class DeepDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Deep):
         raise NotImplementedError
 
     def _bound(self, rows: Tensor) -> Tensor:
-        """Of log p + log Z."""
+        """Estimates of log p + log Z."""
         raise NotImplementedError
 
     @property
@@ -215,7 +215,7 @@ class DeepDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Deep):
         return bound - self.log_normaliser_ - self._log_volume()
 
     def score(self, X: Any, y: Any = None) -> float:
-        """The sum of ``score_samples``, as of scikit-learn's ``KernelDensity``."""
+        """The sum of ``score_samples``, as in scikit-learn's ``KernelDensity``."""
         return float(self.score_samples(X).sum())
 
     def _config(self) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class StateRows(Estimator):
         return 5 if len(self.encoder_.columns("gaussian")) else 1
 
     def _base_bias(self, units: Units, states: Tensor) -> Tensor:
-        """Of visible units alone, with the data's means."""
+        """An energy of visible units alone, with the data's means."""
         bias = units.bias_of(states)
         bias[torch.from_numpy(self.encoder_.impossible())] = IMPOSSIBLE
         return bias
@@ -132,7 +132,7 @@ def _clamped(
     """Means ``[N, width]`` and last states ``[n_chains, N, width]`` of chains that keep what is known of x.
 
     Args:
-        bias: of the visible units where the chains start.
+        bias: bias of the visible units where the chains start.
     """
     known, fixed = ~torch.isnan(x), torch.nan_to_num(x)
     biases = [bias, *machine.biases[1:]]

@@ -36,12 +36,12 @@ class DeepBeliefNetwork(DeepDensity):
         visible: "binary", "gaussian", "categorical", or column by column: "mixed" or "auto".
         max_epochs_pretraining: passes over the data for each layer, by persistent chains.
         max_epochs: passes of the fine-tuning.
-        learning_rate: of the first pass, falling to 0; None is 0.3, with Gaussian units 0.02; of the fine-tuning a
-            sixth of it.
+        learning_rate: step size of the first pass, falling to 0; None is 0.3, with Gaussian units 0.02; of the
+            fine-tuning a sixth of it.
         batch_size: rows of an update, and number of chains.
         n_gibbs: sweeps of the chains before an update.
         device: where to train, as Lightning Fabric's accelerator.
-        devices, num_nodes, strategy, precision: as of the other estimators; a machine is trained by one process in
+        devices, num_nodes, strategy, precision: as in the other estimators; a machine is trained by one process in
             full precision.
         n_threads: number of PyTorch threads while fitting; None chooses by the size of the work.
         verbose: whether to show progress.
@@ -147,12 +147,13 @@ class DeepBeliefClassifier(ClassifierMixin, Deep):
         visible: "binary", "gaussian", or column by column, "mixed" or "auto": binary if all values are 0 or 1.
         max_epochs_pretraining: passes over the rows for each layer, by persistent chains.
         max_epochs: passes over the labelled rows, by AdamW; twenty rows a step.
-        learning_rate: of the pre-training's first pass, falling to 0; None is 0.3, with Gaussian units 0.02.
+        learning_rate: step size of the pre-training's first pass, falling to 0; None is 0.3, with Gaussian units
+            0.02.
         fine_rate: the highest learning rate of the network.
         batch_size: rows of an update of the pre-training, and number of chains.
         n_gibbs: sweeps of the chains before an update.
         device: where to train, as Lightning Fabric's accelerator.
-        devices, num_nodes, strategy, precision: as of the other estimators; a machine is trained by one process in
+        devices, num_nodes, strategy, precision: as in the other estimators; a machine is trained by one process in
             full precision.
         n_threads: number of PyTorch threads while fitting; None chooses by the size of the work.
         verbose: whether to show progress.

@@ -52,8 +52,9 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
     categorical columns.
 
     Grey values between 0 and 1 are taken as probabilities: binary states are drawn from them anew in every update,
-    and it is these states whose law is learned. Where such rows are asked about, the probabilities themselves
-    enter the free energy; by Jensen's inequality ``score_samples`` is then at most the mean over the states.
+    and it is the distribution of these states that is learned. Where such rows are asked about, the probabilities
+    themselves enter the free energy; by Jensen's inequality ``score_samples`` is then at most the mean over the
+    states.
 
     Args:
         hidden: number of hidden units.
@@ -61,10 +62,11 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             inside, with learned standard deviations), "categorical" (each column's values are its categories),
             "mixed" (column by column: categorical for texts, binary for 0 and 1, else Gaussian), or "auto":
             binary if all are numbers in [0, 1], else as mixed.
-        learning_rate: of the first epoch; None is 0.3 (Gaussian units: 0.1, less with over 64 hidden units).
-        final_rate: of the last one, on a straight line between.
-        n_temperatures: of the persistent chains; None is 5 with Gaussian units, whose groups often lie far apart,
-            else 1.
+        learning_rate: step size of the first epoch; None is 0.3 (Gaussian units: 0.1, less with over 64 hidden
+            units).
+        final_rate: step size of the last epoch; between the two it falls on a straight line.
+        n_temperatures: number of temperatures of the persistent chains; None is 5 with Gaussian units, whose
+            groups often lie far apart, else 1.
         batch_size, momentum, weight_decay, n_gibbs, persistent, centred, fast_rate, sparsity_target,
             sparsity_cost: see :class:`~thalweg.training.moments.Moments`.
         max_epochs: passes over the data; a table of few rows has few updates in each, and takes more of them.
@@ -143,8 +145,8 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         Args:
             X: ``[rows, columns]`` without gaps.
             y: ignored.
-            held_out: rows whose mean log-likelihood is told about a hundred times (estimated by short annealing
-                where log Z can't be summed up quickly); nothing is learned from them.
+            held_out: rows whose mean log-likelihood is reported about a hundred times (estimated by short
+                annealing where log Z can't be summed up quickly); nothing is learned from them.
             run_dir: keep checkpoints here.
             resume: go on from the checkpoint in run_dir; the result is that of a run never interrupted.
             checkpoint_seconds: least time between two checkpoints.

@@ -31,12 +31,12 @@ class DeepBoltzmannMachine(DeepDensity):
         max_epochs_pretraining: passes over the data for each layer, by CD-1.
         max_epochs: passes of the joint training, by mean field and persistent chains, with Gaussian units at five
             temperatures.
-        learning_rate: of the first pass, falling to 0; None is 0.3, with Gaussian units 0.02; of the pre-training
-            a third of it.
+        learning_rate: step size of the first pass, falling to 0; None is 0.3, with Gaussian units 0.02; of the
+            pre-training a third of it.
         batch_size: rows of an update, and number of chains.
         n_gibbs: sweeps of the chains before an update.
         device: where to train, as Lightning Fabric's accelerator.
-        devices, num_nodes, strategy, precision: as of the other estimators; a machine is trained by one process in
+        devices, num_nodes, strategy, precision: as in the other estimators; a machine is trained by one process in
             full precision.
         n_threads: number of PyTorch threads while fitting; None chooses by the size of the work.
         verbose: whether to show progress.

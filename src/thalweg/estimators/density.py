@@ -454,7 +454,7 @@ class EnergyDensity(DensityMixin, Estimator):
 
         Args:
             X: ``[rows, columns]``.
-            noise_std: of the noise, one number or one for each column, in the columns' units.
+            noise_std: standard deviation of the noise, one number or one for each column, in the columns' units.
             n_candidates: weighted draws for each row, which are averaged.
         """
         X = self._rows(X)

@@ -201,7 +201,7 @@ class MultivariateDistribution:
     The proposal is the model's own mixture where it has one, else a Gaussian round the training targets.
 
     Attributes:
-        effective_sample_size: of the importance samples ``[B]``, out of ``n_importance``.
+        effective_sample_size: effective number of the importance samples ``[B]``, out of ``n_importance``.
     """
 
     chunk_size = 512

@@ -57,19 +57,19 @@ class ImageEBM(Estimator):
         network: "perceptron", "residual" (convolutions, spectral norm), or "auto": a perceptron up to
             1024 numbers in an image.
         hidden: widths of the perceptron's layers.
-        width, n_blocks: of the residual network.
+        width, n_blocks: channels and number of blocks of the residual network.
         n_steps: steps of a chain in training.
-        step_size, noise_scale, clip_grad: of the chains; see :class:`~thalweg.sampling.langevin.ColdLangevin`.
-            Where one is None the size of the image chooses: 0.05, 0.03, 1 up to 256 numbers; 3, 0.01, 0.03
-            above, where nearly all of the gradient is clipped, or chains would not get out of the noise that
-            they start in. Infinity does not clip.
+        step_size, noise_scale, clip_grad: settings of the chains; see
+            :class:`~thalweg.sampling.langevin.ColdLangevin`. Where one is None the size of the image chooses:
+            0.05, 0.03, 1 up to 256 numbers; 3, 0.01, 0.03 above, where nearly all of the gradient is clipped, or
+            chains would not get out of the noise that they start in. Infinity does not clip.
         energy_l2: weight of the squared energies.
-        buffer_size, restart: of the replay buffer.
-        batch_size, learning_rate, max_steps: of the training; the rate falls to 5 % along a cosine.
+        buffer_size, restart: size of the replay buffer, and the share of its chains that start anew.
+        batch_size, learning_rate, max_steps: settings of the training; the rate falls to 5 % along a cosine.
         ema_decay: train on, but keep a moving average of the weights (None: not).
-        n_snapshots: of the weights, evenly over the last eighth of the training up to its end; the energy is the
-            mean of theirs. With 1 it is that of the last weights alone. Training costs as much, but the model
-            is as many times as large, and all that is done with it takes as many times as long.
+        n_snapshots: number of snapshots of the weights, evenly over the last eighth of the training up to its end;
+            the energy is the mean of theirs. With 1 it is that of the last weights alone. Training costs as much,
+            but the model is as many times as large, and all that is done with it takes as many times as long.
         device, devices, num_nodes, strategy, precision: see :class:`lightning_fabric.Fabric`; ``device`` is its
             accelerator. Several processes share every batch, each with a replay buffer of its own.
         n_threads: number of PyTorch threads; None chooses by the size of the work.
@@ -368,7 +368,7 @@ class ImageEBM(Estimator):
         return torch.cat(means).cpu().numpy()
 
     def _at_once(self, n_chains: int = 1) -> int:
-        """Of how many images the chains run side by side; it bounds the memory."""
+        """How many images have chains side by side; it bounds the memory."""
         return max(1, _PIXELS_AT_ONCE // (n_chains * math.prod(self.image_shape_)))
 
     def _given(self, labels: Tensor) -> Any:

@@ -76,7 +76,7 @@ class EnergyRegressor(RegressorMixin, Estimator):
             there is little to overfit and sharp shapes are lost.
         roughness: weight of the penalty on the members' tilts; "auto" is 0.005, and 0.2 for fewer than four
             columns.
-        noise_stds: of the noise of nce, nce+, ml-is, kld-is and dsm (its first), in standard deviations of
+        noise_stds: widths of the noise of nce, nce+, ml-is, kld-is and dsm (its first), in standard deviations of
             the target.
         n_samples: candidates for each row, for the objectives that draw them.
         learning_rate, weight_decay, batch_size, max_epochs, max_steps, patience: see
@@ -193,7 +193,7 @@ class EnergyRegressor(RegressorMixin, Estimator):
         self.resolution_ = self._find_resolution(targets)
         scaled = ((targets - self.location_) / self.scale_).astype(np.float32)
         # Where an energy that is normalised numerically lives: beyond the targets seen by three tenths of their
-        # range, which is as far as the noise of its training reaches. Further out it was never told anything.
+        # range, which is as far as the noise of its training reaches. Further out it has learned nothing.
         margin = 0.3 * float(np.ptp(scaled))
         self.bounds_ = (float(scaled.min()) - margin, float(scaled.max()) + margin)
         self.encoder_ = None if self.energy is not None else TableEncoder().fit(X)

@@ -37,7 +37,7 @@ class ClassifierTest(NamedTuple):
     """How well a classifier tells samples from data, and the probability of it if they are alike.
 
     Attributes:
-        accuracy: share of the rows predicted that are told right, 1/2 by chance.
+        accuracy: share of the rows that the classifier gets right, 1/2 by chance.
         p_value: probability of an accuracy as high if samples and data have one distribution.
         auroc: area under the ROC curve, 1/2 by chance.
     """

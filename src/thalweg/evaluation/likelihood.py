@@ -45,7 +45,7 @@ class AnnealedLikelihood(NamedTuple):
 
     @property
     def standard_error(self) -> float:
-        """Of the mean, by how much the images differ; not of log Z."""
+        """Standard error of the mean over the images; the error of log Z is not in it."""
         return float(self.log_prob.std(ddof=1) / math.sqrt(len(self.log_prob)))
 
     @property
@@ -95,7 +95,7 @@ def annealed_likelihood(
         n_levels: grey levels.
         start: images as above, of the training, say: annealing starts from the Gaussian with the moments of their
             logits, and gets to lower temperatures. None: from the uniform density.
-        n_chains, n_steps: of annealing, each way; besides those that find the step sizes.
+        n_chains, n_steps: chains and steps of annealing, each way; besides those that find the step sizes.
 
     Raises:
         ValueError: if images are not on the grid of levels, or a setting is out of range, or as
@@ -110,14 +110,14 @@ def annealed_likelihood(
     if start is not None:
         logits = _dequantised(start, n_levels, energy.event_ndim, generator, device).flatten(1).logit(_EDGE)
         base = GaussianMixtureEnergy.from_moments(logits)
-    law = LogitEnergy(energy / temperature, x.shape[1:])
+    logits = LogitEnergy(energy / temperature, x.shape[1:])
     z = x.flatten(1).logit(_EDGE)
     with torch.no_grad():
         # The change of coordinates adds the same to both.
         slope = LogisticEnergy(z.shape[1]).to(device).log_prob(z)
-        log_prob = -torch.cat([law(part) for part in z.split(1000)]) - slope
+        log_prob = -torch.cat([logits(part) for part in z.split(1000)]) - slope
         base_log_prob = base.log_prob(z) - slope
-    found = bracket_log_normaliser(law, base, None, n_chains, n_steps, generator)
+    found = bracket_log_normaliser(logits, base, None, n_chains, n_steps, generator)
     return AnnealedLikelihood(
         log_prob.double().cpu().numpy() - found.estimate,
         found,

@@ -86,7 +86,7 @@ def score(y: np.ndarray, distribution: Predictive, resolution: float = 0.0, seed
         y: the truth ``[rows]``.
         distribution: p(y|x) of the same rows.
         resolution: spacing of the grid that y is rounded to, 0 if it isn't.
-        seed: of the draws within the cells.
+        seed: seed of the draws within the cells.
 
     Raises:
         ValueError: if y isn't a finite vector of at least one row.
@@ -138,7 +138,7 @@ def score_targets(y: np.ndarray, distribution: Any, names: Sequence[str]) -> dic
     Args:
         y: the truth ``[rows, K]``.
         distribution: with ``log_prob`` ``[rows]``, ``mean`` ``[rows, K]`` and ``quantile`` ``[rows, m, K]``.
-        names: of the targets.
+        names: names of the targets.
 
     Returns:
         a dict fit for JSON: ``n_rows``, ``nll`` and ``nll_error`` (joint, nats), and ``targets``: for each

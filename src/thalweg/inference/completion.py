@@ -30,7 +30,7 @@ class Candidates(NamedTuple):
 
     @property
     def effective_sample_size(self) -> Tensor:
-        """``[rows]``, between 1 and n: how many draws of the law itself they are worth."""
+        """``[rows]``, between 1 and n: how many draws of the exact distribution they are worth."""
         return 1 / self.weights.square().sum(1)
 
     def mean(self) -> Tensor:
@@ -71,7 +71,7 @@ class Posterior(NamedTuple):
         return means + torch.einsum("bnfg,bng->bnf", self.factors[which], noise)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Of ``[rows, n, F]``: ``[rows, n]``."""
+        """log p of the coordinates ``[rows, n, F]``: ``[rows, n]``."""
         log_prob = torch.full(x.shape[:2], -torch.inf, dtype=x.dtype)
         for c, factor in enumerate(self.factors):
             centred = (x - self.means[:, c].unsqueeze(1)).flatten(0, 1)
@@ -85,7 +85,7 @@ class Posterior(NamedTuple):
 def posterior(
     mixture: GaussianMixtureEnergy, seen: Tensor, observed: Tensor, noise_variance: Tensor, free: Tensor
 ) -> Posterior:
-    """The law of the coordinates ``free`` under a mixture, given others or the same with Gaussian noise.
+    """The distribution of the coordinates ``free`` under a mixture, given others or the same with Gaussian noise.
 
     Args:
         mixture: with full covariances.
@@ -196,7 +196,7 @@ def denoise(
 
     Args:
         seen: ``[rows, D]``.
-        std: of the noise ``[D]``.
+        std: standard deviations of the noise ``[D]``.
     """
     with torch.no_grad():
         everything = torch.arange(seen.shape[1])

@@ -309,7 +309,7 @@ def _legendre_series(coefficients: Tensor, t: Tensor) -> Tensor:
 
 
 def _prominent(f: Tensor, peaks: Tensor, least: Tensor) -> Tensor:
-    """Those of the peaks of f that rise by ``least`` above the valleys that part them from higher ones."""
+    """The peaks of f that rise by ``least`` above the valleys that part them from higher ones."""
     kept: list[int] = []
     valleys: list[float] = []  # before each kept peak
     for peak in peaks.tolist():

@@ -60,7 +60,7 @@ class Batch(NamedTuple):
         return Batch(*(None if t is None else t.to(device) for t in self))  # type: ignore[arg-type]
 
     def given(self, energy: AnyEnergy) -> Energy:
-        """The energy of y: of a conditional energy the one for these x, else the energy itself."""
+        """The energy of y: a conditional energy given these x, any other energy as it is."""
         return condition(energy, self.x)
 
 
@@ -133,8 +133,8 @@ class Player(NamedTuple):
         n_steps: updates in a row, in every round.
         warm_up: updates before the first round, by :meth:`Adversarial.warm_up_loss`.
         learning_rate: the highest one; None is that of the plan.
-        betas: of its Adam.
-        schedule: of its learning rate; None is that of the plan.
+        betas: the two decay rates of its Adam.
+        schedule: schedule of its learning rate; None takes the plan's.
         clip_norm: where its gradient's norm is clipped; None is as the plan says.
     """
 

@@ -21,7 +21,7 @@ from thalweg.sampling.langevin import Langevin
 class ContrastiveDivergence(Objective):
     """E(y_i) - mean E(y_m), the y_m from chains of ``kernel`` after n_steps: CD-k, persistent CD, IGEBM.
 
-    Its gradient is that of the likelihood where the chains have reached the model's law. Chains that start
+    Its gradient is that of the likelihood where the chains have reached the model. Chains that start
     at the data give CD-k, chains from a replay buffer persistent CD. No gradient flows through the chains,
     which run with the energy in evaluation mode: dropout does not shake them, nor do they enter the
     statistics of a batch normalisation.
@@ -172,7 +172,8 @@ class LangevinML(ContrastiveDivergence):
 class ImprovedContrastiveDivergence(ContrastiveDivergence):
     """Contrastive divergence with the term it leaves out: the chains' own dependence on the energy.
 
-    The chains' law q moves with the energy, and CD's gradient ignores it. Here KL(q || exp(-E)) is lowered
+    The chains' distribution q moves with the energy, and CD's gradient ignores it. Here KL(q || exp(-E)) is
+    lowered
     too: mean E*(y_m) - H[q], with E* an energy whose parameters get no gradient from its value and y_m
     carrying the graph of the last steps. The entropy of q is estimated, up to a constant and a factor D, by the
     mean logarithm of the distances to the nearest other chain.

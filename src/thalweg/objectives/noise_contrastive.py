@@ -169,9 +169,9 @@ class ConditionalNCE(Objective):
     The noise is symmetric, so its density drops out, and so does log Z.
 
     Args:
-        noise_std: of the noise, a number or one for each coordinate ``[D]``. None finds it in training: half
-            the data's own to begin with, larger while the loss stays near 2 log 2, where nothing is to be told
-            apart, and smaller while it is below log 2, where telling is too easy.
+        noise_std: standard deviation of the noise, one number or one for each coordinate ``[D]``. None finds it in
+            training: half the data's own to begin with, larger while the loss stays near 2 log 2, where nothing is
+            to be told apart, and smaller while it is below log 2, where telling is too easy.
         n_noise: kappa, noisy copies of each row.
 
     Source: [Ceylan 2018, eq. 10] and its code, whose rule for the noise this is.

@@ -34,7 +34,7 @@ class SlicedScoreMatching(Objective):
         variance_reduction: take (1/2)|grad E|^2, the first term's exact mean, in its place. It lowers the
             variance where the gradient is large beside the curvature; at the bottom of a valley the two terms
             rise together, and their difference varies less than the second alone.
-        projection: "rademacher" or "gaussian", the law of v; E vv' = I either way.
+        projection: "rademacher" or "gaussian", the distribution of v; E vv' = I either way.
 
     Source: [Song 2019, eq. 7 and 8], with f = -E.
     """

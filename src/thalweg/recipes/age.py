@@ -1,4 +1,4 @@
-"""Age in whole years from measurements, against the law that the ages were drawn by."""
+"""Age in whole years from measurements, against the distribution that they were drawn from."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def run(settings: Settings) -> Result:
             "likelihood", energy=one_gaussian, point="median", random_state=seed, **size
         ).fit(x, train.age)  # fmt: skip
 
-        record("log loss of whole years, the law itself (nats)", -test.log_mass(test.age).mean())
-        record("MAE of the median, the law itself (years)", np.abs(test.age - test.median()).mean())
+        record("log loss of whole years, the true distribution (nats)", -test.log_mass(test.age).mean())
+        record("MAE of the median, the true distribution (years)", np.abs(test.age - test.median()).mean())
         for label, fitted, inputs in (
             ("energy", model, test.table),
             ("Gaussian network", gaussian, x_test),
@@ -63,13 +63,18 @@ def run(settings: Settings) -> Result:
 
     loss, mae = "log loss of whole years, {} (nats)", "MAE of the median, {} (years)"
     ratio = [
-        p / q for p, q in zip(columns[mae.format("energy")], columns[mae.format("the law itself")], strict=True)
+        p / q
+        for p, q in zip(columns[mae.format("energy")], columns[mae.format("the true distribution")], strict=True)
     ]
     return Result(
         [
             *(Figure(name, values) for name, values in columns.items()),
-            Figure("log loss above the law's (nats)", difference(loss, "energy", "the law itself"), 0.12),
-            Figure("MAE over the law's (ratio)", ratio, 1.08),
+            Figure(
+                "log loss above the true distribution's (nats)",
+                difference(loss, "energy", "the true distribution"),
+                0.12,
+            ),
+            Figure("MAE over the true distribution's (ratio)", ratio, 1.08),
             Figure(
                 "log loss, gain on the Gaussian network (nats)",
                 difference(loss, "Gaussian network", "energy"),
@@ -80,7 +85,7 @@ def run(settings: Settings) -> Result:
         {"p(age | measurements) of six shells": _picture(model, gaussian, x_test, test)},
         [
             "Simulated shells: the spread of the age grows with it and leans to the right, and at one site the "
-            "age has two modes. The law itself gives the lowest log loss and MAE that any model can have. "
+            "age has two modes. The true distribution gives the lowest log loss and MAE that any model can have. "
             "The Gaussian network has the same encoding of the table, and learns mean and spread."
         ],
         time.monotonic() - started,
@@ -101,7 +106,7 @@ def _picture(model: EnergyRegressor, gaussian: EnergyRegressor, x_test: np.ndarr
     for i in range(len(rows)):
         where = {"row": i // 3 + 1, "col": i % 3 + 1}
         first = i == 0
-        figure.add_bar(x=years, y=truth[i], name="the law", legendgroup="a", showlegend=first,
+        figure.add_bar(x=years, y=truth[i], name="true distribution", legendgroup="a", showlegend=first,
                        marker_color="#d0d7de", **where)  # fmt: skip
         for name, mass, colour in (("energy", energy[i], "#2a6fbb"), ("Gaussian network", normal[i], "#e07a1f")):
             figure.add_scatter(x=years, y=mass, name=name, legendgroup=name, showlegend=first,

@@ -70,10 +70,10 @@ def run(settings: Settings) -> Result:
         found: dict[str, float] = {}
         for part in (_baselines, _chains, _deep_machine, _belief_network, _few_labels, _fantasies, _by_class):
             part(data, seed, settings.quick, found, pictures if seed == settings.seeds[0] else None)
-        found["divergences, all machines"] = float(len(data.told.texts))
-        for text in data.told.texts:
+        found["divergences, all machines"] = float(len(data.messages.texts))
+        for text in data.messages.texts:
             settings.tell(f"seed {seed}: {text}")
-        data.told.texts.clear()
+        data.messages.texts.clear()
         for key, value in found.items():
             figures.setdefault(key, []).append(value)
         settings.tell(f"seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()))
@@ -99,7 +99,7 @@ def run(settings: Settings) -> Result:
 
 class _Digits:
     def __init__(self) -> None:
-        self.told = Messages()
+        self.messages = Messages()
         train, test = digits()
         assert train.labels is not None
         assert test.labels is not None
@@ -116,14 +116,14 @@ def _plan(seed: int, quick: bool, n_epochs: int = 400, **changes: Any) -> Plan:
 
 
 def _train(
-    machine: LayeredMachine, rows: Tensor, plan: Plan, told: Messages, moments: Moments = Moments()
+    machine: LayeredMachine, rows: Tensor, plan: Plan, messages: Messages, moments: Moments = Moments()
 ) -> None:
-    Trainer(plan, progress=told).run(MomentStep(machine, moments), Batch(None, rows))
+    Trainer(plan, progress=messages).run(MomentStep(machine, moments), Batch(None, rows))
 
 
-def _trained(rows: Tensor, hidden: list[int], plan: Plan, told: Messages, moments: Moments = Moments()) -> Any:
+def _trained(rows: Tensor, hidden: list[int], plan: Plan, messages: Messages, moments: Moments = Moments()) -> Any:
     machine = new_machine(rows, hidden, plan.seed)
-    _train(machine, rows, plan, told, moments)
+    _train(machine, rows, plan, messages, moments)
     return machine
 
 
@@ -182,12 +182,12 @@ def _chains(data: _Digits, seed: int, quick: bool, found: Found, shown: Shown) -
     best = _nats(exact, data.test)
     found[f"RBM 64x{n_hidden}: exact gradient (nats)"] = best
     for name, moments in CHAINS.items():
-        machine = _trained(data.train, [n_hidden], slow, data.told, moments)
+        machine = _trained(data.train, [n_hidden], slow, data.messages, moments)
         found[f"{name} less exact gradient (nats)"] = _nats(machine, data.test) - best
-    machine = _trained(data.train, [n_hidden], _plan(seed, quick), data.told)
+    machine = _trained(data.train, [n_hidden], _plan(seed, quick), data.messages)
     found[f"RBM 64x{n_hidden}: PCD-1 from 0.3 (nats)"] = _nats(machine, data.test)
     n_wide = 8 if quick else 16
-    wide = _trained(data.train, [n_wide], _plan(seed, quick), data.told)
+    wide = _trained(data.train, [n_wide], _plan(seed, quick), data.messages)
     found[f"RBM 64x{n_wide}: PCD-1 from 0.3 (nats)"] = _nats(wide, data.test)
     found[f"RBM 64x{n_wide}: error of annealed log Z"] = _annealing_error(wide, data, seed, quick)
 
@@ -196,16 +196,16 @@ def _deep_machine(data: _Digits, seed: int, quick: bool, found: Found, shown: Sh
     hidden = [6, 4] if quick else [14, 10]
     machine = new_machine(data.train, hidden, seed)
     first = _plan(seed, quick, 100, learning_rate=0.1)
-    pretrain(machine, data.train, first, CHAINS["CD-1"], progress=data.told)
+    pretrain(machine, data.train, first, CHAINS["CD-1"], progress=data.messages)
     before = _nats(machine, data.test)
-    _train(machine, data.train, _plan(seed, quick), data.told)
+    _train(machine, data.train, _plan(seed, quick), data.messages)
     exact = _log_prob(machine, data.test)
     gap = exact - (machine.evidence_bound(data.test) - machine.log_normaliser())
     found["DBM: pretrained (nats)"] = before
     found["DBM: joint (nats)"] = float(exact.mean())
     found["DBM: joint less pretrained (nats)"] = float(exact.mean()) - before
     found["DBM: without pretraining (nats)"] = _nats(
-        _trained(data.train, hidden, _plan(seed, quick, 500), data.told), data.test
+        _trained(data.train, hidden, _plan(seed, quick, 500), data.messages), data.test
     )
     found["DBM: exact less bound (nats)"] = float(gap.mean())
     found["DBM: exact less bound, least row"] = float(gap.min())
@@ -215,18 +215,18 @@ def _deep_machine(data: _Digits, seed: int, quick: bool, found: Found, shown: Sh
 def _belief_network(data: _Digits, seed: int, quick: bool, found: Found, shown: Shown) -> None:
     n_hidden = 6 if quick else 12
     torch.manual_seed(seed)
-    one, _ = grow_belief_network(64, [n_hidden], data.train, _plan(seed, quick), progress=data.told)
+    one, _ = grow_belief_network(64, [n_hidden], data.train, _plan(seed, quick), progress=data.messages)
     one.double()
     rows = _log_prob(one, data.test.double())
     before = float(rows.mean())
     one.grow(64)
     found["DBN: tied layer less RBM, most (nats)"] = float((_log_prob(one, data.test.double()) - rows).abs().max())
     torch.manual_seed(seed)
-    two, _ = grow_belief_network(64, [n_hidden, 64], data.train, _plan(seed, quick), progress=data.told)
+    two, _ = grow_belief_network(64, [n_hidden, 64], data.train, _plan(seed, quick), progress=data.messages)
     greedy = _nats(two, data.test)
     found["DBN: greedy (nats)"] = greedy
     found["DBN: after greedy less before (nats)"] = greedy - before
-    up_down(two, data.train, _plan(seed, quick, 200, learning_rate=0.05), progress=data.told)
+    up_down(two, data.train, _plan(seed, quick, 200, learning_rate=0.05), progress=data.messages)
     exact = _nats(two, data.test)
     generator, log_z = torch.Generator().manual_seed(seed), float(two.top.log_normaliser())
     found["DBN: after up-down less greedy (nats)"] = exact - greedy
@@ -238,7 +238,7 @@ def _few_labels(data: _Digits, seed: int, quick: bool, found: Found, shown: Show
     """A classifier that starts from a belief network of all images, and one that starts at random."""
     hidden = [64, 64]
     torch.manual_seed(seed)
-    network, _ = grow_belief_network(64, hidden, data.train, _plan(seed, quick), progress=data.told)
+    network, _ = grow_belief_network(64, hidden, data.train, _plan(seed, quick), progress=data.messages)
     accuracy: dict[str, list[float]] = {"pretrained": [], "random": []}
     for draw in range(2 if quick else N_DRAWS):
         rng = np.random.RandomState(N_DRAWS * seed + draw)
@@ -266,7 +266,7 @@ def _few_labels(data: _Digits, seed: int, quick: bool, found: Found, shown: Show
 def _fantasies(data: _Digits, seed: int, quick: bool, found: Found, shown: Shown) -> None:
     """Larger machines, for gaps and for the eye."""
     n = 64
-    machine = _trained(data.train, [n], _plan(seed, quick), data.told)
+    machine = _trained(data.train, [n], _plan(seed, quick), data.messages)
     generator = torch.Generator().manual_seed(seed)
     bias = machine.visible.bias_of(data.train)
     log_z = bracket_machine(machine, bias, 100, 50 if quick else 3000, generator=generator)
@@ -286,10 +286,10 @@ def _fantasies(data: _Digits, seed: int, quick: bool, found: Found, shown: Shown
         return
     deep = new_machine(data.train, [n, n // 2], seed)
     first = _plan(seed, quick, 100, learning_rate=0.1)
-    pretrain(deep, data.train, first, CHAINS["CD-1"], progress=data.told)
-    _train(deep, data.train, _plan(seed, quick, 200), data.told)
-    belief, _ = grow_belief_network(64, [n, n], data.train, _plan(seed, quick, 200), progress=data.told)
-    up_down(belief, data.train, _plan(seed, quick, 100, learning_rate=0.05), progress=data.told)
+    pretrain(deep, data.train, first, CHAINS["CD-1"], progress=data.messages)
+    _train(deep, data.train, _plan(seed, quick, 200), data.messages)
+    belief, _ = grow_belief_network(64, [n, n], data.train, _plan(seed, quick, 200), progress=data.messages)
+    up_down(belief, data.train, _plan(seed, quick, 100, learning_rate=0.05), progress=data.messages)
     belief.n_sweeps = 1000
     n_sweeps = 20 if quick else 1000
     with torch.no_grad():
@@ -334,7 +334,7 @@ def fill(machine: RBMEnergy, rows: Tensor, known: Tensor, n_sweeps: int, generat
 def _by_class(data: _Digits, seed: int, quick: bool, found: Found, shown: Shown) -> None:
     """A machine for each digit, and the energies of all digits under each."""
     plan = _plan(seed, quick, 200, batch_size=20, learning_rate=0.1)
-    machines = machines_of_classes(data.train, data.labels, 6 if quick else 12, plan, data.told)
+    machines = machines_of_classes(data.train, data.labels, 6 if quick else 12, plan, data.messages)
     offset = class_offsets(class_energies(machines, data.train), data.labels)
     table = class_energies(machines, data.test)
     exact = [machine.log_normaliser() for machine in machines]

@@ -138,7 +138,7 @@ def _trained(part: GaussianMixtureEnergy, seed: int, quick: bool) -> Energy:
 
 
 def _places(seed: int, quick: bool) -> tuple[dict[str, float], dict[str, go.Figure]]:
-    """An energy of sprites given their place: it draws them where it is told, and finds them."""
+    """An energy of sprites given their place: it draws them at a given place, and finds them."""
     rng = np.random.RandomState(seed)
     energy, history = _trained_on_places(draw_sprites(400 if quick else 8000, rng, SIZE), seed, quick)
     test = draw_sprites(64, rng, SIZE)

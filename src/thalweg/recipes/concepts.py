@@ -150,7 +150,7 @@ def _noised(y: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tenso
 
 
 class DenoisingAtLevels(Objective):
-    """Denoising score matching for an energy that is told the noise level."""
+    """Denoising score matching for an energy that has the noise level as an input."""
 
     def check(self, energy: AnyEnergy, batch: Batch) -> None:
         check_batch(energy, batch._replace(x=_noised(batch.y, torch.Generator())[0]))
@@ -212,8 +212,8 @@ def joint(parts: SingleConcepts, labels: Tensor, level: float, weight: float = W
     levels = torch.full((len(labels), 1), level)
     energy: Energy = parts.images.given(levels).detach()
     for k, concept in enumerate(parts.concepts):
-        told = torch.cat([labels[:, k : k + 1].float(), levels], 1)
-        energy = energy + weight * concept.given(told)
+        given = torch.cat([labels[:, k : k + 1].float(), levels], 1)
+        energy = energy + weight * concept.given(given)
     return energy
 
 
@@ -221,10 +221,10 @@ def draw(
     parts: SingleConcepts, labels: Tensor, generator: torch.Generator, n_levels: int = 25, n_steps: int = 10
 ) -> Tensor:
     """Images ``[B, SIZE * SIZE]`` by Langevin dynamics at ever lower noise; of a few chains the lowest energy."""
-    told = labels.repeat(N_CHAINS, 1)
-    x = 0.1 + HIGHEST * torch.randn((len(told), SIZE**2), generator=generator)
+    given = labels.repeat(N_CHAINS, 1)
+    x = 0.1 + HIGHEST * torch.randn((len(given), SIZE**2), generator=generator)
     for level in np.geomspace(HIGHEST, LOWEST, n_levels).tolist():
-        energy = joint(parts, told, level)
+        energy = joint(parts, given, level)
         x = run_chain(Langevin(0.3 * level**2), energy, x, n_steps, generator).position
     # To the mean given the noisy image, or the last level's noise would stay.
     x = run_chain(Langevin(LOWEST**2, 0.0), energy, x, 1).position

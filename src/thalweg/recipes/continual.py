@@ -85,11 +85,11 @@ def run(settings: Settings) -> Result:
     for seed in settings.seeds:
         divergences.append(0.0)
         for name, objective in METHODS.items():
-            course, told = _one_run(objective(), train, test, n_steps, seed)
+            course, messages = _one_run(objective(), train, test, n_steps, seed)
             accuracy[name].append(float(course[-1] @ shares))
             courses[name].append(course)
-            divergences[-1] += len(told)
-            for text in told:
+            divergences[-1] += len(messages)
+            for text in messages:
                 settings.tell(f"seed {seed}, {name}: {text}")
         settings.tell(f"seed {seed}: " + ", ".join(f"{k} {v[-1]:.3f}" for k, v in accuracy.items()))
     ratio = [e / max(s, 1e-9) for e, s in zip(accuracy["energy"], accuracy["softmax"], strict=True)]
@@ -105,7 +105,7 @@ def run(settings: Settings) -> Result:
     ]
     notes = [
         "Digits 0 and 1, then 2 and 3, up to 8 and 9. A task's images are gone when the next begins; the answer "
-        "to a test image of any task is the label of lowest energy among all ten, and the task isn't told.",
+        "to a test image of any task is the label of lowest energy among all ten, the task is not given.",
         f"All train one perceptron 64-256-256-10 by {n_steps} updates of {BATCH} images a task and one Adam at "
         f"{RATE:g} whose moments go on from task to task. Pixels enter as [0, 1], not centred. Chains: 20 "
         "Langevin steps of 0.1, gradients clipped to 1; squared energies weighted 0.1.",

@@ -240,7 +240,7 @@ def _measure(
 
 
 def _likelihood(model: ImageEBM, train: Images, test: Images, seed: int, settings: Settings) -> dict[str, float]:
-    """Of test images, at the temperature that was best for others; annealing starts near training images."""
+    """Likelihood of test images at the temperature that was best for others; chains start near training images."""
     n_chains, n_steps = (8, 5) if settings.quick else (64, 500)
     found = annealed_likelihood(
         model.energy_.marginal(TEMPERATURE),

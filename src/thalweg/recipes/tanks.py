@@ -121,7 +121,7 @@ class Model:
         return (x - self.mean) / self.std
 
     def density(self, x: np.ndarray) -> PredictiveDistribution:
-        """Of what the linear model leaves."""
+        """Quantiles of the residuals of the linear model."""
         density = self.regressor.predict_distribution(self._scaled(x))
         assert isinstance(density, PredictiveDistribution)
         return density

@@ -22,7 +22,8 @@ class LogNormaliser(NamedTuple):
 
     Attributes:
         estimate: in nats.
-        standard_error: of the estimate, by the delta method on the weights; too small where few weights rule.
+        standard_error: standard error of the estimate, by the delta method on the weights; too small where few
+            weights rule.
         effective_sample_size: (sum w)^2 / sum w^2, at most the number of chains.
         position: where the chains ended ``[n_chains, *event]``.
         log_weights: ``[n_chains]``.
@@ -60,7 +61,7 @@ def annealed_importance_sampling(
 ) -> LogNormaliser:
     """log Z of ``energy`` by chains that are led from ``base`` to it.
 
-    The law moves along E_b = (1 - b) E_base + b E. Each chain's weight is the product of the ratios
+    The distribution moves along E_b = (1 - b) E_base + b E. Each chain's weight is the product of the ratios
     exp(E_b - E_b') at where it stands *before* its step at b'. The weights' mean is unbiased for Z, so their
     log is low in expectation.
 

@@ -138,7 +138,7 @@ def sample_chain(
 
     Args:
         start: ``[*batch, *event]``, one place for each chain.
-        on_draw: told how many draws there are, after each.
+        on_draw: called after each draw with the number of draws so far.
 
     Raises:
         ValueError: if the numbers are not positive, the kernel does not suit the energy's support, or the

@@ -17,8 +17,8 @@ from thalweg.sampling.chain import Place, State, accept
 class SingleSiteGibbs:
     """Draws one site after the other given all the others, for bits and one-hot groups.
 
-    A site's law given the others takes K - 1 evaluations of the energy, or none where the energy knows its
-    differences in closed form.
+    A site's distribution given the others takes K - 1 evaluations of the energy, or none where the energy knows
+    its differences in closed form.
 
     Args:
         n_random: sites in a step, each picked at random for each chain; None for a sweep over all in turn.

@@ -25,8 +25,8 @@ class HMC:
         step_size: a number, or a tensor that broadcasts against the position (a mass for each coordinate).
         n_leapfrog: steps of a trajectory.
         jitter: the step size of each trajectory is drawn uniformly within this part of it on either side,
-            whatever the state, so that the law is kept and no coordinate comes back to where it started every
-            time.
+            whatever the state, so that the distribution is kept and no coordinate comes back to where it started
+            every time.
 
     Source: [Neal 2011, fig. 2, and sec. 3.2 for the jitter].
     """

@@ -18,7 +18,7 @@ class Langevin:
     Args:
         step_size: multiplies the gradient.
         noise_scale: standard deviation of the noise; None is sqrt(2 * step_size), the form whose
-            stationary law tends to exp(-E) (temperature 1) as the step gets small.
+            stationary distribution tends to exp(-E) (temperature 1) as the step gets small.
 
     Source: [Roberts 1996, eq. 2]; separate scales as in [Grathwohl 2020].
     """

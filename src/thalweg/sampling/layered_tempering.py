@@ -48,7 +48,7 @@ class TemperedMachine:
         return [self.machine.input(kept, number) for number in self.machine.parity(0)]
 
     def energy(self, kept: Sequence[Tensor | None], inputs: list[Tensor], beta: Tensor) -> Tensor:
-        """Of the odd layers, the even ones summed out, ``[*batch]``."""
+        """log p of the odd layers, the even ones summed out, ``[*batch]``."""
         machine = self.machine
         energy = torch.zeros_like(inputs[0][..., 0])
         for number in machine.parity(1):
@@ -71,7 +71,7 @@ class TemperedMachine:
     def odd_given(
         self, even: Sequence[Tensor | None], beta: Tensor, generator: torch.Generator | None
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """The odd layers drawn given the even ones, and what their laws depend on."""
+        """The odd layers drawn given the even ones, and their total inputs."""
         layers: list[Tensor | None] = [None] * self.machine.n_layers
         fields = list(layers)
         for number in self.machine.parity(1):

@@ -18,13 +18,13 @@ class ParallelTempering:
 
     Positions are ``[levels, *batch, *event]``; ``position[0]`` are the chains at temperature 1. The state's
     energy and gradient are those of E itself. After every step of ``kernel`` on all levels at once, the even
-    or the odd pairs of neighbours (by the toss of a coin) are offered a swap, which leaves all levels' laws
-    as they are. A conditional energy is tempered given one row of inputs at a time.
+    or the odd pairs of neighbours (by the toss of a coin) are offered a swap, which leaves all levels'
+    distributions as they are. A conditional energy is tempered given one row of inputs at a time.
 
     Args:
         kernel: steps of each level; give :class:`MALA` or :class:`HMC` a tensor of step sizes
             ``[levels, 1, ...]`` that grows with the temperature.
-        temperatures: of the levels, 1 first, rising.
+        temperatures: one for each level, 1 first, rising.
 
     Source: [Geyer 1991]; [Swendsen 1986].
     """

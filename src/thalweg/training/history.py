@@ -17,8 +17,9 @@ class History:
         events: every event worth reporting, such as a roll-back, in words.
         seconds: how long it took.
         stopped: why it ended.
-        parts: of a model that is trained in several parts (a chain of conditionals, the layers of a deep machine),
-            the history of each by name, in order. ``epochs`` and ``events`` then join those of all parts.
+        parts: one history a part, for a model that is trained in several parts (a chain of conditionals, the
+            layers of a deep machine), the history of each by name, in order. ``epochs`` and ``events`` then join
+            those of all parts.
     """
 
     epochs: list[dict[str, float]] = field(default_factory=list)

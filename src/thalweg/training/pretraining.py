@@ -32,18 +32,18 @@ def pretrain(
 ) -> list[History]:
     """Set the weights of a deep machine, in place, by one restricted machine for each pair of layers.
 
-    In the deep machine a layer hears from both sides, in its own part only from one. So what it hears counts
+    In the deep machine a layer gets input from both sides, in its own part only from one. So this input counts
     twice there: from below in the first part, from above in the last; a part between is trained as it is and its
     weights are halved, which is the same for both directions at once. Every part learns from draws of the part
-    below. A hidden layer's bias is the mean of those that it had in its two parts: the law of the deep machine's
-    layer is then the geometric mean of the parts' laws.
+    below. A hidden layer's bias is the mean of those that it had in its two parts: the conditional distribution of
+    the deep machine's layer is then the geometric mean of those in the parts.
 
     Args:
         data: visible states ``[N, width]``.
         plan: how each part is trained.
         moments: how the chains of each part run.
         run_dir: keep the checkpoints of the parts here.
-        progress, resume, fabric: as of :class:`~thalweg.training.loop.Trainer`.
+        progress, resume, fabric: see :class:`~thalweg.training.loop.Trainer`.
 
     Returns:
         the history of each part.
@@ -118,7 +118,7 @@ def grow_belief_network(
         plan: how each machine is trained.
         moments: how the chains of each machine run.
         run_dir: keep the checkpoints of the machines here.
-        progress, resume, fabric: as of :class:`~thalweg.training.loop.Trainer`.
+        progress, resume, fabric: see :class:`~thalweg.training.loop.Trainer`.
 
     Returns:
         the network, and the history of each machine.

@@ -31,7 +31,7 @@ class SilentProgress:
 
 
 class Messages(SilentProgress):
-    """Keeps what is told, and shows nothing."""
+    """Keeps the messages, and shows nothing."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -46,7 +46,7 @@ class BarProgress:
     Args:
         figure: name of the validation figure.
         offset: what to add to it, and to the loss, to have them in the user's units.
-        n_members: of an ensemble, whose loss is the sum of theirs.
+        n_members: number of members of an ensemble, whose loss is the sum of theirs.
         label: what is being done.
         with_best: show the best figure too, to which training goes back.
     """

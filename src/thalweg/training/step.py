@@ -21,7 +21,7 @@ class Clock(NamedTuple):
     """How far a run is: what the learning rate depends on.
 
     Attributes:
-        plan: of the run.
+        plan: how the run is trained.
         step: updates before this one.
         n_steps: planned updates.
         epoch: full epochs before this one.

@@ -233,7 +233,7 @@ class BernoulliEnergy(Density):
     """Independent bits.
 
     Args:
-        probabilities: of a 1 at each site ``[D]``, above 0 and below 1.
+        probabilities: probability of a 1 at each site ``[D]``, above 0 and below 1.
     """
 
     support = BINARY
@@ -263,7 +263,8 @@ class CategoricalEnergy(Density):
     """Independent sites of K categories, as one-hot groups.
 
     Args:
-        probabilities: of the categories of each site ``[D, K]``, above 0 and below 1; normalised here.
+        probabilities: probabilities of the categories of each site ``[D, K]``, above 0 and below 1; normalised
+            here.
     """
 
     log_probabilities: Tensor

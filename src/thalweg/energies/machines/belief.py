@@ -20,7 +20,7 @@ _CHUNK = 1 << 24
 
 
 class DirectedLayer(nn.Module):
-    """p(x|h) of a layer of units x given binary units h above it, and a law q(h|x) of these for the way up.
+    """p(x|h) of a layer of units x given binary units h above it, and a distribution q(h|x) for the way up.
 
     Args:
         unit: the units of x.
@@ -46,7 +46,7 @@ class DirectedLayer(nn.Module):
             self.own_up_weight = nn.Parameter(self.weight.detach().clone())
 
     def field(self, above: Tensor) -> Tensor:
-        """What the law of x depends on, ``[*batch, width of x]``."""
+        """Total input of each unit of x given h, ``[*batch, width of x]``."""
         return multiply(above, self.weight.t()) + self.bias
 
     def log_prob(self, below: Tensor, above: Tensor) -> Tensor:
@@ -62,9 +62,9 @@ class DirectedLayer(nn.Module):
 class DeepBeliefNetwork(Density):
     """p(v) = sum over h of p(v|h_1) p(h_1|h_2) ... p(h_(L-1)), the last one a restricted machine's.
 
-    Draws run the chain of the machine on top and go down once. Beside the layers there is a law q for the way up,
-    q(h|v) = q(h_1|v) q(h_2|h_1) ..., from which come bounds of log p(v). What is told of log p holds "plus log Z",
-    log Z being that of the machine on top, unless it is said to be normalised.
+    Draws run the chain of the machine on top and go down once. Beside the layers there is a distribution q for the
+    way up, q(h|v) = q(h_1|v) q(h_2|h_1) ..., from which come bounds of log p(v). Estimates of log p hold "plus log
+    Z", log Z being that of the machine on top, unless it is said to be normalised.
 
     Args:
         visible: the visible units, or how many binary ones.
@@ -73,7 +73,7 @@ class DeepBeliefNetwork(Density):
     Attributes:
         lower: the directed layers, from below.
         top: the machine on top; its visible layer is the last but one.
-        n_sweeps: of the chain for a draw.
+        n_sweeps: sweeps of the chain for each draw.
 
     Source: [Hinton 2006].
     """

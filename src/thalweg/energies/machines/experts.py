@@ -19,7 +19,7 @@ class StudentExperts(Energy):
     Args:
         n_inputs: D, the dimension of x.
         n_experts: M; fewer than D leave directions along which nothing holds the density together.
-        alpha: of all experts at the start.
+        alpha: exponent of all experts at the start.
 
     Raises:
         ValueError: if there are fewer experts than dimensions, or alpha is not positive.

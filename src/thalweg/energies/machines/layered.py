@@ -78,7 +78,7 @@ class LayeredMachine(Energy):
         return total
 
     def field(self, layers: Sequence[Tensor | None], number: int) -> Tensor:
-        """That with its bias: what the layer's law depends on."""
+        """Total input: the neighbours' contributions plus the bias."""
         return self.input(layers, number) + self.biases[number]
 
     def parity(self, odd: int) -> range:
@@ -215,7 +215,7 @@ class DBMEnergy(LayeredMachine):
             return torch.cat(layers, -1)  # type: ignore[arg-type]
 
     def mean_field(self, v: Tensor, n_steps: int = 30, tolerance: float = 1e-4) -> list[Tensor]:
-        """The factorised law of the hidden layers nearest to p(h|v), as means, v first.
+        """The means of the factorised distribution of the hidden layers nearest to p(h|v), v first.
 
         It starts by a pass upward with doubled weights, for what will come from above is not there yet.
 

@@ -1,7 +1,7 @@
 """Layers of units that are independent of each other given the field that they stand in.
 
-A layer's state s has the law p(s) = exp(feature(s)'field - base(s)) / exp(log_partition(field)): what couples a
-layer to its neighbours is its feature, which is the state itself but for Gaussian units.
+A layer's state s has the distribution p(s) = exp(feature(s)'field - base(s)) / exp(log_partition(field)): what
+couples a layer to its neighbours is its feature, which is the state itself but for Gaussian units.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Categorical(Units):
     def sample(self, field: Tensor, generator: torch.Generator | None = None) -> Tensor:
         blocks = field.unflatten(-1, (self.n, self.k))
         uniform = torch.rand(blocks.shape, generator=generator, device=field.device, dtype=field.dtype)
-        # The largest of the fields with Gumbel noise has the softmax as its law [Gumbel 1954].
+        # The largest of the fields with Gumbel noise is distributed as the softmax says [Gumbel 1954].
         chosen = (blocks - (-uniform.clamp_min(1e-30).log()).log()).argmax(-1)
         return F.one_hot(chosen, self.k).to(field.dtype).flatten(-2)
 

@@ -23,7 +23,7 @@ class NetworkEnergy(ConditionalEnergy):
         y_hidden: widths of the layers on y alone, before it meets x; may be empty.
         hidden: width of the joint layers.
         n_residual: number of residual joint layers.
-        activation: of the y layers and the joint layers. It must be smooth for score matching.
+        activation: activation function of the y layers and the joint layers. It must be smooth for score matching.
     """
 
     def __init__(

@@ -154,7 +154,7 @@ class FixedPerceptron(Energy):
     """A perceptron with its weights as they were, laid out for the many gradients of a chain; without a graph.
 
     Args:
-        activation: of the layers.
+        activation: activation function of the layers.
         layers: (weight, bias) of each.
         out_weight: ``[1, H]``, or ``[B, H]`` where every row of x has an output of its own.
         out_bias: ``[1]`` or ``[B]``.

@@ -32,7 +32,7 @@ def residual_network(
     Each block but the first halves the image; the last features are summed over places.
 
     Args:
-        channels: of the image.
+        channels: number of channels of the image.
         n_outputs: 1, or the number of labels.
         width: channels of the first block; they double until 4 times as many.
         n_blocks: residual blocks.
