@@ -110,14 +110,14 @@ def annealed_likelihood(
     if start is not None:
         logits = _dequantised(start, n_levels, energy.event_ndim, generator, device).flatten(1).logit(_EDGE)
         base = GaussianMixtureEnergy.from_moments(logits)
-    logits = LogitEnergy(energy / temperature, x.shape[1:])
+    mapped = LogitEnergy(energy / temperature, x.shape[1:])
     z = x.flatten(1).logit(_EDGE)
     with torch.no_grad():
         # The change of coordinates adds the same to both.
         slope = LogisticEnergy(z.shape[1]).to(device).log_prob(z)
-        log_prob = -torch.cat([logits(part) for part in z.split(1000)]) - slope
+        log_prob = -torch.cat([mapped(part) for part in z.split(1000)]) - slope
         base_log_prob = base.log_prob(z) - slope
-    found = bracket_log_normaliser(logits, base, None, n_chains, n_steps, generator)
+    found = bracket_log_normaliser(mapped, base, None, n_chains, n_steps, generator)
     return AnnealedLikelihood(
         log_prob.double().cpu().numpy() - found.estimate,
         found,
