@@ -1,14 +1,20 @@
-"""Parts of an energy of whole rows: where importance samples come from, the held-out figure, resampling."""
+"""Parts of an energy of whole rows: its columns, importance samples, the held-out figure, log Z, resampling."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from thalweg.data.encoding import is_number
 from thalweg.energies.base import Energy
 from thalweg.energies.densities import Density, GaussianMixtureEnergy, fit_gaussian_mixture
+from thalweg.estimators._rescaled import Whitened
+from thalweg.inference.importance import log_normaliser
+from thalweg.sampling.annealing import bracket_log_normaliser
 
 
 class HeldOutLikelihood:
@@ -56,3 +62,29 @@ def resampled(energy: Energy, proposal: Density, candidates: Tensor, n: int, gen
             break
         low, high = (middle, high) if enough else (low, middle)
     return candidates[torch.multinomial(weights, n, replacement=True, generator=generator)]
+
+
+def estimate_normaliser(energy: Energy, proposal: GaussianMixtureEnergy, seed: int) -> tuple[float, float]:
+    """log Z and its standard error: by importance sampling, or, with too few samples, by annealing both ways."""
+    generator = torch.Generator().manual_seed(seed)
+    simple = log_normaliser(energy, proposal, 100_000, generator)
+    if simple.effective_sample_size >= 1000:
+        return simple.estimate, simple.standard_error
+    # Few of the samples lie where the energy is low: the estimate and its error are not to be trusted.
+    white = Whitened(energy, proposal.scales[-1])
+    bracket = bracket_log_normaliser(white, white.of_mixture(proposal), None, 256, 300, generator)
+    error = max(abs(bracket.width) / 2, bracket.lower.standard_error, bracket.upper.standard_error)
+    return bracket.estimate + white.log_volume, error
+
+
+def check_numbers(X: Any) -> None:
+    """Refuse columns that hold no numbers, by name."""
+    if not isinstance(X, pd.DataFrame):
+        return
+    for name in X.columns:
+        column = X[name]
+        if not is_number(column) or pd.api.types.is_datetime64_any_dtype(column):
+            what = "dates" if pd.api.types.is_datetime64_any_dtype(column) else "texts"
+            known = column.dropna()
+            example = f" ({known.iloc[0]!r})" if len(known) and what == "texts" else ""
+            raise ValueError(f"column {name!r} holds {what}{example}: a density is over numbers; leave it out")

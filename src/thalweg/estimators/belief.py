@@ -1,4 +1,4 @@
-"""``DeepBeliefNetwork``, and ``DeepBeliefClassifier``, which starts from one, with scikit-learn's manners."""
+"""``DeepBeliefNetwork``, and ``DeepBeliefClassifier``, which starts from one, with scikit-learn's interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``RestrictedBoltzmannMachine``: features, likelihood, new rows and filled gaps, with scikit-learn's manners."""
+"""``RestrictedBoltzmannMachine``: features, likelihood, new rows, filled gaps, with scikit-learn's interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``DeepBoltzmannMachine``: a deep machine of rows, with scikit-learn's manners."""
+"""``DeepBoltzmannMachine``: a deep machine of rows, with scikit-learn's interface."""
 
 from __future__ import annotations
 

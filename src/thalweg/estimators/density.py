@@ -1,4 +1,8 @@
-"""``EnergyDensity``: p(x) of the rows of a table, with scikit-learn's manners."""
+"""``EnergyDensity``: p(x) of the rows of a table, with scikit-learn's interface.
+
+The file is long because the class is: it trains in two ways (a chain of conditionals, or one energy of the whole
+row), and draws, fills gaps and denoises with either.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,6 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from thalweg.data.encoding import is_number
 from thalweg.data.target import find_resolution, location_and_scale, most_frequent, rounded
 from thalweg.energies.base import Energy, check_energy
 from thalweg.energies.conditioning import ClampedEnergy
@@ -37,14 +40,18 @@ from thalweg.estimators._base import (
 )
 from thalweg.estimators._chain import Conditional, best_share, conditionals_of_mixture, empty_chain, empty_mixture
 from thalweg.estimators._rescaled import Rescaled, Whitened
-from thalweg.estimators._whole_rows import HeldOutLikelihood, mixture_proposal, resampled
+from thalweg.estimators._whole_rows import (
+    HeldOutLikelihood,
+    check_numbers,
+    estimate_normaliser,
+    mixture_proposal,
+    resampled,
+)
 from thalweg.inference import completion
-from thalweg.inference.importance import log_normaliser
 from thalweg.objectives.base import Batch
 from thalweg.objectives.catalogue import METHODS
 from thalweg.objectives.names import DENSITY
 from thalweg.sampling.adaptation import adapt_step_size
-from thalweg.sampling.annealing import bracket_log_normaliser
 from thalweg.sampling.chain import run_chain
 from thalweg.sampling.hmc import HMC
 from thalweg.training.history import History
@@ -156,7 +163,7 @@ class EnergyDensity(DensityMixin, Estimator):
             DivergenceError: if training can't be kept from diverging.
         """
         self._check_settings()
-        _check_numbers(X)
+        check_numbers(X)
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         self._check_columns(X)
         rng = check_random_state(self.random_state)
@@ -303,7 +310,7 @@ class EnergyDensity(DensityMixin, Estimator):
         network = network.cpu().eval()
         self.history_ = history
         try:
-            self._normalise(network, seed)
+            self.log_normaliser_, self.log_normaliser_error_ = estimate_normaliser(network, proposal, seed)
         except ValueError as error:
             raise DivergenceError(
                 f"training by {self.objective!r} ended with an energy that can't be normalised ({error}): lower "
@@ -312,20 +319,6 @@ class EnergyDensity(DensityMixin, Estimator):
         nll = history.epochs[-1]["best"] if history.epochs else math.nan
         self.validation_nll_ = nll + shift
         return network
-
-    def _normalise(self, network: Energy, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        simple = log_normaliser(network, self.proposal_, 100_000, generator)
-        self.log_normaliser_ = simple.estimate
-        self.log_normaliser_error_ = simple.standard_error
-        if simple.effective_sample_size < 1000:
-            # Few of the samples lie where the energy is low: the estimate and its error are not to be trusted.
-            white = Whitened(network, self.proposal_.scales[-1])
-            bracket = bracket_log_normaliser(white, white.of_mixture(self.proposal_), None, 256, 300, generator)
-            self.log_normaliser_ = bracket.estimate + white.log_volume
-            self.log_normaliser_error_ = max(
-                abs(bracket.width) / 2, bracket.lower.standard_error, bracket.upper.standard_error
-            )
 
     def _network(self, z: Tensor) -> Energy:
         if self.energy is not None:
@@ -337,7 +330,7 @@ class EnergyDensity(DensityMixin, Estimator):
     def _rows(self, X: Any, gaps: bool = False) -> np.ndarray:
         check_is_fitted(self, "energy_")
         if isinstance(X, pd.DataFrame) and hasattr(self, "feature_names_in_"):
-            _check_numbers(X)
+            check_numbers(X)
             if set(X.columns) == set(self.feature_names_in_):
                 X = X[list(self.feature_names_in_)]
         finite = "allow-nan" if gaps else True
@@ -529,16 +522,3 @@ class EnergyDensity(DensityMixin, Estimator):
         else:
             inner = PerceptronEnergy(d, check_widths(self.hidden)) + empty_mixture(1, d)
         self.energy_ = Rescaled(inner, np.zeros(d), np.ones(d))
-
-
-def _check_numbers(X: Any) -> None:
-    """Refuse columns that hold no numbers, by name."""
-    if not isinstance(X, pd.DataFrame):
-        return
-    for name in X.columns:
-        column = X[name]
-        if not is_number(column) or pd.api.types.is_datetime64_any_dtype(column):
-            what = "dates" if pd.api.types.is_datetime64_any_dtype(column) else "texts"
-            known = column.dropna()
-            example = f" ({known.iloc[0]!r})" if len(known) and what == "texts" else ""
-            raise ValueError(f"column {name!r} holds {what}{example}: a density is over numbers; leave it out")

@@ -1,4 +1,4 @@
-"""``EnergyRegressor``: p(y|x) from a table, with scikit-learn's manners."""
+"""``EnergyRegressor``: p(y|x) from a table, with scikit-learn's interface."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ class EnergyRegressor(RegressorMixin, Estimator):
 
     def _check_data(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
         if self.energy is not None:
-            X = _as_array(X)
+            X = check_array(X, allow_nd=True, dtype=np.float32)
             self.n_features_in_ = int(np.prod(X.shape[1:]))
         else:
             X = self._check_table(X, reset=True)
@@ -426,7 +426,7 @@ class EnergyRegressor(RegressorMixin, Estimator):
     def _inputs(self, X: Any) -> Tensor:
         check_is_fitted(self, "energy_")
         if self.encoder_ is None:
-            return self._encode(_as_array(X)).to(self.device)
+            return self._encode(check_array(X, allow_nd=True, dtype=np.float32)).to(self.device)
         return self._encode(self._check_table(X, reset=False)).to(self.device)
 
     def predict_distribution(self, X: Any) -> PredictiveDistribution | MultivariateDistribution:
@@ -490,11 +490,6 @@ class EnergyRegressor(RegressorMixin, Estimator):
         self.architecture_ = config["architecture"]
         self.energy_, objective = self._build()
         self.proposal_ = self._proposal_of(objective)
-
-
-def _as_array(X: Any) -> np.ndarray:
-    """X of any shape ``[rows, ...]`` for an energy of the user's own."""
-    return check_array(X, allow_nd=True, dtype=np.float32)
 
 
 def _has_text(X: Any) -> bool:
