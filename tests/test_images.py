@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.utils import estimator_checks
 from torch import nn
 
 from thalweg.data.images import as_images, digits, outliers, read_images
@@ -399,3 +400,23 @@ def test_chains_that_are_stuck_are_told(step_size, n_updates, stuck):
     model = ImageEBM(hidden=(64, 64), step_size=step_size, max_steps=n_updates, random_state=0)
     events = model.fit(train.pixels, train.labels).history_.events
     assert [("longer steps" in event) for event in events] == [True] * stuck
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "check_estimator_cloneable",
+        "check_estimator_tags_renamed",
+        "check_valid_tag_types",
+        "check_estimator_repr",
+        "check_no_attributes_set_in_init",
+        "check_mixin_order",
+        "check_do_not_raise_errors_in_init_or_set_params",
+        "check_get_params_invariance",
+        "check_set_params",
+        "check_parameters_default_constructible",
+    ],
+)
+def test_scikit_learn_checks(check):
+    """Those that need no table: the others make one of two dimensions, which are no images."""
+    getattr(estimator_checks, check)("ImageEBM", ImageEBM(max_steps=2, random_state=0))

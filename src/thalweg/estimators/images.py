@@ -119,6 +119,12 @@ class ImageEBM(Estimator):
     ):
         self._keep(locals())
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        return tags
+
     def fit(
         self,
         X: np.ndarray,
