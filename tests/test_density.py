@@ -67,7 +67,7 @@ LIMITS = {
         EnergyDensity(n_members=2, hidden=(8,), max_epochs=2, random_state=0),
         EnergyDensity("nce", hidden=(8,), max_epochs=2, random_state=0),
     ],
-    expected_failed_checks=lambda estimator: LIMITS if estimator.objective == "auto" else {},
+    expected_failed_checks=lambda estimator: LIMITS,
     xfail_strict=False,
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
