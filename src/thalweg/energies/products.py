@@ -22,7 +22,7 @@ _LEAST = 64 * 128 * 128
 
 def product(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ matrix + bias without a graph: x ``[N, n]`` (``[*batch, n]`` without bias), matrix ``[n, m]``."""
-    return multiplier(x.numel() // max(1, len(matrix)), matrix, bias)(x)
+    return multiplier(x.numel() // max(1, matrix.shape[0]), matrix, bias)(x)
 
 
 def sum_of_outer(grads: Tensor, x: Tensor) -> Tensor:

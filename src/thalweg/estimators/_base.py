@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from thalweg.training.history import History
+from thalweg.training.loop import one_cpu_process
 from thalweg.training.saving import load_model, rebuilding, save_model, tensors_of
 
 RandomState = int | np.random.RandomState | None
@@ -74,6 +75,9 @@ class Estimator(BaseEstimator):
 
         As with Lightning Fabric in general, a script then runs in every process.
         """
+        asked = (self.device, self.devices, self.num_nodes, self.strategy, self.precision)
+        if asked == ("cpu", 1, 1, "auto", "32-true"):
+            return one_cpu_process()
         strategy = self.strategy
         if strategy == "auto" and self.devices * self.num_nodes > 1:
             strategy = "ddp"

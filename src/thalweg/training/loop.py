@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -29,6 +30,12 @@ Validate = Callable[[Any], Tensor]
 Measure = Callable[[Any], dict[str, float]]
 
 
+@functools.cache
+def one_cpu_process() -> Fabric:
+    """A Fabric of one CPU process in full precision; making one takes ten milliseconds, it looks for plug-ins."""
+    return Fabric(accelerator="cpu", devices=1)
+
+
 class Trainer:
     """Fits an energy, by an objective or by a step of one's own.
 
@@ -50,7 +57,7 @@ class Trainer:
         progress: Progress | None = None,
     ):
         self.plan = plan
-        self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
+        self.fabric = fabric or one_cpu_process()
         self.run_dir = run_dir
         self.progress = progress or SilentProgress()
         self.snapshots: list[dict[str, Tensor]] = []

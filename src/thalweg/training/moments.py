@@ -156,9 +156,11 @@ class MomentStep(Step):
         if fabric.world_size > 1:
             raise ValueError("machines in layers are trained by one process: take devices=1")
         machine, moments = self.machine.to(fabric.device), self.moments
+        # An index into the machine's list of layers costs as much as a small product.
+        self.visible = machine.visible
         if self.encode is None:
             for stage in feed.stages:
-                machine.visible.check(stage.y)
+                self.visible.check(stage.y)
         dtype = machine.biases[0].dtype
         feed.stages = [stage._replace(y=stage.y.to(dtype)) for stage in feed.stages]
         data, self.batch_size, self.generator = feed.stages[0].y, feed.batch_sizes[0], generator
@@ -166,7 +168,7 @@ class MomentStep(Step):
         self.biases = [b.detach() for b in machine.biases]
         self.log_std: Tensor | None = None
         self.real = slice(0)
-        for unit, place in machine.visible.parts:
+        for unit, place in self.visible.parts:
             if isinstance(unit, Gaussian):
                 self.log_std, self.real = unit.log_std.detach(), place
         self.spread = self.log_std is not None
@@ -178,7 +180,7 @@ class MomentStep(Step):
         self.plain = not (moments.momentum or plan.weight_decay or moments.centred or moments.fast_rate)
         self.ladder: TemperedChains | None = None
         if moments.n_temperatures > 1:
-            base = machine.visible.bias_of(self.states(data)) if self.base_bias is None else self.base_bias
+            base = self.visible.bias_of(self.states(data)) if self.base_bias is None else self.base_bias
             self.ladder = TemperedChains(machine, moments.n_temperatures, base.to(data))
         first = self._drawn_chains() if self.first_chains is None else [x.to(data) for x in self.first_chains]
         self._set_chains(first)
@@ -187,6 +189,7 @@ class MomentStep(Step):
         self.sign = torch.cat(
             [data.new_full((n,), sign / n) for n, sign in ((self.batch_size, 1), (n_chains, -1))]
         )
+        self.sign_column = self.sign.unsqueeze(1)
         self.merged = machine.n_layers == 2 and moments.persistent and not (moments.fast_rate or self.ladder)
         if moments.centred:
             self.means = [x.mean(0) for x in self.positive(self.states(data[: 10 * self.batch_size]))]
@@ -225,7 +228,7 @@ class MomentStep(Step):
         """One step of the weights at this rate."""
         plan, moments = self.plan, self.moments
         layers = self.phases(self.states(rows))
-        sign, n_rows = self.sign, len(rows)
+        sign, n_rows = self.sign, rows.shape[0]
         if self.log_std is not None:
             # Their own rate is a tenth: a wrong spread makes all weights wrong.
             x, field = layers[0][:, self.real], self.field(layers, 0)[:, self.real]
@@ -234,7 +237,7 @@ class MomentStep(Step):
             self.log_std.add_(shift, alpha=0.1 * rate).clamp_(-3.0, 3.0)
         shifts = [x.t() @ sign for x in layers] if moments.centred else []
         for k, (weight, velocity) in enumerate(zip(self.matrices, self.velocity, strict=True)):
-            signed = layers[k + 1] * sign.unsqueeze(1)
+            signed = layers[k + 1] * self.sign_column
             if self.plain:
                 _add_product(weight, layers[k], signed, rate)
                 continue
@@ -256,7 +259,7 @@ class MomentStep(Step):
                 if k:
                     below = self.means[k - 1]
                     if k == 1 and self.spread:
-                        below = self.machine.visible.feature(below)
+                        below = self.visible.feature(below)
                     bias.sub_(below @ self.velocity[k - 1])
         if moments.centred:
             for mean, x in zip(self.means, layers, strict=True):
@@ -275,10 +278,10 @@ class MomentStep(Step):
         if self.merged:
             # The hidden units of rows and chains come from one product.
             self.sweep(self.moments.n_gibbs - 1)
-            chains = self.machine.visible.sample(self.field(self.chains, 0), self.generator)
+            chains = self.visible.sample(self.field(self.chains, 0), self.generator)
             both = torch.cat([rows, chains])
             hidden = self.field([both, both], 1).sigmoid_()
-            self.chains = [chains, binary_draws(hidden[len(rows) :], self.generator)]
+            self.chains = [chains, binary_draws(hidden[rows.shape[0] :], self.generator)]
             return [both, hidden]
         positive = self.positive(rows)
         if not self.moments.persistent:
@@ -322,7 +325,7 @@ class MomentStep(Step):
         for k, matrix in neighbours:
             given = layers[k]
             if k == 0 and self.spread:
-                given = self.machine.visible.feature(given)
+                given = self.visible.feature(given)
             scale = self.up if k < number else self.down
             if scale != 1:
                 given = scale * given
@@ -339,7 +342,7 @@ class MomentStep(Step):
     def end_epoch(self, batch: Batch, generator: torch.Generator) -> dict[str, float]:
         machine = self.machine
         positive = self.positive(self.states(batch.y))
-        back = machine.visible.mean(self.field(positive, 0))
+        back = self.visible.mean(self.field(positive, 0))
         loss = float((back - positive[0]).square().mean())
         record = {"loss": loss, "reconstruction": loss}
         if machine.n_layers == 2 and self.up == self.down == 1:
@@ -398,7 +401,7 @@ def binary_draws(mean: Tensor, generator: torch.Generator) -> Tensor:
 
 def _add_product(total: Tensor, below: Tensor, above: Tensor, scale: float) -> None:
     """total += scale * below' above."""
-    if total.numel() * len(below) < 1 << 22:
+    if total.numel() * below.shape[0] < 1 << 22:
         total.addmm_(below.t(), above, alpha=scale)
     else:
         total.add_(product(below.t(), above), alpha=scale)
