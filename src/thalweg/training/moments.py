@@ -189,7 +189,6 @@ class MomentStep(Step):
         self.sign = torch.cat(
             [data.new_full((n,), sign / n) for n, sign in ((self.batch_size, 1), (n_chains, -1))]
         )
-        self.sign_column = self.sign.unsqueeze(1)
         self.merged = machine.n_layers == 2 and moments.persistent and not (moments.fast_rate or self.ladder)
         if moments.centred:
             self.means = [x.mean(0) for x in self.positive(self.states(data[: 10 * self.batch_size]))]
@@ -237,7 +236,7 @@ class MomentStep(Step):
             self.log_std.add_(shift, alpha=0.1 * rate).clamp_(-3.0, 3.0)
         shifts = [x.t() @ sign for x in layers] if moments.centred else []
         for k, (weight, velocity) in enumerate(zip(self.matrices, self.velocity, strict=True)):
-            signed = layers[k + 1] * self.sign_column
+            signed = layers[k + 1] * sign.unsqueeze(1)
             if self.plain:
                 _add_product(weight, layers[k], signed, rate)
                 continue
