@@ -26,14 +26,10 @@ from thalweg.objectives.noise_contrastive import ConditionalNCE
 from thalweg.objectives.pseudo_likelihood import PseudoLikelihood, RatioMatching
 from thalweg.objectives.score_matching import DenoisingScoreMatching, ScoreMatching, SlicedScoreMatching
 from thalweg.objectives.stein import SteinDiscrepancy
-from thalweg.sampling.adaptation import adapt_step_size
 from thalweg.sampling.annealing import annealed_importance_sampling
 from thalweg.sampling.buffer import ReplayBuffer
-from thalweg.sampling.chain import initial_state, run_chain, sample_chain
+from thalweg.sampling.chain import initial_state, run_chain
 from thalweg.sampling.gibbs import GibbsWithGradients, SingleSiteGibbs, draw
-from thalweg.sampling.hmc import HMC
-from thalweg.sampling.langevin import MALA, ColdLangevin, Langevin
-from thalweg.sampling.random_walk import RandomWalk
 from thalweg.sampling.tempering import ParallelTempering, geometric_temperatures
 from thalweg.training.loop import Plan, Trainer
 
@@ -488,37 +484,6 @@ def test_the_training_loop_takes_the_objectives(objective):
 
 
 # -- what is refused --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "kernel",
-    [
-        Langevin(0.1),
-        MALA(0.1),
-        ColdLangevin(0.1, 0.1),
-        HMC(0.1),
-        RandomWalk(0.1),
-        ParallelTempering(MALA(0.1), [1.0]),
-    ],
-    ids=lambda k: type(k).__name__,
-)
-def test_kernels_of_continuous_space_are_refused_bits(kernel):
-    start = torch.zeros(1, 4).double()
-    with pytest.raises(ValueError, match=f"{type(kernel).__name__}.*BoltzmannMachine.*GibbsWithGradients"):
-        run_chain(kernel, machine(4), start, 1)
-    with pytest.raises(ValueError, match="SingleSiteGibbs"):
-        sample_chain(kernel, machine(4), start, 1)
-    with pytest.raises(ValueError, match="SingleSiteGibbs"):
-        adapt_step_size(kernel, machine(4), start)
-    if not isinstance(kernel, ParallelTempering):
-        with pytest.raises(ValueError, match="SingleSiteGibbs"):
-            ContrastiveDivergence(kernel, 1)(machine(4), Batch(None, start))
-
-
-@pytest.mark.parametrize("kernel", [*KERNELS, ParallelTempering(SingleSiteGibbs(), [1.0])])
-def test_kernels_of_discrete_values_are_refused_vectors(kernel):
-    with pytest.raises(ValueError, match=f"{type(kernel).__name__}.*GaussianEnergy.*MALA"):
-        run_chain(kernel, GaussianEnergy(torch.zeros(2), torch.ones(2)), torch.zeros(1, 2), 1)
 
 
 def test_annealing_of_bits_asks_for_a_discrete_kernel():

@@ -1,4 +1,4 @@
-"""The contract of an energy, over all of them; operators and mixtures against closed forms."""
+"""Operators, mixtures and networks against closed forms (the contract of all: test_energy_contract.py)."""
 
 import math
 
@@ -9,6 +9,18 @@ import zuko
 from torch import nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
+from parts import (
+    VECTORS,
+    PairNetwork,
+    correlated_mixture,
+    gaussian,
+    gaussian_mixture,
+    mixture,
+    network,
+    perturbed,
+    seeded,
+    targets,
+)
 from thalweg.energies import (
     ConditionalEnergy,
     ConditionalModuleEnergy,
@@ -20,215 +32,19 @@ from thalweg.energies import (
     MixtureDensity,
     NetworkEnergy,
     PerceptronEnergy,
-    PointNet,
     RBMEnergy,
     TiltedEnergy,
     TiltedMixtureEnsemble,
     UniformEnergy,
     WeightedSum,
     check_energy,
-    convnet,
     mlp,
-    source_network,
 )
 from thalweg.energies.densities import choose_gaussian_mixture, fit_gaussian_mixture
 from thalweg.energies.networks.labelled_perceptron import LabelledPerceptron
 from thalweg.energies.products import multiply, product
 
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def perturbed(module: nn.Module, scale: float = 0.2, seed: int = 0) -> nn.Module:
-    """No parameter stays at zero, where a gradient or an error could hide."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in module.parameters():
-            weight.add_(scale * torch.randn(weight.shape, generator=generator))
-    return module.eval()
-
-
-def gaussian(k: int = 2, seed: int = 0) -> GaussianEnergy:
-    generator = torch.Generator().manual_seed(seed)
-    return GaussianEnergy(torch.randn(k, generator=generator), 0.5 + torch.rand(k, generator=generator))
-
-
-def gaussian_mixture() -> GaussianMixtureEnergy:
-    return GaussianMixtureEnergy(
-        torch.tensor([[-1.0, 0.0], [2.0, 1.0]]), torch.tensor([[0.5, 1.0], [1.0, 0.3]]), torch.tensor([1.0, 3.0])
-    )
-
-
-def correlated_mixture() -> GaussianMixtureEnergy:
-    factors = torch.tensor([[[0.8, 0.0], [0.5, 0.6]], [[0.4, 0.0], [-0.3, 1.1]]])
-    return GaussianMixtureEnergy(torch.tensor([[-1.0, 0.0], [2.0, 1.0]]), factors, torch.tensor([2.0, 1.0]))
-
-
-class PairNetwork(nn.Module):
-    def __init__(self, n_x: int, n_y: int):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(n_x + n_y, 8), nn.Tanh(), nn.Linear(8, 1))
-
-    def forward(self, x, y):
-        return self.layers(torch.cat([x, y], -1)).squeeze(-1)
-
-
-UNCONDITIONAL = {
-    "Gaussian": gaussian,
-    "GaussianMixture": gaussian_mixture,
-    "GaussianMixture, full": correlated_mixture,
-    "Perceptron": lambda: PerceptronEnergy(2, (6, 5)),
-    "sum": lambda: gaussian(seed=1) + gaussian_mixture(),
-    "weighted": lambda: 2.0 * gaussian(),
-    "tempered": lambda: gaussian() / 3.0,
-    "difference": lambda: gaussian() - 0.5 * gaussian_mixture(),
-    "disjunction": lambda: gaussian() | gaussian_mixture(),
-}
-
-VECTORS = torch.linspace(-1, 1, 12).reshape(4, 3)
-CONDITIONAL = {
-    "Network": (lambda: NetworkEnergy(mlp([3, 6]), 6, 2, hidden=8), VECTORS, 2),
-    "Network with layers on y": (
-        lambda: NetworkEnergy(mlp([3, 6]), 6, 1, y_hidden=(5, 4), hidden=8, n_residual=2),
-        VECTORS,
-        1,
-    ),
-    "source network": (lambda: source_network(3), VECTORS, 1),
-    "Network on images": (
-        lambda: NetworkEnergy(convnet(1, 6, width=2), 6, 2, hidden=8),
-        torch.linspace(-1, 1, 4 * 144).reshape(4, 1, 12, 12),
-        2,
-    ),
-    "Network on points": (
-        lambda: NetworkEnergy(PointNet(3, 6, width=4), 6, 1, hidden=8),
-        torch.linspace(-1, 1, 4 * 15).reshape(4, 5, 3).sin(),
-        1,
-    ),
-    "Module": (lambda: ConditionalModuleEnergy(PairNetwork(3, 2)), VECTORS, 2),
-    "Module of log p": (lambda: ConditionalModuleEnergy(PairNetwork(3, 1), sign=-1.0), VECTORS, 1),
-    "Mixture": (lambda: MixtureDensity(mlp([3, 6]), 6, n_targets=2, n_components=3, hidden=(5,)), VECTORS, 2),
-    "Tilted": (
-        lambda: TiltedEnergy(
-            MixtureDensity(mlp([3, 6]), 6, n_targets=2), NetworkEnergy(nn.Identity(), 6, 2, hidden=8)
-        ),
-        VECTORS,
-        2,
-    ),
-    "Tilted ensemble": (
-        lambda: TiltedMixtureEnsemble(3, n_members=3, hidden=(8,), n_components=2, n_tilts=3, atoms=(0.5,)),
-        VECTORS,
-        1,
-    ),
-    "Ensemble without tilts": (
-        lambda: TiltedMixtureEnsemble(3, n_members=2, hidden=(8,), n_components=2, n_tilts=0),
-        VECTORS,
-        1,
-    ),
-}
-conditional = pytest.mark.parametrize(("make", "x", "k"), CONDITIONAL.values(), ids=CONDITIONAL.keys())
-unconditional = pytest.mark.parametrize("make", UNCONDITIONAL.values(), ids=UNCONDITIONAL.keys())
-
-
-def targets(n_rows: int, n_candidates: int, k: int) -> torch.Tensor:
-    return torch.randn(n_rows, n_candidates, k, generator=torch.Generator().manual_seed(5))
-
-
-# -- the contract -----------------------------------------------------------------------------------------
-
-
-@unconditional
-def test_batch_dimensions_are_free(make):
-    energy = make()
-    x = targets(3, 4, 2)
-    values = energy(x)
-    assert values.shape == (3, 4)
-    torch.testing.assert_close(energy(x[0]), values[0])
-    torch.testing.assert_close(energy(x[1, 2]), values[1, 2])
-    torch.testing.assert_close(energy(x.unsqueeze(2).expand(3, 4, 5, 2)), values.unsqueeze(2).expand(3, 4, 5))
-
-
-@conditional
-def test_candidate_dimensions_are_free_and_given_equals_the_full_call(make, x, k):
-    energy = perturbed(make())
-    y = targets(len(x), 6, k)
-    values = energy(x, y)
-    assert values.shape == (len(x), 6)
-    given = energy.given(x)
-    assert torch.equal(given(y), values)
-    torch.testing.assert_close(given(y[:, 0]), values[:, 0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(
-        given(y.reshape(len(x), 2, 3, k)), values.reshape(len(x), 2, 3), rtol=1e-5, atol=1e-5
-    )
-    for i in range(len(x)):
-        torch.testing.assert_close(energy(x[i : i + 1], y[i : i + 1]), values[i : i + 1], rtol=1e-4, atol=1e-5)
-
-
-@conditional
-def test_a_selection_of_the_rows_equals_the_energy_at_those_inputs(make, x, k):
-    energy = perturbed(make())
-    given, y = energy.given(x), targets(len(x), 3, k)
-    index = torch.tensor([2, 0, 2])
-    assert given.n_rows == len(x)
-    assert given.rows(index).n_rows == 3
-    torch.testing.assert_close(given.rows(index)(y[index]), given(y)[index], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(given.rows(slice(1, 3))(y[1:3]), given(y)[1:3], rtol=1e-5, atol=1e-5)
-
-
-@conditional
-def test_every_parameter_has_a_gradient(make, x, k):
-    energy = perturbed(make())
-    energy(x, targets(len(x), 5, k)).square().sum().backward()
-    for name, weight in energy.named_parameters():
-        assert weight.grad is not None, name
-        assert torch.isfinite(weight.grad).all(), name
-        assert weight.grad.abs().sum() > 0, name
-
-
-def assert_value_and_grad(energy: Energy, x: torch.Tensor) -> None:
-    x = x.requires_grad_(True)
-    expected = energy(x)
-    (expected_grad,) = torch.autograd.grad(expected.sum(), x)
-    with torch.no_grad():
-        value, grad = energy.value_and_gradient(x)
-    assert not value.requires_grad
-    assert not grad.requires_grad
-    value, grad = energy.value_and_gradient(x)
-    assert not value.requires_grad
-    assert not grad.requires_grad
-    torch.testing.assert_close(value, expected.detach())
-    torch.testing.assert_close(grad, expected_grad)
-
-
-@unconditional
-def test_value_and_grad_equals_autograd_and_carries_no_graph(make):
-    assert_value_and_grad(make(), targets(3, 4, 2))
-
-
-@conditional
-def test_value_and_grad_given_x_equals_autograd_and_leaves_no_gradient_on_parameters(make, x, k):
-    energy = perturbed(make())
-    assert_value_and_grad(energy.given(x), targets(len(x), 4, k))
-    assert all(w.grad is None for w in energy.parameters())
-
-
-@conditional
-def test_the_features_of_x_are_computed_once_however_many_candidates(make, x, k):
-    energy = perturbed(make())
-    calls = []
-    features = energy.features
-    energy.features = lambda x: calls.append(len(x)) or features(x)
-    given = energy.given(x)
-    for n in (1, 7):
-        given(targets(len(x), n, k))
-    assert calls == [len(x)]
-
-
-@pytest.mark.parametrize("name", ["Network", "Tilted"])
-def test_a_double_precision_energy_computes_in_double_precision(name):
-    make, x, k = CONDITIONAL[name]
-    energy = perturbed(make()).double()
-    assert energy(x.double(), targets(4, 3, k).double()).dtype == torch.float64
+# -- the check at the entry ---------------------------------------------------------------------------------
 
 
 def test_an_energy_with_a_trailing_dimension_is_refused_in_words():
@@ -302,9 +118,8 @@ def test_a_disjunction_far_from_all_its_parts_does_not_underflow():
 
 
 def test_energies_of_y_at_fixed_inputs_combine():
-    make, x, k = CONDITIONAL["Network"]
-    given = perturbed(make()).given(x)
-    y = targets(len(x), 3, k)
+    given = network(2).given(VECTORS)
+    y = targets(4, 3, 2)
     torch.testing.assert_close((given + gaussian())(y), given(y) + gaussian()(y))
 
 
@@ -387,9 +202,9 @@ def test_no_component_gets_narrower_than_its_floor():
 
 
 def test_a_tilted_energy_starts_as_its_proposal():
-    make, x, k = CONDITIONAL["Tilted"]
-    energy = make()
-    y = targets(len(x), 5, k)
+    mixture = MixtureDensity(mlp([3, 6]), 6, n_targets=2)
+    energy = TiltedEnergy(mixture, NetworkEnergy(nn.Identity(), 6, 2, hidden=8))
+    x, y = VECTORS, targets(4, 5, 2)
     torch.testing.assert_close(energy(x, y), energy.proposal(x, y))
 
 
@@ -420,8 +235,12 @@ def test_the_tilted_ensemble_integrates_to_one(atoms, seed):
     np.testing.assert_allclose(mass(energy, VECTORS), 1.0, atol=1e-7)
 
 
+def three_members() -> TiltedMixtureEnsemble:
+    return perturbed(TiltedMixtureEnsemble(3, 3, (8,), n_components=2, n_tilts=3, atoms=(0.5,)))
+
+
 def test_each_member_may_see_rows_of_its_own():
-    energy = perturbed(CONDITIONAL["Tilted ensemble"][0]())
+    energy = three_members()
     x = torch.randn(3, 4, 3)
     own = energy.member_log_prob(energy.features(x), targets(4, 1, 1)[:, 0])
     for member in range(3):
@@ -430,7 +249,7 @@ def test_each_member_may_see_rows_of_its_own():
 
 
 def test_members_share_no_weights():
-    energy = perturbed(CONDITIONAL["Tilted ensemble"][0]())
+    energy = three_members()
     energy.member_log_prob(energy.features(VECTORS), targets(4, 1, 1)[:, 0])[:, 1].sum().backward()
     for weight in energy.parameters():
         assert weight.grad[1].abs().sum() > 0
@@ -593,10 +412,10 @@ SMOOTH = {
     "image": (ImageEnergy, None, (3, 2, 4, 4)),
     "images in two batch dimensions": (ImageEnergy, None, (2, 3, 2, 4, 4)),
     "linear": (LinearEnergy, None, (4, 2)),
-    "network given x": (CONDITIONAL["Network"][0], VECTORS, (4, 2)),
-    "network given x, candidates": (CONDITIONAL["Network"][0], VECTORS, (4, 3, 2)),
-    "module given x": (CONDITIONAL["Module"][0], VECTORS, (4, 3, 2)),
-    "mixture given x": (CONDITIONAL["Mixture"][0], VECTORS, (4, 3, 2)),
+    "network given x": (lambda: network(2), VECTORS, (4, 2)),
+    "network given x, candidates": (lambda: network(2), VECTORS, (4, 3, 2)),
+    "module given x": (lambda: ConditionalModuleEnergy(PairNetwork(3, 2)), VECTORS, (4, 3, 2)),
+    "mixture given x": (lambda: mixture(2), VECTORS, (4, 3, 2)),
     "difference": (lambda: PerceptronEnergy(2, (6, 5)) - 0.5 * gaussian_mixture(), None, (3, 4, 2)),
     "disjunction": (lambda: PerceptronEnergy(2, (6, 5)) | gaussian_mixture(), None, (4, 2)),
     "Gaussian": (gaussian, None, (4, 2)),

@@ -1,279 +1,32 @@
-"""Objectives: one contract over all of them, and what each is known to equal in closed form."""
+"""Objectives: what each is known to equal in closed form (the contract of all: test_objective_contract.py)."""
 
 import math
 
 import pytest
 import torch
-import zuko
 from torch import nn
 
+from parts import batch, ensemble, mixture, network, seeded, tilted
 from thalweg.energies import (
     ConditionalEnergy,
     ConditionalModuleEnergy,
-    FlowEnergy,
-    GaussianMixtureEnergy,
     MixtureDensity,
-    NetworkEnergy,
-    TiltedEnergy,
-    TiltedMixtureEnsemble,
-    mlp,
 )
-from thalweg.objectives.base import Adversarial, Batch
+from thalweg.objectives.base import Batch
 from thalweg.objectives.contrastive_divergence import (
-    ContrastiveDivergence,
-    ImprovedContrastiveDivergence,
     LangevinML,
 )
-from thalweg.objectives.energy_discrepancy import EnergyDiscrepancy
 from thalweg.objectives.importance_sampling import ImportanceSampling, KLDivergenceImportanceSampling
-from thalweg.objectives.likelihood import GridLikelihood, MaximumLikelihood, dequantise
+from thalweg.objectives.likelihood import MaximumLikelihood, dequantise
 from thalweg.objectives.noise import TargetNoise
 from thalweg.objectives.noise_contrastive import (
-    ConditionalNCE,
-    FlowContrastiveEstimation,
     JointProposalNCE,
-    NoiseContrastiveEstimation,
     RankingNCE,
     TiltNCE,
     _rank,
 )
-from thalweg.objectives.score_matching import DenoisingScoreMatching, ScoreMatching, SlicedScoreMatching
-from thalweg.objectives.stein import SteinDiscrepancy
-from thalweg.sampling.buffer import FromNoise, ReplayBuffer
+from thalweg.objectives.score_matching import DenoisingScoreMatching, ScoreMatching
 from thalweg.sampling.chain import run_chain
-from thalweg.sampling.hmc import HMC
-from thalweg.sampling.langevin import MALA, Langevin
-from thalweg.sampling.random_walk import RandomWalk
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def perturbed(module: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        for weight in module.parameters():
-            weight.add_(0.2 * torch.randn(weight.shape, generator=seeded(3)))
-    return module
-
-
-def network(k: int) -> NetworkEnergy:
-    return perturbed(NetworkEnergy(mlp([3, 6]), 6, k, hidden=8))
-
-
-def mixture(k: int) -> MixtureDensity:
-    return perturbed(MixtureDensity(mlp([3, 6]), 6, n_targets=k, n_components=3))
-
-
-def tilted(k: int) -> TiltedEnergy:
-    residual = NetworkEnergy(nn.Identity(), 6, k, hidden=8)
-    return perturbed(TiltedEnergy(MixtureDensity(mlp([3, 6]), 6, n_targets=k), residual))
-
-
-def ensemble(k: int) -> TiltedMixtureEnsemble:
-    return perturbed(TiltedMixtureEnsemble(3, n_members=2, hidden=(8,), n_components=2, n_tilts=2))
-
-
-def noise(k: int) -> GaussianMixtureEnergy:
-    return GaussianMixtureEnergy(torch.zeros(1, k), torch.full((1, k), 2.0))
-
-
-def buffer(k: int) -> ReplayBuffer:
-    return ReplayBuffer(noise(k), size=20, n_chains=6, restart=0.2, x_event=(3,))
-
-
-def from_noise(k: int) -> ContrastiveDivergence:
-    return ContrastiveDivergence(HMC(0.1, 2), 3, FromNoise(noise(k), 2))
-
-
-def with_squares(k: int) -> ContrastiveDivergence:
-    return ContrastiveDivergence(RandomWalk(0.1), 3, buffer(k), energy_l2=0.1)
-
-
-def improved(k: int) -> ImprovedContrastiveDivergence:
-    return ImprovedContrastiveDivergence(Langevin(0.1), 3, buffer(k), 0.01, differentiable_steps=2, n_neighbours=4)
-
-
-def critic(k: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(k + 3, 6), nn.SiLU(), nn.Linear(6, k))
-
-
-def flow(k: int) -> FlowEnergy:
-    return FlowEnergy(zuko.flows.NSF(k, bins=4, transforms=1, hidden_features=(6,)), 0.5, 2.0)
-
-
-def batch(k: int, n_rows: int = 8) -> Batch:
-    return Batch(torch.randn(n_rows, 3, generator=seeded(1)), torch.randn(n_rows, k, generator=seeded(2)))
-
-
-# Name: energy, objective, dimensions of y, whether the loss is unchanged under E + c(x).
-CASES = {
-    "NCE": (network, lambda k: RankingNCE(n_samples=16), (1, 3), True),
-    "NCE+": (network, lambda k: RankingNCE(n_samples=16, label_noise=0.2), (1, 3), True),
-    "NCE with scales": (network, lambda k: RankingNCE([[0.1] * k, [0.5] * k], n_samples=16), (1, 3), True),
-    "ML-IS": (network, lambda k: ImportanceSampling(n_samples=16), (1, 3), True),
-    "KLD-IS": (network, lambda k: KLDivergenceImportanceSampling(0.2, n_samples=16), (1, 3), False),
-    "ML-MCMC": (network, lambda k: LangevinML(n_steps=3, n_chains=4), (1, 3), True),
-    "SM": (network, lambda k: ScoreMatching(), (1, 3), True),
-    "DSM": (network, lambda k: DenoisingScoreMatching(n_samples=4), (1, 3), True),
-    "sliced SM": (network, lambda k: SlicedScoreMatching(2), (1, 3), True),
-    "sliced SM-VR": (network, lambda k: SlicedScoreMatching(2, True, "gaussian"), (1, 3), True),
-    "DSM at many scales": (network, lambda k: DenoisingScoreMatching([0.1, 0.5], 4), (1, 3), True),
-    "NCE against a density": (network, lambda k: RankingNCE(noise(k), n_samples=16), (1, 3), True),
-    "ML-IS with a density": (network, lambda k: ImportanceSampling(noise(k), n_samples=16), (1, 3), True),
-    "binary NCE": (network, lambda k: NoiseContrastiveEstimation(noise(k), 3), (1, 3), False),
-    "conditional NCE": (network, lambda k: ConditionalNCE(0.5, 4), (1, 3), True),
-    "conditional NCE, own noise": (network, lambda k: ConditionalNCE(), (1, 3), True),
-    "energy discrepancy": (network, lambda k: EnergyDiscrepancy(n_samples=4), (1, 3), True),
-    "ML on a grid": (network, lambda k: GridLikelihood(-4.0, 4.0, 6, k), (1, 3), True),
-    "CD": (network, lambda k: ContrastiveDivergence(MALA(0.1), 3), (1, 3), True),
-    "CD from noise": (
-        network,
-        lambda k: ContrastiveDivergence(HMC(0.1, 2), 3, FromNoise(noise(k), 2)),
-        (1, 3),
-        True,
-    ),
-    "PCD": (network, lambda k: ContrastiveDivergence(Langevin(0.1), 3, buffer(k)), (1, 3), False),
-    "CD with squares": (
-        network,
-        lambda k: ContrastiveDivergence(RandomWalk(0.1), 3, buffer(k), 0.1),
-        (1, 3),
-        False,
-    ),
-    "improved CD": (network, lambda k: improved(k), (1, 3), False),
-    "Stein": (network, lambda k: SteinDiscrepancy(critic(k)), (1, 3), True),
-    "FCE": (network, lambda k: FlowContrastiveEstimation(flow(k), warm_up=0), (1, 3), False),
-    "joint NCE": (network, lambda k: JointProposalNCE(mixture(k), n_samples=16), (1, 3), False),
-    "joint NCE on shared features": (
-        network,
-        lambda k: JointProposalNCE(
-            perturbed(MixtureDensity(nn.Identity(), 6, n_targets=k)), n_samples=16, shares_features=True
-        ),
-        (1, 3),
-        False,
-    ),
-    "tilt NCE": (tilted, lambda k: TiltNCE(n_samples=16), (1, 3), None),
-    "ML of a mixture": (mixture, lambda k: MaximumLikelihood(), (1, 3), None),
-    "ML of an ensemble": (ensemble, lambda k: MaximumLikelihood(), (1,), None),
-}
-CONTRACT = [
-    pytest.param(*case[:2], k, case[3], id=f"{name}, {k}-D") for name, case in CASES.items() for k in case[2]
-]
-CHAINS = ("ML-MCMC", "CD", "PCD", "improved CD")
-ARGUMENTS = ("make_energy", "make_objective", "k", "invariant")
-contract = pytest.mark.parametrize(ARGUMENTS, CONTRACT)
-unnormalised = pytest.mark.parametrize(ARGUMENTS, [p for p in CONTRACT if p.values[3] is not None])
-# The others hold their samples fixed, or some of their terms: their gradient is not that of their value.
-plain_gradient = pytest.mark.parametrize(
-    ARGUMENTS, [p for p in CONTRACT if not p.id.startswith((*CHAINS, "joint", "tilt", "Stein", "FCE"))]
-)
-
-
-@contract
-def test_the_loss_is_finite_and_reaches_every_parameter(make_energy, make_objective, k, invariant):
-    """But for the energy's constant, on which no density depends."""
-    energy, objective = make_energy(k), make_objective(k)
-    losses = [objective(energy, batch(k), seeded()).value]
-    if isinstance(objective, Adversarial):
-        adversaries = [p.name for p in objective.players(energy) if p.name != "energy"]
-        losses += [objective.player_loss(name, energy, batch(k), seeded()).mean() for name in adversaries]
-    for loss in losses:
-        assert loss.shape == ()
-        assert torch.isfinite(loss)
-        loss.backward()
-    for name, weight in [*energy.named_parameters(), *objective.named_parameters()]:
-        if name in ("out.bias", "residual.out.bias") and not isinstance(energy, TiltedMixtureEnsemble):
-            continue
-        assert weight.grad is not None, name
-        assert torch.isfinite(weight.grad).all(), name
-        assert weight.grad.abs().sum() > 0, name
-
-
-@contract
-def test_the_loss_is_the_weighted_mean_over_rows_and_set_by_the_generator(
-    make_energy, make_objective, k, invariant
-):
-    energy, objective, data = make_energy(k).eval(), make_objective(k).eval(), batch(k)
-    torch.manual_seed(4)
-    rows = objective.per_row(energy, data, seeded())
-    assert rows.shape[0] == len(data.x)
-    torch.manual_seed(5)  # the global generator plays no part
-    weight = torch.arange(8.0) / 3.5
-    loss = objective(energy, data._replace(weight=weight), seeded()).value
-    shaped = weight.reshape(-1, *([1] * (rows.dim() - 1)))
-    torch.testing.assert_close(loss, (rows * shaped).mean(0).sum())
-
-
-@plain_gradient
-def test_one_small_step_down_the_gradient_lowers_the_loss(make_energy, make_objective, k, invariant):
-    """The sign and the scale of the gradient: the fall is |grad|^2 times the step, to first order."""
-    energy, objective, data = make_energy(k).double().eval(), make_objective(k).double().eval(), batch(k)
-    data = Batch(data.x.double(), data.y.double())
-    weights = list(energy.parameters())
-    before = objective(energy, data, seeded()).value
-    grads = torch.autograd.grad(before, weights, allow_unused=True)
-    size = sum(float(g.square().sum()) for g in grads if g is not None)
-    step = 1e-6 / size
-    with torch.no_grad():
-        for weight, grad in zip(weights, grads, strict=True):
-            if grad is not None:
-                weight -= step * grad
-    after = objective(energy, data, seeded()).value
-    assert float((before - after).detach()) == pytest.approx(step * size, rel=1e-2)
-
-
-class Lifted(ConditionalEnergy):
-    """Another energy plus a constant, or plus a function of x."""
-
-    def __init__(self, energy: ConditionalEnergy, by: float, with_x: bool = False):
-        super().__init__()
-        self.energy, self.by, self.with_x = energy, by, with_x
-        self.feature_network = getattr(energy, "feature_network", None)
-
-    def features(self, x):
-        lift = self.by * (1 + x[:, 0].abs() if self.with_x else torch.ones_like(x[:, 0]))
-        return self.energy.features(x), lift
-
-    def head(self, features, y):
-        return self.energy.head(features[0], y) + features[1].reshape(-1, *([1] * (y.dim() - 2)))
-
-
-@pytest.mark.parametrize("with_x", [False, True])
-@unnormalised
-def test_a_lift_of_the_energy_leaves_the_loss_unchanged(make_energy, make_objective, k, invariant, with_x):
-    energy, objective, data = make_energy(k).double().eval(), make_objective(k).double().eval(), batch(k)
-    data = Batch(data.x.double(), data.y.double())
-    plain = objective.per_row(energy, data, seeded())
-    lifted = objective.per_row(Lifted(energy, 3.0, with_x), data, seeded())
-    if invariant:
-        torch.testing.assert_close(lifted, plain, rtol=0, atol=1e-9)
-    elif isinstance(objective, JointProposalNCE):
-        # The ranking is unchanged; log Z, which the proposal's term estimates, falls by the lift.
-        lift = 3.0 * (1 + data.x[:, 0].abs()) if with_x else torch.full((8,), 3.0, dtype=torch.float64)
-        torch.testing.assert_close(lifted, plain - lift, rtol=0, atol=1e-9)
-
-
-def test_a_lift_changes_the_kl_estimate_by_the_error_of_its_weights():
-    """The importance weights of the label's own law average to 1 only in expectation."""
-    energy, data = network(1).double(), batch(1, 4)
-    data = Batch(data.x.double(), data.y.double())
-    objective = KLDivergenceImportanceSampling(0.2, n_samples=64)
-    samples = objective.noise.sample(data.y, 64, seeded())
-    weights = objective.label.log_prob(samples, data.y) - objective.noise.log_prob(samples, data.y)
-    change = objective.per_row(Lifted(energy, 3.0), data, seeded()) - objective.per_row(energy, data, seeded())
-    torch.testing.assert_close(change, 3.0 * (weights.exp().mean(1) - 1))
-    assert (change.abs() > 1e-3).all()
-
-
-@pytest.mark.parametrize("by", [-1e3, 1e3])
-@unnormalised
-def test_the_loss_stays_finite_far_from_zero_energy(make_energy, make_objective, k, invariant, by):
-    energy, objective = make_energy(k), make_objective(k)
-    loss = objective(Lifted(energy, by), batch(k), seeded()).value
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert all(torch.isfinite(w.grad).all() for w in energy.parameters() if w.grad is not None)
-
 
 # -- against closed forms ---------------------------------------------------------------------------------
 

@@ -91,32 +91,6 @@ def test_the_step_of_langevin_is_the_formula():
     assert stepped.grad is None
 
 
-@kernels
-def test_a_step_changes_nothing_of_the_state_that_comes_in(kernel):
-    energy = unit_gaussian(2)
-    state = initial_state(energy, torch.randn(10, 2))
-    value, grad = energy.value_and_gradient(state.position)
-    state = state._replace(energy=value, grad=grad)
-    before = [t.clone() for t in state]
-    kernel.step(energy, state, seeded())
-    for tensor, copy in zip(state, before, strict=True):
-        assert torch.equal(tensor, copy)
-
-
-@kernels
-def test_chains_leave_no_gradient_and_no_graph_and_follow_their_generator(kernel):
-    energy = NetworkEnergy(mlp([2, 4]), 4, 2, hidden=8)
-    given = energy.given(torch.randn(3, 2))
-    start = torch.randn(3, 5, 2, requires_grad=True)
-    global_state = torch.get_rng_state()
-    first = run_chain(kernel, given, start, 5, seeded())
-    assert torch.equal(torch.get_rng_state(), global_state)
-    assert not any(t.requires_grad for t in first if t is not None)
-    assert start.grad is None
-    assert all(w.grad is None for w in energy.parameters())
-    assert torch.equal(first.position, run_chain(kernel, given, start, 5, seeded()).position)
-
-
 def test_sampling_leaves_buffers_as_they_were():
     class Normed(Energy):
         def __init__(self):
@@ -156,12 +130,6 @@ def test_mala_with_a_step_for_each_coordinate_leaves_both_scales_invariant():
 exact = pytest.mark.parametrize(
     "kernel", [MALA(0.3), HMC(0.4, 4), HMC(0.7, 3, jitter=0.0), RandomWalk(0.9)], ids=str
 )
-
-
-@exact
-def test_exact_kernels_leave_a_gaussian_invariant(kernel):
-    energy = GaussianEnergy(torch.tensor([0.0]), torch.tensor([1.0]))
-    assert_variance(final_positions(kernel, energy, 20_000, 30), 1.0)
 
 
 @exact

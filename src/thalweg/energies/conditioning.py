@@ -40,6 +40,7 @@ class ClampedEnergy(Energy):
         return self.energy(self.complete(x)) + 0.5 * event_sum(free.square(), self.event_ndim)
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.detach()
         value, grad = self.energy.value_and_gradient(self.complete(x))
         free = torch.where(self.mask, x, 0.0)
         return value + 0.5 * event_sum(free.square(), self.event_ndim), torch.where(self.mask, x, grad)

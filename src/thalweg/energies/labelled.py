@@ -106,6 +106,9 @@ class LabelDistribution(Density, Conditioned):
     def forward(self, x: Tensor) -> Tensor:
         return -self.log_prob(x)
 
+    def fixed(self) -> Energy:
+        return self
+
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Labels ``[n, B]``, n for each row."""
         return torch.multinomial(self.log_probs.exp(), n, replacement=True, generator=generator).T

@@ -33,7 +33,7 @@ class ModuleEnergy(Energy):
     def forward(self, x: Tensor) -> Tensor:
         batch, event = x.shape[: x.dim() - self.event_ndim], x.shape[x.dim() - self.event_ndim :]
         value = self.module(x.reshape(-1, *event))
-        return self.sign * value.reshape(*batch, *value.shape[1:])
+        return self.sign * value.reshape((*batch, *value.shape[1:]))
 
 
 class ConditionalModuleEnergy(ConditionalEnergy):
@@ -55,4 +55,4 @@ class ConditionalModuleEnergy(ConditionalEnergy):
         x = features.reshape(features.shape[0], *([1] * (len(batch) - 1)), *features.shape[1:])
         x = x.expand(*batch, *features.shape[1:])
         value = self.module(x.reshape(-1, *features.shape[1:]), y.reshape(-1, y.shape[-1]))
-        return self.sign * value.reshape(*batch, *value.shape[1:])
+        return self.sign * value.reshape((*batch, *value.shape[1:]))
