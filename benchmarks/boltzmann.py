@@ -420,8 +420,8 @@ def exact_draws(energy: RBMEnergy, n: int) -> Tensor:
     hidden = torch.cat(list(binary_states(energy.units[1].width, energy.biases[1])))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        law = torch.softmax(-energy.summed_out([None, hidden], 0), 0)
-        chosen = hidden[torch.multinomial(law, n, True, generator=generator)]
+        distribution = torch.softmax(-energy.summed_out([None, hidden], 0), 0)
+        chosen = hidden[torch.multinomial(distribution, n, True, generator=generator)]
         return energy.visible.sample(energy.field([None, chosen], 0), generator)
 
 

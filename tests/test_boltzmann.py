@@ -94,22 +94,22 @@ def some_rows(machine: LayeredMachine, n: int = 5) -> Tensor:
 
 
 @pytest.mark.parametrize("unit", [Binary(3), Categorical(2, 3), Mixed([Categorical(1, 3), Binary(2)])])
-def test_discrete_units_have_the_law_that_their_field_says(unit):
+def test_discrete_units_have_the_distribution_that_their_field_says(unit):
     field = torch.randn(unit.width, generator=seeded(), dtype=torch.float64)
     states = all_states(unit)
     weights = unit.feature(states) @ field - unit.base(states)
     torch.testing.assert_close(unit.log_partition(field), torch.logsumexp(weights, 0))
-    law = torch.softmax(weights, 0)
-    torch.testing.assert_close(unit.mean(field), law @ states)
+    distribution = torch.softmax(weights, 0)
+    torch.testing.assert_close(unit.mean(field), distribution @ states)
     drawn = unit.sample(field.expand(20_000, -1), seeded())
     unit.check(drawn)
     which = (drawn.unsqueeze(1) == states).all(-1).double()
     assert (which.sum(1) == 1).all()
-    error = (law * (1 - law) / len(drawn)).sqrt()
-    assert ((which.mean(0) - law).abs() < 4 * error).all()
+    error = (distribution * (1 - distribution) / len(drawn)).sqrt()
+    assert ((which.mean(0) - distribution).abs() < 4 * error).all()
 
 
-def test_gaussian_units_have_the_law_that_their_field_says():
+def test_gaussian_units_have_the_distribution_that_their_field_says():
     unit = Gaussian(1).double()
     unit.log_std.data.fill_(-0.4)
     field = torch.tensor([0.7], dtype=torch.float64)
@@ -117,9 +117,9 @@ def test_gaussian_units_have_the_law_that_their_field_says():
     step = float(x[1] - x[0])
     weights = unit.feature(x) @ field - unit.base(x)
     torch.testing.assert_close(unit.log_partition(field), torch.logsumexp(weights, 0) + math.log(step))
-    law = torch.softmax(weights, 0)
-    torch.testing.assert_close(law @ x, unit.mean(field))
-    torch.testing.assert_close(law @ (x - field).square(), unit.std.square())
+    distribution = torch.softmax(weights, 0)
+    torch.testing.assert_close(distribution @ x, unit.mean(field))
+    torch.testing.assert_close(distribution @ (x - field).square(), unit.std.square())
     with torch.no_grad():
         drawn = unit.sample(field.expand(20_000, -1), seeded())
     std = float(unit.std.detach())
@@ -191,7 +191,7 @@ def test_the_free_energy_sums_the_hidden_units_out(make):
 
 
 @discrete
-def test_conditionals_and_sums_are_those_of_the_joint_law(make):
+def test_conditionals_and_sums_are_those_of_the_joint_distribution(make):
     machine = make()
     layers = all_layers(machine)
     log_joint = -machine.joint(layers).detach()
@@ -202,13 +202,13 @@ def test_conditionals_and_sums_are_those_of_the_joint_law(make):
         for row in torch.unique(kept, dim=0)[::5]:
             same = (kept == row).all(1)
             given = [x[same] for x in layers]
-            law = torch.softmax(log_joint[same], 0)
+            distribution = torch.softmax(log_joint[same], 0)
             summed = torch.logsumexp(log_joint[same], 0)
             first = [x[:1] for x in given]
             torch.testing.assert_close(-machine.summed_out(first, odd).detach()[0], summed)
             for k in machine.parity(odd):
                 mean = machine.units[k].mean(machine.field(first, k))[0]
-                torch.testing.assert_close(mean.detach(), law @ given[k])
+                torch.testing.assert_close(mean.detach(), distribution @ given[k])
 
 
 def test_log_z_with_gaussian_units_is_that_on_a_grid():
@@ -273,39 +273,39 @@ def test_the_mean_field_is_exact_where_the_posterior_factorises():
 
 
 @discrete
-def test_block_gibbs_leaves_the_exact_law_as_it_is(make):
+def test_block_gibbs_leaves_the_exact_distribution_as_it_is(make):
     machine = make()
     states = all_states(machine.visible) if isinstance(machine, RBMEnergy) else torch.cat(all_layers(machine), -1)
-    law = torch.softmax(-machine(states).detach(), 0)
+    distribution = torch.softmax(-machine(states).detach(), 0)
     n = 40_000
-    start = states[torch.multinomial(law, n, True, generator=seeded())]
+    start = states[torch.multinomial(distribution, n, True, generator=seeded())]
     end = run_chain(BlockGibbs(), machine, start, 2, seeded(1)).position
-    # Where the energy lies is told by its mean; single states by how often they come.
+    # The energy is judged by its mean, single states by their frequencies.
     energy = machine(states).detach()
-    mean, std = law @ energy, (law @ (energy - law @ energy).square()).sqrt()
+    mean, std = distribution @ energy, (distribution @ (energy - distribution @ energy).square()).sqrt()
     assert abs(machine(end).detach().mean() - mean) < 4 * std / n**0.5
-    often = law > 5e-3
+    often = distribution > 5e-3
     shares = (end.unsqueeze(1) == states[often]).all(-1).double().mean(0)
-    assert ((shares - law[often]).abs() < 4.5 * (law[often] / n).sqrt()).all()
+    assert ((shares - distribution[often]).abs() < 4.5 * (distribution[often] / n).sqrt()).all()
 
 
 @pytest.mark.parametrize("visible", [Gaussian(2), Mixed([Binary(2), Categorical(1, 3), Gaussian(2)])])
 def test_block_gibbs_of_gaussian_and_mixed_units_keeps_their_moments(visible):
     machine = spread_out(RBMEnergy(visible, 3), 0.6)
     h = all_states(machine.units[1])
-    law = torch.softmax(-machine.summed_out([None, h], 0).detach(), 0)
+    distribution = torch.softmax(-machine.summed_out([None, h], 0).detach(), 0)
     n = 40_000
-    hidden = h[torch.multinomial(law, n, True, generator=seeded())]
+    hidden = h[torch.multinomial(distribution, n, True, generator=seeded())]
     with torch.no_grad():
         start = machine.visible.sample(machine.field([None, hidden], 0), seeded(1))
         means = visible.mean(machine.field([None, h], 0))
     end = run_chain(BlockGibbs(), machine, start, 3, seeded(2)).position
-    mean = law @ means
+    mean = distribution @ means
     within = means * (1 - means)
     for unit, place in visible.parts:
         if isinstance(unit, Gaussian):
             within[:, place] = unit.std.detach().square()
-    variance = law @ ((means - mean).square() + within)
+    variance = distribution @ ((means - mean).square() + within)
     assert ((end.mean(0) - mean).abs() < 4 * (variance / n).sqrt()).all()
     # A mixture of Gaussians has at most a few times a Gaussian's fourth moment here.
     assert ((end.var(0) - variance).abs() < 6 * variance * (2 / n) ** 0.5).all()
@@ -359,8 +359,8 @@ def level_machines(chains: TemperedChains) -> list[LayeredMachine]:
 
 
 @pytest.mark.parametrize("make", [*RBMS.values(), *DBMS.values()], ids=[*RBMS, *(f"deep {k}" for k in DBMS)])
-def test_tempered_chains_leave_the_law_of_every_level_as_it_is(make):
-    """All levels start at exact draws, and each still has its own law after swaps and sweeps."""
+def test_tempered_chains_leave_the_distribution_of_every_level_as_it_is(make):
+    """All levels start at exact draws, and each still has its own distribution after swaps and sweeps."""
     machine = make()
     base = 0.5 * torch.randn(machine.visible.width, generator=seeded(8), dtype=torch.float64)
     chains = TemperedChains(machine, 3, base)
@@ -371,22 +371,22 @@ def test_tempered_chains_leave_the_law_of_every_level_as_it_is(make):
     odd_units = [machine.units[k] for k in machine.parity(1)]
     odd = torch.cartesian_prod(*(torch.arange(2**unit.width) for unit in odd_units)).reshape(-1, len(odd_units))
     odd = torch.cat([all_states(u)[odd[:, k]] for k, u in enumerate(odd_units)], -1)
-    laws = [torch.softmax(-level.summed_out(level.placed(odd, 1), 0).detach(), 0) for level in levels]
+    distributions = [torch.softmax(-level.summed_out(level.placed(odd, 1), 0).detach(), 0) for level in levels]
     generator = seeded(2)
-    start = [level.placed(odd[torch.multinomial(law, n, True, generator=generator)], 1)
-             for level, law in zip(levels, laws, strict=True)]  # fmt: skip
+    start = [level.placed(odd[torch.multinomial(distribution, n, True, generator=generator)], 1)
+             for level, distribution in zip(levels, distributions, strict=True)]  # fmt: skip
     start = [level.resample(x, 0, generator) for level, x in zip(levels, start, strict=True)]
     states = [torch.stack(parts) for parts in zip(*start, strict=True)]
     for _ in range(5):
         states, means = chains.sweep(states, generator)
     together = torch.cat([states[k] for k in machine.parity(1)], -1)
     places = [(x.unsqueeze(1) == odd).all(-1).double().argmax(1) for x in together]
-    for found, law in zip(places, laws, strict=True):
+    for found, distribution in zip(places, distributions, strict=True):
         share = torch.bincount(found, minlength=len(odd)) / n
-        assert ((share - law).abs() < 5 * (law * (1 - law) / n).sqrt()).all()
-    # Levels do not hang together: swaps leave the product of their laws as it is.
+        assert ((share - distribution).abs() < 5 * (distribution * (1 - distribution) / n).sqrt()).all()
+    # Levels are independent: swaps leave the product of their distributions as it is.
     pairs = torch.bincount(places[0] * len(odd) + places[1], minlength=len(odd) ** 2) / n
-    wanted = torch.outer(laws[0], laws[1]).flatten()
+    wanted = torch.outer(distributions[0], distributions[1]).flatten()
     assert ((pairs - wanted).abs() < 6 * (wanted / n).sqrt() + 6 / n).all()
     assert (chains.swapped > 0.05).all()
     for k in machine.parity(0):
@@ -396,7 +396,7 @@ def test_tempered_chains_leave_the_law_of_every_level_as_it_is(make):
 
 
 def test_swaps_carry_chains_out_of_a_mode():
-    """All ones or all zeros, each half of the law; chains of the machine alone stay where they are."""
+    """All ones or all zeros, each half of the distribution; chains of the machine alone stay where they are."""
     machine = RBMEnergy(10, 1)
     machine.weights[0].data.fill_(8.0)
     machine.biases[0].data.fill_(-4.0)
@@ -421,10 +421,10 @@ def test_tempered_training_keeps_the_weights_of_groups_far_apart():
     for n in (1, 6):
         machine, history, step = trained(rows, n_hidden=8, max_epochs=100, n_temperatures=n)
         hidden = all_states(machine.units[1]).float()
-        law = torch.softmax(-machine.summed_out([None, hidden], 0), 0)
+        distribution = torch.softmax(-machine.summed_out([None, hidden], 0), 0)
         means = machine.visible.mean(machine.field([None, hidden], 0))
         nearest = torch.cdist(means, torch.tensor(patterns).float()).argmin(1)
-        found = torch.stack([law[nearest == k].sum() for k in range(3)])
+        found = torch.stack([distribution[nearest == k].sum() for k in range(3)])
         off.append(0.5 * float((found - torch.tensor(shares)).abs().sum().detach()))
     assert off[0] > 0.15
     assert off[1] < 0.1
@@ -495,11 +495,11 @@ def updates(machine: RBMEnergy, rows: Tensor, chains: list[Tensor] | None = None
 
 
 def small_problem(n: int = 100_000) -> tuple[RBMEnergy, Tensor]:
-    """A machine, and rows of another law: those of a second machine."""
+    """A machine, and rows of another distribution: those of a second machine."""
     machine, other = spread_out(RBMEnergy(5, 4), 0.8), spread_out(RBMEnergy(5, 4), 0.8, seed=1)
     states = all_states(machine.visible)
-    law = torch.softmax(-other(states).detach(), 0)
-    return machine, states[torch.multinomial(law, n, True, generator=seeded())]
+    distribution = torch.softmax(-other(states).detach(), 0)
+    return machine, states[torch.multinomial(distribution, n, True, generator=seeded())]
 
 
 def cosine(a: list[Tensor], b: list[Tensor]) -> float:
@@ -526,8 +526,8 @@ def test_contrastive_divergence_points_uphill_and_tends_to_the_exact_gradient():
 def test_contrastive_divergence_stands_still_where_the_data_are_the_machines_own():
     machine, _ = small_problem(1)
     states = all_states(machine.visible)
-    law = torch.softmax(-machine(states).detach(), 0)
-    rows = states[torch.multinomial(law, 100_000, True, generator=seeded())]
+    distribution = torch.softmax(-machine(states).detach(), 0)
+    rows = states[torch.multinomial(distribution, 100_000, True, generator=seeded())]
     found = updates(machine, rows, persistent=False)
     assert max(float(g.abs().max()) for g in found) < 4 * 0.5 * (2 / len(rows)) ** 0.5
 
@@ -544,10 +544,10 @@ def test_updates_are_the_autograd_gradients_in_expectation():
     machine.zero_grad()
     ContrastiveDivergence(BlockGibbs(), 1)(machine, Batch(None, rows), seeded(5)).value.backward()
     agree(updates(machine, rows, persistent=False), [-p.grad for p in (machine.weights[0], *machine.biases)])
-    # From chains of the machine's own law: the likelihood.
+    # From chains of the machine's own distribution: the likelihood.
     states = all_states(machine.visible)
-    law = torch.softmax(-machine(states).detach(), 0)
-    start = states[torch.multinomial(law, len(rows), True, generator=seeded(3))]
+    distribution = torch.softmax(-machine(states).detach(), 0)
+    start = states[torch.multinomial(distribution, len(rows), True, generator=seeded(3))]
     agree(updates(machine, rows, machine.resample([start, None], 1, seeded(4))), exact_gradient(machine, rows))
 
 
@@ -558,8 +558,8 @@ def test_centred_updates_are_those_of_the_centred_machine():
     mu, lam = rows.mean(0), torch.sigmoid(machine.field([rows, None], 1)).mean(0).detach()
     centred = weight - torch.outer(mu, hidden) - torch.outer(visible, lam)
     states = all_states(machine.visible)
-    law = torch.softmax(-machine(states).detach(), 0)
-    start = states[torch.multinomial(law, len(rows), True, generator=seeded(3))]
+    distribution = torch.softmax(-machine(states).detach(), 0)
+    start = states[torch.multinomial(distribution, len(rows), True, generator=seeded(3))]
     chain = machine.resample([start, None], 1, seeded(4))
     found = updates(machine, rows, chain, centred=True)
     wanted = [centred, visible - centred @ lam, hidden - mu @ centred]
@@ -576,8 +576,8 @@ def test_updates_of_other_units_climb_the_likelihood(visible):
     h = all_states(machine.units[1])
 
     def drawn(source: RBMEnergy, n: int, seed: int) -> list[Tensor]:
-        law = torch.softmax(-source.summed_out([None, h], 0).detach(), 0)
-        hidden = h[torch.multinomial(law, n, True, generator=seeded(seed))]
+        distribution = torch.softmax(-source.summed_out([None, h], 0).detach(), 0)
+        hidden = h[torch.multinomial(distribution, n, True, generator=seeded(seed))]
         with torch.no_grad():
             return [source.visible.sample(source.field([None, hidden], 0), seeded(seed + 1)), hidden]
 

@@ -74,7 +74,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     return {kind: folder / kind for kind in (*TABLES, "images")}
 
 
-def told(run: Path) -> str:
+def printed(run: Path) -> str:
     return run.with_suffix(".txt").read_text()
 
 
@@ -87,11 +87,11 @@ def test_a_run_is_told_beside_independent_columns_and_drawn(runs, kind):
     assert ours["log_likelihood"] > alone["log_likelihood"]
     assert ours["reconstruction"] < alone["reconstruction"]
     for words in ("independent columns", "exact" if kind != "images" else "±", "thalweg sample"):
-        assert words in told(run)
+        assert words in printed(run)
     page = (run / "report.html").read_text()
     for heading in ("Filters" if kind == "images" else "Weights", "Reconstructions", "Training", "Figures"):
         assert heading in page
-    assert ("thalweg impute" in told(run)) == (kind != "images")
+    assert ("thalweg impute" in printed(run)) == (kind != "images")
     assert ("Fantasies" if kind == "images" else "The data and the draws") in page
     info = thalweg("info", run).out
     assert "restricted Boltzmann machine" in info
@@ -116,13 +116,13 @@ def test_labelled_images_are_told_apart_by_a_machine_for_each_class(tmp_path):
 
 
 def test_what_was_done_to_the_data_is_said(runs):
-    assert "Left out, because constant: 'always'" in told(runs["binary"])
-    assert "10 of 300 rows have gaps (in 'fruit')" in told(runs["categorical"])
-    assert "rounded to black or white" in told(runs["images"])
-    assert "Gaussian units" in told(runs["gaussian"])
+    assert "Left out, because constant: 'always'" in printed(runs["binary"])
+    assert "10 of 300 rows have gaps (in 'fruit')" in printed(runs["categorical"])
+    assert "rounded to black or white" in printed(runs["images"])
+    assert "Gaussian units" in printed(runs["gaussian"])
     for words in ("Taken as binary (0 or 1): 'stone', 'organic'.", "Taken as categories: 'colour', 'fruit'.",
                   "as Gaussian units: 'weight', 'seeds'.", "constant: 'year', 'place'"):  # fmt: skip
-        assert words in " ".join(told(runs["mixed"]).split()), words
+        assert words in " ".join(printed(runs["mixed"]).split()), words
 
 
 def test_constant_columns_do_not_decide_the_units(tmp_path):

@@ -101,10 +101,10 @@ def test_figures_of_the_baselines_are_their_likelihoods(fitted) -> None:
     resolution = run.model.resolution_
     assert resolution.tolist() == [0.0, 0.0, 1.0]
     spread = training + resolution * (np.random.RandomState(0).uniform(size=training.shape) - 0.5)
-    law = multivariate_normal(spread.mean(0), np.cov(spread.T, ddof=0))
+    distribution = multivariate_normal(spread.mean(0), np.cov(spread.T, ddof=0))
     rng = np.random.RandomState(0)
     places = [test + resolution * (rng.uniform(size=test.shape) - 0.5) for _ in range(8)]
-    nll = -np.mean([law.logpdf(p) for p in places])
+    nll = -np.mean([distribution.logpdf(p) for p in places])
     assert abs(run.figures["scores"]["one Gaussian"]["nll"] - nll) < 1e-3
     gain = run.figures["scores"]["one Gaussian"]["nll_gain"]
     assert abs(gain - (nll - run.figures["scores"]["thalweg"]["nll"])) < 1e-3

@@ -225,7 +225,7 @@ def test_pretraining_counts_inputs_twice_where_stated(hidden, monkeypatch):
 
 
 def test_scaled_inputs_are_those_of_the_deep_machine():
-    """With the layers as far apart as the greedy start takes them, the deep machine's own laws come out."""
+    """With the layers as far apart as the greedy start takes them, the distributions are the deep machine's."""
     torch.manual_seed(1)
     part = RBMEnergy(12, 3)
     random_weights(part)
@@ -383,8 +383,8 @@ def test_gaps_are_filled_with_the_conditional_of_the_deep_machine():
     first = all_states(2).double()
     for k, row in enumerate(rows[:10]):
         candidates = torch.cat([first, torch.from_numpy(row[2:]).double().expand(4, -1)], 1)
-        law = torch.softmax(model.energy_.log_marginal(candidates), 0)
-        wanted = (law @ first).numpy()
+        distribution = torch.softmax(model.energy_.log_marginal(candidates), 0)
+        wanted = (distribution @ first).numpy()
         np.testing.assert_allclose(drawn[:, k, :2].mean(0), wanted, atol=4 * 0.5 / 2000**0.5 + 0.005)
         np.testing.assert_allclose(mean[k, :2], wanted, atol=0.03)
 
@@ -499,9 +499,9 @@ def test_models_that_are_not_fitted_say_so(kind):
 
 
 def test_recipe_runs(tmp_path):
-    told = []
-    result = boltzmann.RECIPE.run(Settings(seeds=(0,), quick=True, tell=told.append))
-    assert len(told) == 1
+    messages = []
+    result = boltzmann.RECIPE.run(Settings(seeds=(0,), quick=True, tell=messages.append))
+    assert len(messages) == 1
     assert all(np.isfinite(f.values).all() and f.target is None for f in result.figures)
     assert max(len(f.name) for f in result.figures) <= 40
     assert {f.name for f in result.figures} >= {k for k in boltzmann.TARGETS if "RBM 64x16" not in k}

@@ -453,7 +453,7 @@ def test_few_rows_give_a_density_all_the_same(objective, n):
     assert np.isfinite(model.impute(_with(GOOD, (0, 0), np.nan))).all()
 
 
-# -- what is told of the training rows, and of gaps that are too many -----------------------------------------
+# -- what is reported of the training rows, and of gaps that are too many -----------------------------------------
 
 
 def test_training_rows_are_judged_by_networks_that_did_not_learn_from_them():

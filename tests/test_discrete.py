@@ -77,7 +77,7 @@ KERNELS = [SingleSiteGibbs(), SingleSiteGibbs(n_random=3), GibbsWithGradients()]
 kernels = pytest.mark.parametrize("kernel", KERNELS, ids=["sweep", "random sites", "gradients"])
 
 
-def law(energy: Energy, states: torch.Tensor) -> torch.Tensor:
+def distribution(energy: Energy, states: torch.Tensor) -> torch.Tensor:
     return torch.softmax(-energy(states).detach(), 0)
 
 
@@ -86,10 +86,10 @@ def counts(x: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
 
 
 def draws(energy: Energy, states: torch.Tensor, n: int, seed: int = 1) -> torch.Tensor:
-    return states[torch.multinomial(law(energy, states), n, replacement=True, generator=seeded(seed))]
+    return states[torch.multinomial(distribution(energy, states), n, replacement=True, generator=seeded(seed))]
 
 
-def assert_law(x: torch.Tensor, states: torch.Tensor, expected: torch.Tensor) -> None:
+def assert_distribution(x: torch.Tensor, states: torch.Tensor, expected: torch.Tensor) -> None:
     """Independent draws: Pearson's statistic has the mean and variance of chi^2; four deviations are allowed."""
     n, degrees = len(x), len(states) - 1
     found = counts(x, states)
@@ -103,11 +103,11 @@ def assert_law(x: torch.Tensor, states: torch.Tensor, expected: torch.Tensor) ->
 
 @kernels
 @energies
-def test_chains_reach_the_exact_law(make, states, kernel):
+def test_chains_reach_the_exact_distribution(make, states, kernel):
     energy = make()
     start = states[torch.zeros(4000, dtype=torch.long)]
     state = run_chain(kernel, energy, start, 60, seeded(2))
-    assert_law(state.position, states, law(energy, states))
+    assert_distribution(state.position, states, distribution(energy, states))
     if state.energy is not None:
         torch.testing.assert_close(state.energy, energy(state.position).detach())
 
@@ -115,7 +115,7 @@ def test_chains_reach_the_exact_law(make, states, kernel):
 @energies
 def test_gibbs_with_gradients_keeps_detailed_balance_exactly(make, states, monkeypatch):
     """The matrix of transitions: every change is proposed in turn, and the kernel says how likely it takes it."""
-    energy, kernel, p = make(), GibbsWithGradients(), law(make(), states)
+    energy, kernel, p = make(), GibbsWithGradients(), distribution(make(), states)
     made_of, start = Sites(energy), initial_state(energy, states)
     proposals = kernel._log_proposal(made_of, states, energy.value_and_gradient(states)[1]).exp()
     n, n_shifts = len(states), made_of.n_values - 1
@@ -135,10 +135,10 @@ def test_gibbs_with_gradients_keeps_detailed_balance_exactly(make, states, monke
 
 @kernels
 @energies
-def test_one_step_from_the_exact_law_stays_in_it(make, states, kernel):
+def test_one_step_from_the_exact_distribution_stays_in_it(make, states, kernel):
     energy = make()
     state = run_chain(kernel, energy, draws(energy, states, 20_000), 1, seeded(3))
-    assert_law(state.position, states, law(energy, states))
+    assert_distribution(state.position, states, distribution(energy, states))
 
 
 def test_closed_forms_of_the_machine_are_those_of_its_energy():
@@ -160,13 +160,13 @@ def test_closed_forms_of_the_machine_are_those_of_its_energy():
 
 @pytest.mark.parametrize("kernel", [SingleSiteGibbs(), GibbsWithGradients()], ids=["gibbs", "gradients"])
 @energies
-def test_tempering_gives_each_level_its_own_law(make, states, kernel):
+def test_tempering_gives_each_level_its_own_distribution(make, states, kernel):
     energy, temperatures = make(), geometric_temperatures(3, 4.0)
     tempering = ParallelTempering(kernel, temperatures)
     start = tempering.start(states[torch.zeros(3000, dtype=torch.long)])
     position = run_chain(tempering, energy, start, 60, seeded(4)).position
     for level, temperature in zip(position, temperatures, strict=True):
-        assert_law(level, states, law(energy / temperature, states))
+        assert_distribution(level, states, distribution(energy / temperature, states))
 
 
 def test_tempering_crosses_where_single_flips_do_not():
@@ -189,7 +189,7 @@ def test_annealed_importance_sampling_finds_log_z(kernel):
     assert abs(found.estimate - float(energy.log_normaliser().detach())) < 4 * found.standard_error < 0.4
 
 
-def test_known_coordinates_stay_and_the_others_follow_their_conditional_law():
+def test_known_coordinates_stay_and_the_others_follow_their_conditional_distribution():
     energy, known = machine(4), torch.tensor([1.0, 0.0, 0.0, 1.0]).double()
     mask = torch.tensor([True, False, False, True])
     for kernel in (SingleSiteGibbs(), GibbsWithGradients()):
@@ -197,8 +197,8 @@ def test_known_coordinates_stay_and_the_others_follow_their_conditional_law():
         clamped = ClampedEnergy(energy, start, mask)
         x = clamped.complete(run_chain(kernel, clamped, start, 60, seeded()).position)
         allowed = (BITS[:, mask] == known[mask]).all(1)
-        p = law(energy, BITS)[allowed]
-        assert_law(x, BITS[allowed], p / p.sum())
+        p = distribution(energy, BITS)[allowed]
+        assert_distribution(x, BITS[allowed], p / p.sum())
 
 
 def test_only_the_sites_that_are_asked_for_move():
@@ -219,7 +219,7 @@ def test_bits_of_images_are_sites_too():
     energy = Image(4)
     for kernel in KERNELS:
         x = run_chain(kernel, energy, BITS[torch.zeros(4000, dtype=torch.long)].reshape(-1, 1, 2, 2), 60, seeded())
-        assert_law(x.position.flatten(1), BITS, law(Network(4), BITS))
+        assert_distribution(x.position.flatten(1), BITS, distribution(Network(4), BITS))
     loss = PseudoLikelihood()(energy, Batch(None, BITS.reshape(-1, 1, 2, 2))).value
     torch.testing.assert_close(loss, PseudoLikelihood()(Network(4), Batch(None, BITS)).value)
 
@@ -228,7 +228,7 @@ def test_draws_of_one_of_many_follow_their_weights():
     log_weights = torch.tensor([0.3, -1.0, 2.0, -torch.inf])
     found = draw(log_weights.expand(20_000, 4), seeded())
     expected = torch.softmax(log_weights, 0)[:3].double()
-    assert_law(found.unsqueeze(-1), torch.arange(3).unsqueeze(-1), expected)
+    assert_distribution(found.unsqueeze(-1), torch.arange(3).unsqueeze(-1), expected)
 
 
 def test_independent_sites_are_normalised_and_drawn_from():
@@ -236,7 +236,7 @@ def test_independent_sites_are_normalised_and_drawn_from():
     triples = CategoricalEnergy(torch.tensor([[0.2, 0.5, 0.3], [0.1, 0.1, 0.8], [0.3, 0.3, 0.4]]).double())
     for density, states in ((bits, all_states(3).double()), (triples, TRIPLES)):
         torch.testing.assert_close(density.log_prob(states).exp().sum(), torch.ones(()).double())
-        assert_law(density.sample(5000, seeded()), states, density.log_prob(states).exp())
+        assert_distribution(density.sample(5000, seeded()), states, density.log_prob(states).exp())
         value, grad = density.value_and_gradient(states)
         expected = Energy.value_and_gradient(density, states)
         torch.testing.assert_close(value, expected[0])
@@ -270,7 +270,7 @@ def test_sums_over_configurations_are_those_of_the_energy(n_visible, n_hidden):
 def test_the_gradient_of_log_z_is_the_mean_of_the_statistics():
     energy, x = machine(3, 2), all_states(5).double()
     (found,) = torch.autograd.grad(energy.log_normaliser(), energy.bias)
-    torch.testing.assert_close(found, law(energy, x) @ x)
+    torch.testing.assert_close(found, distribution(energy, x) @ x)
 
 
 def test_an_ising_model_is_a_machine_up_to_a_constant():
@@ -294,7 +294,7 @@ objectives = pytest.mark.parametrize(
 def test_the_objectives_are_their_formulas():
     """Of two bits, by the probabilities themselves; and of triples, by going through all values of each site."""
     energy, states = machine(2), all_states(2).double()
-    p = law(energy, states).reshape(2, 2)
+    p = distribution(energy, states).reshape(2, 2)
     for i, (a, b) in enumerate(states.long().tolist()):
         row = Batch(None, states[i : i + 1])
         conditionals = p[a, b] / p[:, b].sum(), p[a, b] / p[a].sum()
@@ -305,7 +305,7 @@ def test_the_objectives_are_their_formulas():
         expected = sum((1 / (1 + u)) ** 2 for u in ratios)
         torch.testing.assert_close(RatioMatching().per_row(energy, row, None)[0], expected)
     energy = Network(9, OneHotGroups(3))
-    p = law(energy, TRIPLES).reshape(3, 3, 3)
+    p = distribution(energy, TRIPLES).reshape(3, 3, 3)
     pseudo, ratio = 0.0, 0.0
     values = TRIPLES.unflatten(-1, (3, 3)).argmax(-1)
     place = tuple(values.t())
@@ -348,7 +348,7 @@ def test_some_sites_stand_for_all_on_average(objective):
 @energies
 def test_the_objectives_are_least_at_the_truth(make, states, objective):
     """Exactly, as every state counts by its probability: no gradient there, and a higher mean elsewhere."""
-    p, batch = law(make(), states), Batch(None, states)
+    p, batch = distribution(make(), states), Batch(None, states)
 
     def mean(energy):
         return objective.per_row(energy, batch, None) @ p
@@ -450,8 +450,8 @@ def divergence(energy: BoltzmannMachine, states: torch.Tensor, p: torch.Tensor) 
 
 
 def test_hidden_units_learn_what_pairs_do_not_show():
-    """The best machine of the three bits alone is the uniform law, 0.368 nats from the truth. With hidden units at
-    least half of that goes (of six seeds none was left with more than 0.17)."""
+    """The best machine of the three bits alone is the uniform distribution, 0.368 nats from the truth. With hidden
+    units at least half of that goes (of six seeds none was left with more than 0.17)."""
     states, p = parity()
     rows = states.repeat_interleave((40 * p).round().long(), 0).repeat(10, 1)
     assert divergence(exact_solution(rows.double()), states.double(), p.double()) == pytest.approx(0.368, abs=1e-3)
@@ -473,10 +473,10 @@ def test_the_training_loop_takes_the_objectives(objective):
     with torch.no_grad():
         for i, w in enumerate(energy.parameters()):
             w.add_(0.5 * double(*w.shape, seed=70 + i))
-    p = law(truth, BITS)
+    p = distribution(truth, BITS)
 
     def gap():
-        return float((p * (p / law(energy, BITS)).log()).sum())
+        return float((p * (p / distribution(energy, BITS)).log()).sum())
 
     before = gap()
     Trainer(Plan(max_epochs=40, batch_size=200, learning_rate=0.02)).fit(energy, objective, Batch(None, rows))

@@ -672,7 +672,7 @@ def test_the_conditionals_of_a_mixture_multiply_to_its_density_and_draw_from_it(
     line[:, n - 1] = grid
     mass = torch.trapezoid(energy.conditional_log_prob(line, n - 1).exp(), grid)
     assert float(mass) == pytest.approx(1, abs=1e-9)
-    # Drawn one after the other, coordinates follow the joint law: the mean of log p is that of its own draws.
+    # Coordinates drawn one after the other have the joint distribution, and so the mean of log p of its own draws.
     drawn = torch.zeros_like(x)
     for d in range(n):
         drawn[:, d] = energy.conditional_draw(drawn, d, seeded(d))

@@ -248,8 +248,8 @@ def test_learned_stein_test_is_reproducible_and_leaves_the_global_generator_alon
 
 
 class NearestNeighbour:
-    """Its hits in ordinary cross-validation hang together most: rows that are each other's nearest are told
-    both right or both wrong."""
+    """Its hits in ordinary cross-validation are correlated most: of rows that are each other's nearest it is right
+    about both or about neither."""
 
     def __init__(self, seed):
         pass

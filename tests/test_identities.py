@@ -720,8 +720,10 @@ def test_sum_temperature_and_negation_are_product_power_and_quotient_of_gaussian
         precisions = [torch.cholesky_inverse(e.scales[0]) for e in (a, b)]
         total = sum(w * p for w, p in zip(weights, precisions, strict=True))
         shift = sum(w * p @ e.means[0] for w, p, e in zip(weights, precisions, (a, b), strict=True))
-        law = torch.distributions.MultivariateNormal(torch.linalg.solve(total, shift), precision_matrix=total)
-        torch.testing.assert_close(log_density(energy, y), law.log_prob(y), rtol=0, atol=1e-5)
+        distribution = torch.distributions.MultivariateNormal(
+            torch.linalg.solve(total, shift), precision_matrix=total
+        )
+        torch.testing.assert_close(log_density(energy, y), distribution.log_prob(y), rtol=0, atol=1e-5)
 
 
 def test_a_product_of_mixtures_is_the_mixture_of_the_products_of_their_parts():

@@ -272,7 +272,7 @@ def test_a_lift_of_the_energy_leaves_the_loss_unchanged(make_energy, make_object
 
 
 def test_a_lift_changes_the_kl_estimate_by_the_error_of_its_weights():
-    """The importance weights of the label's own law average to 1 only in expectation."""
+    """The importance weights of the label's own distribution average to 1 only in expectation."""
     energy, data = network(1).double(), batch(1, 4)
     data = Batch(data.x.double(), data.y.double())
     objective = KLDivergenceImportanceSampling(0.2, n_samples=64)

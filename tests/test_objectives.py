@@ -283,7 +283,7 @@ def test_dequantisation_adds_uniform_noise_of_the_grid_width():
     y = torch.zeros(10_000, 1)
     moved = dequantise(y, 0.5, seeded())
     assert float(moved.abs().max()) <= 0.25
-    # Variance w^2 / 12; a uniform law's fourth moment gives the error sqrt((1/80 - 1/144) w^4 / n).
+    # Variance w^2 / 12; a uniform distribution's fourth moment gives the error sqrt((1/80 - 1/144) w^4 / n).
     assert float(moved.var()) == pytest.approx(0.25 / 12, abs=4 * 0.25 * math.sqrt((1 / 80 - 1 / 144) / 10_000))
     assert dequantise(y, 0.0, None) is y
 

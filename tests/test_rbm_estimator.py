@@ -101,8 +101,8 @@ def test_gaussian_units_recover_a_known_machine():
     hidden = next(binary_states(3, bias))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        law = torch.softmax(-truth.summed_out([None, hidden], 0), 0)
-        h = hidden[torch.multinomial(law, 4000, True, generator=generator)]
+        distribution = torch.softmax(-truth.summed_out([None, hidden], 0), 0)
+        h = hidden[torch.multinomial(distribution, 4000, True, generator=generator)]
         rows = truth.visible.sample(truth.field([None, h], 0), generator)
         wanted = float((-truth(rows[3000:])).mean() - truth.log_normaliser())
     X = rows.double().numpy()
@@ -205,18 +205,18 @@ def test_tempered_chains_go_on_from_call_to_call_and_from_file(tmp_path):
 # -- draws and gaps ---------------------------------------------------------------------------------------
 
 
-def test_draws_have_the_law_of_the_machine():
+def test_draws_have_the_distribution_of_the_machine():
     rng = np.random.RandomState(0)
     kind = rng.uniform(size=(2000, 1)) < 0.3
     X = (rng.uniform(size=(2000, 6)) < np.where(kind, 0.9, 0.1)).astype(float)
     model = RestrictedBoltzmannMachine(2, random_state=0).fit(X)
     states = next(binary_states(6, torch.zeros(()))).double().numpy()
-    law = np.exp(model.score_samples(states))
+    distribution = np.exp(model.score_samples(states))
     n = 5000
     drawn = model.sample(n, random_state=0)
     shares = (drawn[:, None] == states).all(-1).mean(0)
-    # Draws that were resampled from one set of chains hang together a little.
-    assert (np.abs(shares - law) < 6 * np.sqrt(law / n) + 1e-3).all()
+    # Draws that were resampled from one set of chains are a little correlated.
+    assert (np.abs(shares - distribution) < 6 * np.sqrt(distribution / n) + 1e-3).all()
     np.testing.assert_array_equal(drawn, model.sample(n, random_state=0))
 
 
@@ -226,14 +226,16 @@ def test_gaps_are_filled_with_the_conditional():
     X = (rng.uniform(size=(2000, 6)) < np.where(kind, 0.9, 0.1)).astype(float)
     model = RestrictedBoltzmannMachine(2, random_state=0).fit(X)
     states = next(binary_states(6, torch.zeros(()))).double().numpy()
-    law = np.exp(model.score_samples(states))
+    distribution = np.exp(model.score_samples(states))
     gaps = X[:40].copy()
     gaps[:, :2] = np.nan
     filled = model.impute(gaps, n_chains=200, random_state=0)
     np.testing.assert_array_equal(filled[:, 2:], X[:40, 2:])
     for row, found in zip(X[:40], filled, strict=True):
         fits = (states[:, 2:] == row[2:]).all(1)
-        np.testing.assert_allclose(found[:2], law[fits] @ states[fits, :2] / law[fits].sum(), atol=0.03)
+        np.testing.assert_allclose(
+            found[:2], distribution[fits] @ states[fits, :2] / distribution[fits].sum(), atol=0.03
+        )
     drawn = model.impute(gaps, n_draws=400, random_state=0)
     assert drawn.shape == (400, 40, 6)
     assert set(np.unique(drawn)) == {0.0, 1.0}
@@ -332,14 +334,14 @@ def test_a_mixed_table_is_drawn_and_filled_in_its_own_types(mixed):
     drawn = pd.DataFrame(mixed.sample(4000, random_state=0), columns=people(1).columns).infer_objects()
     assert [t.kind for t in drawn.dtypes] == ["f", "O", "i", "i"]
     table, cell = everyone()
-    law = np.exp(mixed.score_samples(table)) * cell
+    distribution = np.exp(mixed.score_samples(table)) * cell
     for column in ("job", "rich"):
         for value in table[column].unique():
-            share = law[table[column] == value].sum()
+            share = distribution[table[column] == value].sum()
             assert (drawn[column] == value).mean() == pytest.approx(share, abs=6 * (share / 4000) ** 0.5)
     for column in ("height", "children"):
-        mean = law @ table[column]
-        std = (law @ (table[column] - mean) ** 2) ** 0.5
+        mean = distribution @ table[column]
+        std = (distribution @ (table[column] - mean) ** 2) ** 0.5
         assert drawn[column].mean() == pytest.approx(mean, abs=6 * std / 4000**0.5)
     gaps = pd.DataFrame({"height": [150.0, 180, np.nan], "job": [None, "fool", "baker"],
                          "rich": [np.nan, np.nan, 0], "children": [5.0, np.nan, np.nan]})  # fmt: skip
@@ -347,14 +349,14 @@ def test_a_mixed_table_is_drawn_and_filled_in_its_own_types(mixed):
     known = gaps.notna().to_numpy()
     assert (filled[:, known] == gaps.to_numpy(object)[known]).all()
     fits = (table["height"] == 150) & (table["children"] == 5)
-    given = law[fits] / law[fits].sum()
+    given = distribution[fits] / distribution[fits].sum()
     for job in ("baker", "smith"):
         wanted = given[(table["job"] == job)[fits]].sum()
         assert (filled[:, 0, 1] == job).mean() == pytest.approx(wanted, abs=4 * 0.5 / 3000**0.5 + 0.005)
     wanted = given[(table["rich"] == 1)[fits]].sum()
     assert filled[:, 0, 2].astype(float).mean() == pytest.approx(wanted, abs=4 * 0.5 / 3000**0.5 + 0.005)
     fits = (table["job"] == "baker") & (table["rich"] == 0)
-    given = law[fits] / law[fits].sum()
+    given = distribution[fits] / distribution[fits].sum()
     mean = mixed.impute(gaps, n_chains=200, n_steps=3000, random_state=0)
     assert mean[2, 0] == pytest.approx(given @ table["height"][fits], abs=1.5)
     assert 0 < mean[1, 2] < 1

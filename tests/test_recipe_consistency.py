@@ -12,8 +12,8 @@ from thalweg.recipes.base import Settings
 
 
 def test_quick_run():
-    told = []
-    result = consistency.RECIPE.run(Settings(seeds=(0, 1), quick=True, tell=told.append))
+    messages = []
+    result = consistency.RECIPE.run(Settings(seeds=(0, 1), quick=True, tell=messages.append))
     figures = {f.name: f for f in result.figures}
     assert len(figures) == len(result.figures)
     assert all(len(f.values) == 2 and np.isfinite(f.values).all() for f in result.figures)
@@ -21,7 +21,7 @@ def test_quick_run():
     assert max(map(len, figures)) <= 50
     (picture,) = result.pictures.values()
     assert len(json.loads(picture.to_json())["data"]) == len(consistency.METHODS) + 1
-    assert len(told) == 2
+    assert len(messages) == 2
     again = consistency.RECIPE.run(Settings(seeds=(0, 1), quick=True))
     assert [f.values for f in again.figures] == [f.values for f in result.figures]
 

@@ -18,8 +18,8 @@ RECIPES = [module.RECIPE for module in (age, head_pose, boxes_2d, boxes_3d, tank
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.name)
 def test_quick_run(recipe):
-    told = []
-    result = recipe.run(Settings(seeds=(0, 1), quick=True, tell=told.append))
+    messages = []
+    result = recipe.run(Settings(seeds=(0, 1), quick=True, tell=messages.append))
     names = [f.name for f in result.figures]
     assert len(set(names)) == len(names)
     assert all(len(f.values) == 2 and np.isfinite(f.values).all() for f in result.figures)
@@ -27,7 +27,7 @@ def test_quick_run(recipe):
     assert result.pictures
     for picture in result.pictures.values():
         assert json.loads(picture.to_json())["data"]
-    assert len(told) == 2
+    assert len(messages) == 2
     assert result.notes
 
 

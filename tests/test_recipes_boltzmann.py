@@ -10,9 +10,9 @@ from thalweg.recipes.base import Settings
 
 
 def test_quick_run():
-    told: list[str] = []
-    result = boltzmann.RECIPE.run(Settings(seeds=(0,), quick=True, tell=told.append))
-    assert len(told) == 1
+    messages: list[str] = []
+    result = boltzmann.RECIPE.run(Settings(seeds=(0,), quick=True, tell=messages.append))
+    assert len(messages) == 1
     assert result.pictures
     assert all(np.isfinite(figure.values).all() for figure in result.figures)
 

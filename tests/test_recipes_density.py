@@ -1,4 +1,4 @@
-"""Eight Gaussians by every method: what diverges is counted, told and left out."""
+"""Eight Gaussians by every method: what diverges is counted, reported and left out."""
 
 import math
 

@@ -18,8 +18,8 @@ from thalweg.training.loop import DivergenceError
 
 
 def test_quick_run():
-    told = []
-    result = continual.RECIPE.run(Settings(seeds=(0, 1), quick=True, tell=told.append))
+    messages = []
+    result = continual.RECIPE.run(Settings(seeds=(0, 1), quick=True, tell=messages.append))
     figures = {f.name: f for f in result.figures}
     assert len(figures) == len(result.figures)
     assert all(len(f.values) == 2 and np.isfinite(f.values).all() for f in result.figures)
@@ -29,7 +29,7 @@ def test_quick_run():
     for picture in result.pictures.values():
         assert json.loads(picture.to_json())["data"]
     assert result.pictures
-    assert len(told) == 2
+    assert len(messages) == 2
     assert result.notes
 
 
@@ -88,9 +88,9 @@ def untrained_parts():
 
 def test_what_a_concept_adds_is_normalised_over_its_values():
     for n, energy in zip(concepts.CONCEPTS.values(), untrained_parts().concepts, strict=True):
-        told = torch.stack([torch.arange(n), torch.full((n,), 0.5)], 1)
+        where = torch.stack([torch.arange(n), torch.full((n,), 0.5)], 1)
         image = torch.rand(concepts.SIZE**2).expand(n, -1)
-        assert energy(told, image).neg().exp().sum().item() == pytest.approx(1, abs=1e-5)
+        assert energy(where, image).neg().exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_joint_of_weight_one_is_the_sum_of_conditional_energies_less_what_they_share():
@@ -98,8 +98,8 @@ def test_joint_of_weight_one_is_the_sum_of_conditional_energies_less_what_they_s
     asked, images = concepts.combinations().labels[:5], torch.rand(5, concepts.SIZE**2)
     levels = torch.full((5, 1), level)
     alone = parts.images.given(levels)
-    told = [torch.cat([asked[:, k : k + 1].float(), levels], 1) for k in range(4)]
-    first, second, third, fourth = (alone + c.given(t) for c, t in zip(parts.concepts, told, strict=True))
+    where = [torch.cat([asked[:, k : k + 1].float(), levels], 1) for k in range(4)]
+    first, second, third, fourth = (alone + c.given(t) for c, t in zip(parts.concepts, where, strict=True))
     energy = first + second + third + fourth - 3.0 * alone
     torch.testing.assert_close(concepts.joint(parts, asked, level, 1.0)(images), energy(images))
 

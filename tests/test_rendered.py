@@ -1,4 +1,4 @@
-"""The rendered data say what they claim: geometry, boxes, and the law of the ages."""
+"""The rendered data say what they claim: geometry, boxes, and the distribution of the ages."""
 
 import numpy as np
 import pytest
@@ -176,7 +176,7 @@ def test_corners_are_counter_clockwise_and_span_the_area():
     np.testing.assert_allclose(area, boxes[:, 3] * boxes[:, 4])
 
 
-def test_the_law_of_the_ages_sums_to_one_and_fits_its_draws():
+def test_the_distribution_of_the_ages_sums_to_one_and_fits_its_draws():
     ages = shell_ages(4000, seed=0)
     years = np.arange(1, 1500)
     some = np.arange(50)
@@ -193,7 +193,7 @@ def test_the_law_of_the_ages_sums_to_one_and_fits_its_draws():
     np.testing.assert_allclose(total, 1, atol=1e-6)
     assert (ages.age >= 1).all()
     assert (ages.age == np.round(ages.age)).all()
-    # Randomised probability integral transform: uniform if the draws follow the law.
+    # Randomised probability integral transform: uniform if the draws follow the distribution.
     below = np.where(ages.age <= 1, 0.0, ages.cdf(ages.age - 0.5))
     u = below + (ages.cdf(ages.age + 0.5) - below) * np.random.default_rng(1).random(4000)
     counts = np.histogram(u, 10, (0, 1))[0]

@@ -1,4 +1,4 @@
-"""Chains against laws known in closed form; tolerances from the chains' own spread."""
+"""Chains against distributions known in closed form; tolerances from the chains' own spread."""
 
 import math
 
@@ -108,7 +108,7 @@ def test_sampling_leaves_buffers_as_they_were():
 
 @pytest.mark.parametrize("step_size", [0.1, 0.8, 1.9])
 def test_mala_leaves_a_gaussian_invariant_at_any_step(step_size):
-    """Started in the stationary law and run on: mean and variance stay, where plain Langevin's would not."""
+    """From the stationary distribution mean and variance stay, where plain Langevin's would not."""
     energy = GaussianEnergy(torch.tensor([0.0]), torch.tensor([1.0]))
     assert_variance(final_positions(MALA(step_size), energy, 20_000, 30), 1.0)
 
@@ -157,7 +157,7 @@ def test_exact_kernels_leave_a_mixture_invariant_and_keep_the_split_of_its_mass(
 
 
 @exact
-def test_exact_kernels_reach_a_law_they_did_not_start_in(kernel):
+def test_exact_kernels_reach_a_distribution_they_did_not_start_in(kernel):
     energy = GaussianEnergy(torch.tensor([0.0]), torch.tensor([1.0]))
     assert_variance(final_positions(kernel, energy, 20_000, 80, start_std=3.0), 1.0)
 
@@ -312,7 +312,7 @@ def test_mala_stays_out_of_where_the_energy_is_not_a_number():
     state = run_chain(MALA(0.3), energy, start, 40, seeded(2))
     assert (state.position >= 0).all()
     assert torch.isfinite(state.energy).all()
-    # The half-normal law is left invariant: mean sqrt(2 / pi), variance 1 - 2 / pi.
+    # The half-normal distribution is left invariant: mean sqrt(2 / pi), variance 1 - 2 / pi.
     error = math.sqrt((1 - 2 / math.pi) / 20_000)
     assert abs(float(state.position.mean()) - math.sqrt(2 / math.pi)) < 4 * error
 
@@ -344,7 +344,7 @@ class Located(nn.Module):
 
 
 @pytest.mark.parametrize("kernel", [Langevin(0.02), MALA(0.4), HMC(0.6, 4), RandomWalk(0.9)], ids=str)
-def test_chains_given_x_have_each_row_its_own_law(kernel):
+def test_chains_given_x_have_each_row_its_own_distribution(kernel):
     """Rows far apart, 4000 chains each, started one standard deviation off."""
     x = torch.tensor([[-20.0], [0.0], [30.0]])
     given = ConditionalModuleEnergy(Located()).given(x)
@@ -404,11 +404,11 @@ def test_a_kernel_without_a_rate_to_adapt_to_is_refused_by_name(kernel):
 @kernels
 def test_draws_are_every_thin_th_state_after_the_burn_in(kernel):
     energy, start = unit_gaussian(2), torch.randn(3, 4, 2, generator=seeded(1))
-    told = []
-    draws = sample_chain(kernel, energy, start, 5, burn_in=7, thin=3, generator=seeded(2), on_draw=told.append)
+    counts = []
+    draws = sample_chain(kernel, energy, start, 5, burn_in=7, thin=3, generator=seeded(2), on_draw=counts.append)
     assert draws.position.shape == (5, 3, 4, 2)
     assert draws.energy.shape == (5, 3, 4)
-    assert told == [1, 2, 3, 4, 5]
+    assert counts == [1, 2, 3, 4, 5]
     generator, state, rates = seeded(2), initial_state(energy, start), []
     for t in range(1, 7 + 15 + 1):
         state = kernel.step(energy, state, generator)
@@ -684,7 +684,7 @@ def test_tempered_chains_find_both_far_modes_in_their_shares_where_plain_chains_
     ids=["MALA", "HMC", "RandomWalk"],
 )
 @pytest.mark.parametrize("n_levels", [1, 2, 5])
-def test_every_level_of_tempering_keeps_its_own_law(make, n_levels):
+def test_every_level_of_tempering_keeps_its_own_distribution(make, n_levels):
     """exp(-x^2 / 2T) has variance T."""
     temperatures = [1.0, 1.5, 3.0, 4.0, 9.0][:n_levels]
     stds = torch.tensor(temperatures).sqrt().reshape(-1, 1, 1)

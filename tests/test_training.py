@@ -186,7 +186,7 @@ def test_a_run_that_was_rolled_back_resumes_to_the_same_weights(tmp_path):
     """The roll-back goes to the start of the epoch also where the run was resumed in the middle of it."""
 
     class Accident(RankingNCE):
-        """NaN on one batch of the first pass in the last epoch, told by the optimiser's own count of steps."""
+        """NaN on one batch of the first pass in the last epoch, known by the optimiser's own count of steps."""
 
         def __init__(self, interrupt: bool):
             super().__init__(n_samples=4)

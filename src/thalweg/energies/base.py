@@ -96,7 +96,7 @@ class Energy(nn.Module):
             sites: ``[n]``, or ``[*batch, n]`` where each configuration has its own.
 
         Returns:
-            ``[*batch, n, K - 1]`` with a graph, or None where only evaluating each x' tells.
+            ``[*batch, n, K - 1]`` with a graph, or None where each x' must be evaluated.
         """
         return None
 

@@ -224,8 +224,8 @@ def count_weights(*modules: nn.Module) -> int:
 def suitable_threads(batch_size: int, n_weights: int) -> int:
     """One thread for small work, all of PyTorch's for large.
 
-    Two threads save a third of the time of a fit of a table while both cores are idle, and take two to nine times as
-    long as one where other work runs beside them: threads that wait for one another lose their turns.
+    Two threads save a third of the time of a fit of a table while both cores are idle, and take two to nine times
+    as long as one where other work runs beside them: threads that wait for one another lose their turns.
     """
     return 1 if batch_size * n_weights < 200_000_000 else torch.get_num_threads()
 

@@ -268,7 +268,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         return self._threads(self.batch_size, count_weights(self.energy_))
 
     def _likelihood_of(self, X: np.ndarray) -> Any:
-        """What tells the progress of training on rows held out."""
+        """The figure by which training on rows held out is judged."""
         rows, shift, seed = self._states(X).float(), self._log_volume(), self._seed
 
         def validate(machine: LayeredMachine) -> Tensor:

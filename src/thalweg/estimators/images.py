@@ -84,7 +84,7 @@ class ImageEBM(Estimator):
         image_shape_: (C, H, W).
         buffer_: the chains at the end of training ``[buffer_size, C, H, W]``, and their labels.
         history_: :class:`~thalweg.training.loop.History`; "energy gap" should hover round 0,
-            and an event tells if most chains were stuck above the data at the end.
+            and an event says so if most chains were stuck above the data at the end.
 
     Source: [Du 2019].
     """

@@ -159,7 +159,7 @@ def classifier_two_sample_test(samples: Rows, data: Rows, random_state: int = 0)
 
     Extremely randomised trees predict the rows block by block, each from the blocks before it [Dawid 1984].
     In ordinary cross-validation every row is learned from as well as predicted, so that the hits of different
-    folds hang together and vary more than a binomial p-value takes into account. Going forward, the hits of a
+    folds are correlated and vary more than a binomial p-value takes into account. Going forward, the hits of a
     block are hypergeometric given the blocks before it, and the p-value is exact for any number of
     independent rows.
 

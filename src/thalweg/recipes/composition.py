@@ -64,7 +64,7 @@ TARGETS: dict[str, tuple[float, bool]] = {
     "plane, and: KL (nats)": (0.05, True),
     "plane, or: KL (nats)": (0.05, True),
     "plane, not: KL (nats)": (0.05, True),
-    "drawn where told, error of the centre (pixels)": (1.5, True),
+    "drawn where asked, error of the centre (pixels)": (1.5, True),
     "two objects, correlation of the map with the sum of maps": (0.8, False),
     "four concepts, never seen: squared error": (0.02, True),
 }
@@ -151,7 +151,7 @@ def _places(seed: int, quick: bool) -> tuple[dict[str, float], dict[str, go.Figu
     axis = (np.arange(SIZE) + 0.5) / SIZE
     mass = np.maximum(drawn.sum((1, 2)), 1e-6)
     centre = np.stack([(drawn.sum(1) @ axis) / mass, (drawn.sum(2) @ axis) / mass], 1)
-    found = {"drawn where told, error of the centre (pixels)": float(
+    found = {"drawn where asked, error of the centre (pixels)": float(
         SIZE * np.linalg.norm(centre - test.place, axis=1).mean()
     )}  # fmt: skip
     found["divergences, energy of sprites given their place"] = float(history.rollbacks)

@@ -127,7 +127,7 @@ class Feed:
         self._batches = []
 
     def fingerprint(self) -> str:
-        """A sum that tells one data set from another by its shapes and some of its rows."""
+        """A sum by which two data sets differ, from their shapes and some of their rows."""
         digest = hashlib.sha256()
         for tensor in _tensors(self.stages):
             some = tensor[:: max(1, len(tensor) // 64)].contiguous().cpu()
