@@ -227,12 +227,17 @@ def mass(energy: ConditionalEnergy, x: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(3))
 @torch.no_grad()
 def test_the_tilted_ensemble_integrates_to_one(atoms, seed):
-    """Random parameters, tilts of several nats; what is left is the error of 64 nodes for Z."""
+    """Random parameters, tilts of several nats: the density and the masses of the atoms."""
     torch.manual_seed(seed)
     energy = TiltedMixtureEnsemble(3, n_members=3, hidden=(16,), n_components=3, n_tilts=8, atoms=atoms)
     perturbed(energy, 0.3, seed).double()
     assert float(energy.features(VECTORS.double())[3].abs().amax()) > 1.0
-    np.testing.assert_allclose(mass(energy, VECTORS), 1.0, atol=1e-7)
+    masses = energy.masses(energy.features(VECTORS.double())).detach().numpy()
+    assert masses.shape == (len(VECTORS), len(atoms))
+    np.testing.assert_allclose(mass(energy, VECTORS) + masses.sum(1), 1.0, atol=1e-7)
+    for a, probability in zip(atoms, masses.T, strict=True):
+        at = torch.full((len(VECTORS), 1), a, dtype=torch.float64)
+        np.testing.assert_allclose((-energy(VECTORS.double(), at)).exp().detach().numpy(), probability, rtol=1e-9)
 
 
 def three_members() -> TiltedMixtureEnsemble:

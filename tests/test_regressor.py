@@ -183,7 +183,11 @@ def test_censored_target_gets_a_spike_at_its_limit():
     limit = 5.0
     model = EnergyRegressor(n_members=2, hidden=(64,), max_epochs=60, random_state=0).fit(X, np.minimum(y, limit))
     d = model.predict_distribution(X)
-    at_limit = d.cdf(np.full(len(X), limit + 0.01)) - d.cdf(np.full(len(X), limit - 0.01))
+    at_limit = d.atom_masses()[:, 0]
+    assert model.atoms_ == [limit]
+    assert d.cdf(np.full(len(X), limit)).min() > 1 - 1e-9
+    np.testing.assert_allclose(d.cdf(np.full(len(X), limit)) - d.cdf_before(np.full(len(X), limit)), at_limit)
+    np.testing.assert_allclose(d.log_prob(np.full(len(X), limit)), np.log(at_limit))
     share = (y >= limit).mean()
     assert abs(at_limit.mean() - share) < 3 * np.sqrt(share * (1 - share) / len(y)) + 0.02
     assert np.corrcoef(at_limit, y >= limit)[0, 1] > 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -65,13 +66,16 @@ def find_resolution(y: np.ndarray, max_decimals: int = 6) -> float:
     values = np.unique(y)
     if len(values) < 2 or len(values) > 0.98 * len(y):
         return 0.0
-    slack = 4 * np.finfo(np.float32).eps * np.abs(values).max()
+    # Numbers that were once in single precision lie off their grid by its rounding errors, others by double's.
+    single = bool((values == values.astype(np.float32)).all())
+    slack = 4 * float(np.finfo(np.float32 if single else np.float64).eps) * float(np.abs(values).max())
     for decimals in range(max_decimals + 1):
         spacing = 10.0**-decimals
-        if spacing / 4 < slack:
+        # Whole numbers are exact in either precision, however large.
+        if decimals and spacing / 4 < slack:
             return 0.0
         steps = np.round(values / spacing)
-        on_grid = np.abs(values - steps * spacing) <= slack
+        on_grid = np.abs(values - steps * spacing) <= min(slack, spacing / 8)
         # A few values off the grid (a censoring limit written as 5.00001) don't hide it.
         if on_grid.mean() >= 0.95:
             gaps = np.diff(np.unique(steps[on_grid].astype(np.int64)))
@@ -99,19 +103,69 @@ def rounded(x: np.ndarray, origin: float, resolution: float) -> np.ndarray:
 
 
 def find_atoms(
-    y: np.ndarray, min_share: float = 0.01, min_excess: float = 10.0, max_atoms: int = 4
+    y: np.ndarray, min_share: float = 0.01, min_excess: float = 10.0, max_atoms: int = 4, n_around: int = 5
 ) -> list[float]:
     """Values that a target takes with positive probability beside a continuous part, most frequent first.
 
-    A value counts as one if it holds at least ``min_share`` of the rows and recurs ``min_excess`` times as
-    often as the median value, as the limit of a censored target does.
+    A value counts as one if it holds at least ``min_share`` of the rows and recurs ``min_excess`` times as often
+    as the values around it: the limit of a censored target, the zero of one that is zero-inflated. The commonest
+    values of a rounded target, each about as frequent as its neighbours, are none.
 
     Args:
         y: ``[rows]``.
+        n_around: how many values to either side it is compared with.
     """
     values, counts = np.unique(y, return_counts=True)
     if len(values) < 20:
         return []  # few values: all of them are atoms, and the density is dequantised instead
-    often = (counts >= max(5, min_share * len(y))) & (counts >= min_excess * np.median(counts))
-    ranked = np.argsort(-counts[often], kind="stable")[:max_atoms]
-    return [float(v) for v in values[often][ranked]]
+    often = counts >= max(5, min_share * len(y))
+    atoms: list[int] = []
+    for k in sorted(np.flatnonzero(often).tolist(), key=lambda k: -int(counts[k])):
+        around = [i for i in range(max(0, k - n_around), min(len(values), k + n_around + 1)) if i != k]
+        around = [i for i in around if i not in atoms]
+        if counts[k] >= min_excess * np.median(counts[around]):
+            atoms.append(k)
+    return [float(values[k]) for k in atoms[:max_atoms]]
+
+
+class TargetScale:
+    """How a target is standardised, and back: z = (y - location) / scale, or the asinh of that.
+
+    The asinh is taken where a few values lie so far out that the others would shrink to a point beside them: near
+    the location it changes nothing, far out it goes as the logarithm. Point masses play no part in the choice.
+
+    Args:
+        location, scale: in units of the target.
+        curved: whether the asinh is taken.
+    """
+
+    def __init__(self, location: float, scale: float, curved: bool = False):
+        self.location, self.scale, self.curved = float(location), float(scale), bool(curved)
+
+    @classmethod
+    def of(cls, y: np.ndarray, atoms: Sequence[float] = (), farthest: float = 50.0) -> TargetScale:
+        """The scale of a target ``[rows]``; curved if a value lies ``farthest`` scales from the location or more.
+
+        Args:
+            atoms: values that do not count.
+        """
+        rest = y[~np.isin(y, atoms)]
+        if len(rest) < 2 or np.ptp(rest) == 0:
+            rest = y
+        location, scale = location_and_scale(rest[:, None])
+        made = cls(location[0], scale[0])
+        return cls(location[0], scale[0], bool(np.abs(made.forth(rest)).max() > farthest))
+
+    def forth(self, y: np.ndarray) -> np.ndarray:
+        """Standardised values, of the same shape."""
+        z = (np.asarray(y, np.float64) - self.location) / self.scale
+        return np.arcsinh(z) if self.curved else z
+
+    def back(self, z: np.ndarray) -> np.ndarray:
+        """Values in the target's units, of the same shape."""
+        return (np.sinh(z) if self.curved else z) * self.scale + self.location
+
+    def log_slope(self, y: np.ndarray) -> np.ndarray:
+        """log dz/dy: what a log density over z gains as one over y."""
+        z = (np.asarray(y, np.float64) - self.location) / self.scale
+        return -np.log(self.scale) - (0.5 * np.log1p(z * z) if self.curved else np.zeros_like(z))

@@ -53,15 +53,21 @@ class Conditional(EnergyRegressor):
         asked = torch.where(asked.any(1, keepdim=True), asked, True)
         assert isinstance(self.energy_, TiltedMixtureEnsemble)
         x = self._inputs(X)
-        z = torch.as_tensor((y - self.location_[0]) / self.scale_[0], dtype=torch.float32).to(x.device)
+        z = torch.as_tensor(self.target_scale_.forth(y), dtype=torch.float32).to(x.device)
+        slopes = torch.as_tensor(self.target_scale_.log_slope(y), dtype=torch.float32).to(x.device)
         parts = []
         with torch.no_grad():
             for rows in torch.arange(len(y)).split(8192):
                 features = self.energy_.features(x[rows])
-                log_prob = self.energy_.member_log_prob(features, z[rows, None]).cpu()
+                log_prob = self.energy_.member_log_density(features, z[rows, None]) + slopes[rows, None]
+                at = self.energy_.at_atoms(z[rows, None])
+                log_mass = self.energy_.member_log_mass(features, z[rows, None], at)
+                if self.resolution_:
+                    log_mass = torch.logaddexp(log_prob, log_mass - math.log(self.resolution_))
+                log_prob = torch.where(at.any(-1), log_mass, log_prob).cpu()
                 log_prob = torch.where(asked[rows], log_prob, -torch.inf)
                 parts.append(torch.logsumexp(log_prob, 1) - asked[rows].sum(1).log())
-        return torch.cat(parts).double().numpy() - math.log(self.scale_[0])
+        return torch.cat(parts).double().numpy()
 
 
 def conditionals_of_mixture(z: Tensor, places: Tensor, seed: int) -> tuple[GaussianMixtureEnergy, np.ndarray]:
@@ -109,12 +115,16 @@ def empty_chain(
         members.append(
             TiltedMixtureEnsemble(
                 a["n_inputs"], n_members, hidden, defaults.n_components, defaults.n_tilts,
-                a["dropout"], a["log_std_floor"], a["atoms"], a["atom_std"],
+                a["dropout"], a["log_std_floor"], a["atoms"], a.get("limits", (None, None)),
             )
         )  # fmt: skip
     encodings = [NumericEncoding(entry["encoder"]["columns"]) for entry in conditionals]
     part = empty_mixture(mixture[0], mixture[1], full=len(mixture) == 3).double()
-    return AutoregressiveEnergy(members, encodings, torch.zeros(len(members)), torch.ones(len(members)), part)
+    flat, curved = torch.zeros(len(members)), [bool(entry.get("curved")) for entry in conditionals]
+    cells = [float(entry.get("cell", 0.0)) for entry in conditionals]
+    return AutoregressiveEnergy(
+        members, encodings, flat, torch.ones(len(members)), part, curved=curved, cells=cells
+    )
 
 
 def empty_mixture(n_components: int, d: int, full: bool = True) -> GaussianMixtureEnergy:

@@ -14,7 +14,7 @@ from thalweg.energies.base import ConditionalEnergy
 from thalweg.energies.densities import MixtureDensity, TiltedMixtureEnsemble
 from thalweg.inference.quadrature import normalise
 from thalweg.objectives.base import Batch, Objective
-from thalweg.objectives.likelihood import dequantise
+from thalweg.objectives.likelihood import dequantise, rounded_log_prob
 
 
 class HeldOutFigure:
@@ -38,8 +38,10 @@ class HeldOutFigure:
         self.objective = objective
         self.seed = seed
         self.bounds = bounds
-        # [members, rows of each]: folds may differ by one row, so short ones repeat a row at weight 0.
-        index = [np.flatnonzero(h) for h in held_out.T]
+        # [members, rows of each]: folds may differ by one row, so short ones repeat a row at weight 0. In random
+        # order: where only some are asked, they must not be those at the top of a sorted table.
+        shuffle = np.random.RandomState(seed % 2**32).permutation
+        index = [shuffle(np.flatnonzero(h)) for h in held_out.T]
         longest = max(len(i) for i in index)
         rows = torch.from_numpy(np.stack([np.resize(i, longest) for i in index]))
         weights = np.ones(len(held_out)) if weight is None else weight
@@ -51,22 +53,30 @@ class HeldOutFigure:
 
     def __call__(self, energy: nn.Module) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
-        resolution = getattr(self.objective, "resolution", 0.0)
-        y = dequantise(self.y, resolution, generator)
-        if isinstance(energy, TiltedMixtureEnsemble) and len(self.x) == energy.n_members > 1:
-            # Each member on the rows it does not learn from: [rows, members] at once, in pieces.
+        resolution, curved = getattr(self.objective, "resolution", 0.0), getattr(self.objective, "curved", False)
+        if isinstance(energy, TiltedMixtureEnsemble):
+            each = len(self.x) == energy.n_members
+            # Each member on the rows it does not learn from, or all on the same: [rows, members], in pieces.
             parts = [
-                energy.member_log_prob(energy.features(x), yy.squeeze(-1).T)
-                for x, yy in zip(self.x.split(4096, 1), y.split(4096, 1), strict=True)
+                rounded_log_prob(
+                    energy, energy.features(x if each else x[0]), y.squeeze(-1).T, resolution, generator, curved
+                )
+                for x, y in zip(self.x.split(4096, 1), self.y.split(4096, 1), strict=True)
             ]
-            return -(torch.cat(parts).T * self.weights).sum(1)
+            log_prob = torch.cat(parts)
+            if not each:
+                log_prob = torch.logsumexp(log_prob, 1, keepdim=True) - math.log(energy.n_members)
+            return -(log_prob.T * self.weights).sum(1)
         assert isinstance(energy, ConditionalEnergy)
+        y = dequantise(self.y, resolution, generator, curved)
         x, y, weights = self.x[0], y[0], self.weights[0]
         if self.is_likelihood:
-            x, y, weights = x[: self.max_rows], y[: self.max_rows], weights[: self.max_rows]
+            exact = isinstance(energy, MixtureDensity)
+            if not exact:
+                x, y, weights = x[: self.max_rows], y[: self.max_rows], weights[: self.max_rows]
             given = energy.given(x)
             log_prob = -given(y.unsqueeze(1)).squeeze(1)
-            if not isinstance(energy, TiltedMixtureEnsemble | MixtureDensity):
+            if not exact:
                 log_prob = log_prob - normalise(given, *self.bounds, tolerance=1e-3).log_normaliser
             return -(log_prob * weights).sum() / weights.sum()
         pieces = zip(x.split(512), y.split(512), strict=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from thalweg.energies.base import Energy
-from thalweg.energies.densities import GaussianMixtureEnergy
+from thalweg.energies.densities import AutoregressiveEnergy, GaussianMixtureEnergy
 
 
 class Rescaled(Energy):
@@ -33,7 +33,10 @@ class Rescaled(Energy):
         return self.location + self.scale * z.double()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(self.forth(x)) + self.scale.log().sum()
+        z, log_scale = self.forth(x), self.scale.log()
+        if isinstance(self.inner, AutoregressiveEnergy):
+            return self.inner(z) + self.inner.log_volume(z, log_scale)
+        return self.inner(z) + log_scale.sum()
 
 
 class Whitened(Energy):

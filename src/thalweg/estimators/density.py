@@ -172,6 +172,7 @@ class EnergyDensity(DensityMixin, Estimator):
             [find_resolution(c) if self.resolution == "auto" else float(self.resolution) for c in X.T]
         )
         self.origin_ = np.array([most_frequent(c) for c in X.T])
+        self.atoms_: list[list[float]] = [[] for _ in X.T]
         folder = None if run_dir is None else Path(run_dir)
         if folder is not None and not resume:
             # Checkpoints of columns that an earlier run had there would be taken for this one's.
@@ -187,6 +188,10 @@ class EnergyDensity(DensityMixin, Estimator):
         if self.objective == "auto":
             self.proposal_ = mixture_proposal(z, seed)
             inner: Energy = self._fit_chain(Z, z, scale, seed, folder, **how)
+            self.atoms_ = [
+                sorted({float(x) for x in column[np.isin(standard, model.atoms_)]})
+                for column, standard, model in zip(X.T, Z.T, self.conditionals_, strict=True)
+            ]
         else:
             inner = self._fit_network(z, scale, seed, folder, **how)
         del self._fabric
@@ -260,9 +265,19 @@ class EnergyDensity(DensityMixin, Estimator):
             histories[f"column {d + 1}"] = model.history_
         self.history_ = History.joined(histories)
         mixture, others = conditionals_of_mixture(z, torch.as_tensor(Z), seed)
+        for d, model in enumerate(self.conditionals_):
+            # The mixture has a density, and no mass on atoms.
+            if not model.resolution_:
+                others[np.isin(Z[:, d], model.atoms_), d] = -np.inf
         shares = np.array([best_share(own, other) for own, other in zip(held_out.T, others.T, strict=True)])
         log_prob = np.logaddexp(np.log1p(-shares) + held_out, np.log(shares) + others).sum(1)
-        self.training_log_prob_ = log_prob - np.log(scale).sum()
+        masses = np.column_stack(
+            [
+                np.isin(column, m.atoms_) & (not m.resolution_)
+                for m, column in zip(self.conditionals_, Z.T, strict=True)
+            ]
+        )
+        self.training_log_prob_ = log_prob - np.where(masses, 0.0, np.log(scale)).sum(1)
         self.log_normaliser_, self.log_normaliser_error_ = 0.0, 0.0
         self.validation_nll_ = -float(self.training_log_prob_.mean())
         return AutoregressiveEnergy(
@@ -272,6 +287,8 @@ class EnergyDensity(DensityMixin, Estimator):
             torch.tensor([float(m.scale_[0]) for m in self.conditionals_]),
             mixture,
             torch.as_tensor(shares),
+            [m.curved_ for m in self.conditionals_],
+            [m.resolution_ for m in self.conditionals_],
         )
 
     def _fit_network(self, z: Tensor, scale: np.ndarray, seed: int, folder: Path | None, **how: Any) -> Energy:
@@ -340,7 +357,8 @@ class EnergyDensity(DensityMixin, Estimator):
     def score_samples(self, X: Any) -> np.ndarray:
         """log p of every row ``[rows]``, normalised, in nats; all off alike by ``log_normaliser_error_``.
 
-        Where a column is rounded it is the density of the values spread over their rounding cells.
+        Where a column is rounded it is the density of the values spread over their rounding cells. A value that a
+        column takes with positive probability beside others (``atoms_``) counts with its log mass.
         """
         return self._log_prob(self._rows(X))
 
@@ -469,10 +487,16 @@ class EnergyDensity(DensityMixin, Estimator):
         return self.energy_.back(torch.cat(cleaned)).numpy()
 
     def _rounded(self, x: Tensor) -> np.ndarray:
-        """Draws, of rounded columns on their grids."""
+        """Draws, of rounded columns on their grids, and atoms exactly as they are in the data."""
         out = x.numpy()
         for k in np.flatnonzero(self.resolution_):
             out[..., k] = rounded(out[..., k], self.origin_[k], self.resolution_[k])
+        # On the way through standardised single precision an atom may have moved by a rounding error.
+        slack = 1e-6 * (self.energy_.scale.numpy() + np.abs(self.energy_.location.numpy()))
+        for d, atoms in enumerate(self.atoms_):
+            for atom in atoms:
+                near = np.abs(out[..., d] - atom) <= slack[d] + 1e-6 * abs(atom)
+                out[..., d] = np.where(near, atom, out[..., d])
         return out
 
     # -- saving --------------------------------------------------------------------------------------
@@ -483,6 +507,7 @@ class EnergyDensity(DensityMixin, Estimator):
         config: dict[str, Any] = {
             "resolution": self.resolution_.tolist(),
             "origin": self.origin_.tolist(),
+            "atoms": self.atoms_,
             "log_normaliser": self.log_normaliser_,
             "log_normaliser_error": self.log_normaliser_error_,
             "validation_nll": None if math.isnan(self.validation_nll_) else self.validation_nll_,
@@ -502,7 +527,12 @@ class EnergyDensity(DensityMixin, Estimator):
         if not hasattr(self, "conditionals_"):
             return self.architecture_
         return [
-            {"encoder": m.encoder_.state(), "architecture": m.architecture_}  # type: ignore[union-attr]
+            {
+                "encoder": m.encoder_.state(),  # type: ignore[union-attr]
+                "architecture": m.architecture_,
+                "curved": m.curved_,
+                "cell": m.resolution_,
+            }
             for m in self.conditionals_
         ]
 
@@ -510,6 +540,7 @@ class EnergyDensity(DensityMixin, Estimator):
         d = self.n_features_in_
         self.resolution_ = np.array(config["resolution"])
         self.origin_ = np.array(config["origin"])
+        self.atoms_ = config.get("atoms", [[] for _ in range(d)])
         self.log_normaliser_ = float(config["log_normaliser"])
         self.log_normaliser_error_ = float(config["log_normaliser_error"])
         nll = config["validation_nll"]

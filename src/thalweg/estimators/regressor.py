@@ -26,7 +26,7 @@ from sklearn.utils.validation import (
 from torch import Tensor, nn
 
 from thalweg.data.encoding import TableEncoder
-from thalweg.data.target import check_target, find_atoms, find_resolution, location_and_scale
+from thalweg.data.target import TargetScale, check_target, find_atoms, find_resolution, location_and_scale
 from thalweg.energies.base import ConditionalEnergy, check_energy
 from thalweg.energies.densities import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
 from thalweg.energies.networks import NetworkEnergy, mlp
@@ -50,6 +50,8 @@ from thalweg.training.progress import BarProgress, Progress
 
 OBJECTIVES = ("auto", *CONDITIONAL)
 POINTS = ("mean", "median", "mode")
+# In units of a target's scale; several targets have no point masses and are not curved.
+_FARTHEST = 1000.0
 
 
 class EnergyRegressor(RegressorMixin, Estimator):
@@ -92,6 +94,7 @@ class EnergyRegressor(RegressorMixin, Estimator):
     Attributes:
         energy_: the trained energy, over standardised targets.
         resolution_: spacing found, 0 if the target isn't rounded.
+        atoms_: values that the target takes with positive probability beside a continuous part.
         validation_nll_: mean held-out negative log-likelihood, nats per unit of the target.
         history_: :class:`~thalweg.training.loop.History` of the fit.
         n_features_in_, feature_names_in_: as in scikit-learn.
@@ -189,9 +192,9 @@ class EnergyRegressor(RegressorMixin, Estimator):
         rng = check_random_state(self.random_state)
         seed = draw_seed(rng)
         self.n_outputs_ = targets.shape[1]
-        self.location_, self.scale_ = location_and_scale(targets)
         self.resolution_ = self._find_resolution(targets)
-        scaled = ((targets - self.location_) / self.scale_).astype(np.float32)
+        self._find_scale(targets)
+        scaled = self._standardised(targets).astype(np.float32)
         # Where an energy that is normalised numerically lives: beyond the targets seen by three tenths of their
         # range, which is as far as the noise of its training reaches. Further out it has learned nothing.
         margin = 0.3 * float(np.ptp(scaled))
@@ -214,7 +217,7 @@ class EnergyRegressor(RegressorMixin, Estimator):
             mask = mask * torch.as_tensor(weight, dtype=torch.float32)[:, None]
         data = Batch(features, torch.from_numpy(scaled), mask if mask.shape[1] > 1 else mask[:, 0])
         validate = HeldOutFigure(objective, data, held_out, weight, seed, self.bounds_)
-        offset = float(np.log(self.scale_).sum()) if validate.is_likelihood else 0.0
+        offset = self._offset(targets, np.asarray(held_out.any(1)), weight) if validate.is_likelihood else 0.0
         with self._threads(plan.batch_size, count_weights(self.energy_)):
             trainer = Trainer(
                 plan,
@@ -309,6 +312,61 @@ class EnergyRegressor(RegressorMixin, Estimator):
             return float(self.resolution)
         return find_resolution(targets[:, 0]) if targets.shape[1] == 1 else 0.0
 
+    def _find_scale(self, targets: np.ndarray) -> None:
+        """How targets are standardised, and the values that one target takes with positive probability.
+
+        Raises:
+            ValueError: if several targets have values too far out.
+        """
+        self.atoms_: list[float] = []
+        self.curved_ = False
+        if targets.shape[1] == 1:
+            if self._is_ensemble:
+                self.atoms_ = find_atoms(targets[:, 0])
+            scale = TargetScale.of(targets[:, 0], self.atoms_)
+            self.location_, self.scale_ = np.array([scale.location]), np.array([scale.scale])
+            self.curved_ = scale.curved
+            return
+        self.location_, self.scale_ = location_and_scale(targets)
+        far = np.abs((targets - self.location_) / self.scale_).max(0)
+        if (far > _FARTHEST).any():
+            k = int(far.argmax())
+            raise ValueError(
+                f"target {k} has values {far[k]:.0f} times its spread away from its median: transform it (by its "
+                "logarithm, say), leave those rows out, or fit each target by itself"
+            )
+
+    def _limits(self, y: np.ndarray) -> tuple[float | None, float | None]:
+        """The least and the largest value, standardised, where they are atoms; None where not."""
+        ends = [float(end) if end in self.atoms_ else None for end in (y.min(), y.max())]
+        low, high = (None if end is None else float(self.target_scale_.forth(np.array(end))) for end in ends)
+        return low, high
+
+    @property
+    def _is_ensemble(self) -> bool:
+        """Whether the model is the ensemble of tilted mixtures, which may have atoms."""
+        return self.objective_name == "likelihood" and self.energy is None and self.n_outputs_ == 1
+
+    @property
+    def target_scale_(self) -> TargetScale:
+        """How one target is standardised."""
+        return TargetScale(self.location_[0], self.scale_[0], self.curved_)
+
+    def _standardised(self, targets: np.ndarray) -> np.ndarray:
+        if self.n_outputs_ == 1:
+            return self.target_scale_.forth(targets)
+        return (targets - self.location_) / self.scale_
+
+    def _offset(self, targets: np.ndarray, rows: np.ndarray, weight: np.ndarray | None) -> float:
+        """What the mean of -log p over standardised targets gains as one over the targets; masses gain nothing."""
+        if self.n_outputs_ > 1:
+            return float(np.log(self.scale_).sum())
+        y = targets[rows, 0]
+        slopes = self.target_scale_.log_slope(y)
+        if not self.resolution_:
+            slopes = np.where(np.isin(y, self.atoms_), 0.0, slopes)
+        return -float(np.average(slopes, weights=None if weight is None else weight[rows]))
+
     def _encode(self, X: Any) -> Tensor:
         if self.encoder_ is None:
             return torch.as_tensor(np.ascontiguousarray(X), dtype=torch.float32)
@@ -329,9 +387,8 @@ class EnergyRegressor(RegressorMixin, Estimator):
 
     def _hold_out(self, n_rows: int, rng: np.random.RandomState) -> np.ndarray:
         """Which rows each member does not learn from: bool ``[rows, members]``, at least one each."""
-        ensemble = self.objective_name == "likelihood" and self.energy is None and self.n_outputs_ == 1
         order = rng.permutation(n_rows)
-        if ensemble and self.n_members > 1:
+        if self._is_ensemble and self.n_members > 1:
             fold = np.empty(n_rows, dtype=int)
             fold[order] = np.arange(n_rows) % min(self.n_members, n_rows)
             member_fold = np.arange(self.n_members) % min(self.n_members, n_rows)
@@ -347,13 +404,12 @@ class EnergyRegressor(RegressorMixin, Estimator):
         if self.energy is not None or self.n_outputs_ > 1:
             return {"n_inputs": n_inputs, "dropout": dropout}
         resolution = self.resolution_ / float(self.scale_[0])
-        atoms = find_atoms(targets[:, 0])
         return {
             "n_inputs": n_inputs,
             "dropout": dropout,
             "roughness": (0.005 if wide else 0.2) if self.roughness == "auto" else float(self.roughness),
-            "atoms": [(a - float(self.location_[0])) / float(self.scale_[0]) for a in atoms],
-            "atom_std": max(resolution / math.sqrt(12), 1e-4),
+            "atoms": self.target_scale_.forth(np.array(self.atoms_)).tolist(),
+            "limits": list(self._limits(targets[:, 0])),
             "log_std_floor": math.log(max(1e-3, 0.02 * resolution)),
         }
 
@@ -377,7 +433,7 @@ class EnergyRegressor(RegressorMixin, Estimator):
                 architecture["dropout"],
                 architecture["log_std_floor"],
                 architecture["atoms"],
-                architecture["atom_std"],
+                architecture.get("limits", (None, None)),
             )
         elif name == "tilt-nce":
             trunk = mlp_with_dropout([n_inputs, *hidden], architecture["dropout"])
@@ -393,7 +449,7 @@ class EnergyRegressor(RegressorMixin, Estimator):
             mixture = MixtureDensity(mlp([n_inputs, *hidden]), width, k, self.n_components)
             return energy, JointProposalNCE(mixture, self.n_samples)
         roughness = architecture.get("roughness", 0.0)
-        return energy, conditional_objective(name, stds, self.n_samples, resolution, roughness)
+        return energy, conditional_objective(name, stds, self.n_samples, resolution, roughness, self.curved_)
 
     def _proposal_of(self, objective: Objective) -> MixtureDensity:
         """What importance sampling over y in R^K draws from."""
@@ -434,12 +490,7 @@ class EnergyRegressor(RegressorMixin, Estimator):
         x = self._inputs(X)
         if self.n_outputs_ == 1:
             return PredictiveDistribution(
-                self.energy_,
-                x,
-                float(self.location_[0]),
-                float(self.scale_[0]),
-                self.bounds_,
-                self.resolution_,
+                self.energy_, x, self.target_scale_, self.bounds_, self.resolution_, atoms=self.atoms_
             )
         return MultivariateDistribution(self.energy_, self.proposal_, x, self.location_, self.scale_)
 
@@ -470,6 +521,8 @@ class EnergyRegressor(RegressorMixin, Estimator):
             "scale": self.scale_.tolist(),
             "bounds": list(self.bounds_),
             "resolution": self.resolution_,
+            "curved": self.curved_,
+            "atoms": self.atoms_,
             "architecture": self.architecture_,
             "validation_nll": None if math.isnan(self.validation_nll_) else self.validation_nll_,
         }
@@ -485,9 +538,13 @@ class EnergyRegressor(RegressorMixin, Estimator):
         self.scale_ = np.array(config["scale"])
         self.bounds_ = tuple(config["bounds"])
         self.resolution_ = config["resolution"]
+        self.curved_ = bool(config.get("curved", False))
         nll = config["validation_nll"]
         self.validation_nll_ = math.nan if nll is None else nll
         self.architecture_ = config["architecture"]
+        # The first models kept the atoms in standard units only.
+        standard = np.array(self.architecture_.get("atoms", []))
+        self.atoms_ = config.get("atoms", self.target_scale_.back(standard).tolist())
         self.energy_, objective = self._build()
         self.proposal_ = self._proposal_of(objective)
 

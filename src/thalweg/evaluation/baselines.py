@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import log_ndtr, ndtr, ndtri
 from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from thalweg.data.encoding import TableEncoder
+
+# Of the quantiles between which those of a distribution with atoms are found.
+_N_LEVELS = 1000
 
 
 class GaussianPredictive:
@@ -252,6 +259,102 @@ class BoostedQuantiles:
 
 
 BASELINES = (LeastSquaresGaussian, BoostedQuantiles)
+
+
+class WithAtoms:
+    """A baseline for a target with atoms: a logistic regression says which, the baseline what is beside them.
+
+    Without masses a model is out of the question at an atom, however narrow its densities there.
+
+    Args:
+        baseline: fitted to the rows whose target is no atom.
+        atoms: values of positive probability.
+    """
+
+    def __init__(self, baseline: Any, atoms: Sequence[float]):
+        self.baseline, self.atoms = baseline, np.sort(np.asarray(atoms, np.float64))
+
+    def fit(self, X: pd.DataFrame, y: np.ndarray, resolution: float = 0.0) -> WithAtoms:
+        label = np.where(np.isin(y, self.atoms), np.searchsorted(self.atoms, y), len(self.atoms))
+        self._encoder = _plain_encoder(X)
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        self._classifier = classifier.fit(self._encoder.transform(X), label)
+        rest = label == len(self.atoms)
+        self.baseline.fit(X[rest], y[rest], resolution)
+        return self
+
+    def predict_distribution(self, X: pd.DataFrame) -> PredictiveWithAtoms:
+        masses = np.zeros((len(X), len(self.atoms) + 1))
+        masses[:, self._classifier.classes_] = self._classifier.predict_proba(self._encoder.transform(X))
+        return PredictiveWithAtoms(self.baseline.predict_distribution(X), self.atoms, masses[:, :-1])
+
+
+class PredictiveWithAtoms:
+    """Point masses, and what is left of the probability spread as a continuous distribution spreads it.
+
+    Args:
+        continuous: the distributions of B rows.
+        atoms: values ``[A]``, rising.
+        masses: their probabilities ``[B, A]``.
+    """
+
+    def __init__(self, continuous: Any, atoms: np.ndarray, masses: np.ndarray):
+        self.continuous, self.atoms, self.masses = continuous, atoms, masses
+        self._rest = np.maximum(1 - masses.sum(1), 1e-12)
+        self._table: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.masses)
+
+    def mean(self) -> np.ndarray:
+        return self.masses @ self.atoms + self._rest * self.continuous.mean()
+
+    def cdf(self, y: np.ndarray) -> np.ndarray:
+        """P(Y <= y) ``[B]``."""
+        return self._rest * self.continuous.cdf(y) + (self.masses * (self.atoms <= y[:, None])).sum(1)
+
+    def cdf_before(self, y: np.ndarray) -> np.ndarray:
+        """P(Y < y) ``[B]``."""
+        return self._rest * self.continuous.cdf(y) + (self.masses * (self.atoms < y[:, None])).sum(1)
+
+    def log_prob(self, y: np.ndarray) -> np.ndarray:
+        """Log density ``[B]``, and log mass where y is an atom."""
+        at = self.atoms == y[:, None]
+        with np.errstate(divide="ignore"):
+            mass = np.log((self.masses * at).sum(1))
+        return np.where(at.any(1), mass, np.log(self._rest) + self.continuous.log_prob(y))
+
+    def log_mass(self, y: np.ndarray, width: float | None = None) -> np.ndarray:
+        """log P(y - width/2 < Y < y + width/2) ``[B]``; :meth:`log_prob` for a width of 0 or None."""
+        if not width:
+            return self.log_prob(y)
+        inside = np.abs(self.atoms - y[:, None]) < width / 2
+        with np.errstate(divide="ignore"):
+            mass = np.log((self.masses * inside).sum(1))
+        return np.logaddexp(np.log(self._rest) + self.continuous.log_mass(y, width), mass)
+
+    def quantile(self, probability: float | np.ndarray) -> np.ndarray:
+        """The least y with P(Y <= y) >= probability: a number gives ``[B]``, m probabilities give ``[B, m]``."""
+        p = np.atleast_1d(np.asarray(probability, np.float64))
+        out = np.stack([self._quantile(v) for v in p], 1)
+        return out[:, 0] if np.ndim(probability) == 0 else out
+
+    def _quantile(self, p: float) -> np.ndarray:
+        below, landed = np.zeros(len(self)), np.full(len(self), np.nan)
+        for k, atom in enumerate(self.atoms):
+            before = self.cdf_before(np.full(len(self), atom))
+            after = before + self.masses[:, k]
+            landed = np.where((before < p) & (p <= after), atom, landed)
+            below += np.where(p > after, self.masses[:, k], 0.0)
+        # Each row asks its continuous part for a level of its own, which lies between two of a fine grid.
+        levels = np.arange(1, _N_LEVELS) / _N_LEVELS
+        if self._table is None:
+            self._table = np.asarray(self.continuous.quantile(levels))
+        place = np.clip((p - below) / self._rest, levels[0], levels[-1]) * _N_LEVELS - 1
+        left = np.minimum(place.astype(int), len(levels) - 2)
+        row, part = np.arange(len(self)), place - left
+        between = self._table[row, left] * (1 - part) + self._table[row, left + 1] * part
+        return np.where(np.isnan(landed), between, landed)
 
 
 def _mean_excess(values: np.ndarray) -> float:

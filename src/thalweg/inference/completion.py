@@ -152,6 +152,10 @@ def complete(
         log_guess = torch.empty(log_joint.shape, dtype=torch.float64)
         for rows, free, guess in guesses:
             log_guess[rows] = guess.log_prob(x[rows][:, :, free].double())
+            if isinstance(energy, AutoregressiveEnergy):
+                # A mixture never draws an atom.
+                drawn_atom = energy.at_atoms(x[rows])[:, :, free].any(-1)
+                log_guess[rows] = log_guess[rows].masked_fill(drawn_atom, -torch.inf)
         if log_own is not None:
             # A guess fills the unknown with what it was drawn from, and is weighed as a draw of both halves.
             log_guess = torch.logaddexp(log_own, log_guess)

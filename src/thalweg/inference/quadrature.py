@@ -103,6 +103,7 @@ class PiecewiseDensity:
         panel = self.first[:-1, None] + column
         t = ((y - self.left[panel]) / self.half_width[panel] - 1).clamp(-1.0, 1.0)
         inside = _legendre_series(self._antiderivative[panel], t)
+        inside = torch.where(y > self.lower[:, None], inside, 0.0)
         return (self._mass_before.gather(1, column) + inside).clamp(0.0, 1.0)
 
     def quantile(self, probability: Tensor) -> Tensor:
@@ -147,13 +148,17 @@ class PiecewiseDensity:
     def variance(self) -> Tensor:
         return self.moment((self.nodes - self.mean()[self.row, None]).square())
 
-    def modes(self) -> list[Tensor]:
+    def modes(self, log_slope: Tensor | None = None) -> list[Tensor]:
         """Local maxima of each row's density, the highest first, refined by a parabola through log p.
+
+        Args:
+            log_slope: added to log p at the :attr:`nodes`, for maxima of the density of a function of y.
 
         A maximum that stands out by less than the energy's rounding errors, or by less than a thousandth, is
         none.
         """
-        nodes, log_density = self.nodes, self.log_density
+        nodes = self.nodes
+        log_density = self.log_density if log_slope is None else self.log_density + log_slope
         found = []
         for i in range(self.n_rows):
             panels = slice(int(self.first[i]), int(self.first[i + 1]))
@@ -166,10 +171,6 @@ class PiecewiseDensity:
             inner = inner[f[inner].argsort(descending=True)]
             found.append(_parabola_top(y, f, inner))
         return found
-
-    def mode(self) -> Tensor:
-        """The highest point of each row's density ``[B]``."""
-        return torch.stack([m[0] for m in self.modes()])
 
 
 def normalise(
@@ -202,8 +203,11 @@ def normalise(
     landmarks = energy.landmarks()
     if landmarks is not None:
         landmarks = (landmarks[0].detach().double().cpu(), landmarks[1].detach().double().cpu())
-    edges = _first_edges(landmarks, lower, upper, n_rows)
+    limits = getattr(getattr(energy, "parent", None), "limits", (None, None))
+    edges = _first_edges(landmarks, lower, upper, n_rows, limits)
     middle = edges[:, edges.shape[1] // 2]
+    if limits != (None, None):
+        middle = middle.clamp(*limits)
     check_energy(energy, _like_features(energy, middle).reshape(-1, 1, 1).expand(-1, 2, -1))
     row = torch.arange(n_rows).repeat_interleave(edges.shape[1] - 1)
     left, right = edges[:, :-1].flatten(), edges[:, 1:].flatten()
@@ -228,6 +232,9 @@ def normalise(
         spread = (values - (kronrod / (2 * half))[:, None]).abs() @ _KRONROD_WEIGHTS * half
         ratio = 200 * (kronrod - gauss).abs() / spread.clamp(min=1e-300)
         error = torch.where(spread > 0, spread * ratio.pow(1.5).clamp(max=1.0), 0.0)
+        # Within the panel the distribution function errs by what the last Legendre coefficients add to it.
+        within = (values @ _COEFFICIENTS.T)[:, -2:].abs().sum(1) / _N * half
+        error = torch.maximum(error, within)
         total = settled.index_add(0, row, kronrod)
         fine = error <= tolerance * total[row] / 16
         if landmarks is not None:
@@ -252,16 +259,27 @@ def normalise(
 
 
 def _first_edges(
-    landmarks: tuple[Tensor, Tensor] | None, lower: float, upper: float, n_rows: int, n_panels: int = 10
+    landmarks: tuple[Tensor, Tensor] | None,
+    lower: float,
+    upper: float,
+    n_rows: int,
+    limits: tuple[float | None, float | None],
+    n_panels: int = 10,
 ) -> Tensor:
     """Edges ``[B, n + 1]`` of the first panels: between landmarks where there are any, else uniform."""
     if landmarks is None:
         return torch.linspace(lower, upper, 33, dtype=torch.float64).repeat(n_rows, 1)
     where, scale = landmarks
+    limited = limits != (None, None)
+    if limited:
+        # What lies beyond a limit leaves the tail within it.
+        where = where.clamp(*limits)
     points = torch.cat([where - 3 * scale, where, where + 3 * scale], 1).sort(1).values
     pick = torch.linspace(0, points.shape[1] - 1, min(n_panels - 1, points.shape[1])).round().long()
     ends = (where - 10 * scale).amin(1, keepdim=True), (where + 10 * scale).amax(1, keepdim=True)
     edges = torch.cat([ends[0], points[:, pick], ends[1]], 1)
+    if limited:
+        edges = edges.clamp(*limits)
     # Landmarks that coincide would make panels of no width.
     spaced = torch.arange(edges.shape[1], dtype=torch.float64) * 1e-9 * (ends[1] - ends[0])
     return edges + spaced

@@ -111,7 +111,12 @@ METHODS: dict[str, Method] = {
 
 
 def conditional_objective(
-    name: str, noise_stds: Sequence[float], n_samples: int, resolution: float = 0.0, roughness: float = 0.0
+    name: str,
+    noise_stds: Sequence[float],
+    n_samples: int,
+    resolution: float = 0.0,
+    roughness: float = 0.0,
+    curved: bool = False,
 ) -> Objective:
     """An objective for a density of targets given inputs, by its name.
 
@@ -123,11 +128,12 @@ def conditional_objective(
         n_samples: candidates for each row, for the objectives that draw them.
         resolution: spacing of the grid that the standardised target is rounded to, for the likelihood.
         roughness: weight of the penalty on tilts, for the likelihood.
+        curved: whether the target is the asinh of what is rounded, for the likelihood.
     """
     stds = list(noise_stds)
     wide = [2 * s for s in stds]
     builders: dict[str, Callable[[], Objective]] = {
-        "likelihood": lambda: MaximumLikelihood(resolution, roughness),
+        "likelihood": lambda: MaximumLikelihood(resolution, roughness, curved),
         "tilt-nce": lambda: TiltNCE(n_samples),
         "nce": lambda: RankingNCE(stds, n_samples),
         "nce+": lambda: RankingNCE(stds, n_samples, label_noise=0.025),

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from thalweg.energies.base import Features
 from thalweg.energies.densities.tilted import MixtureDensity, TiltedMixtureEnsemble
 from thalweg.objectives.base import AnyEnergy, Batch, Objective, as_conditional
 
@@ -19,26 +20,28 @@ class MaximumLikelihood(Objective):
             added afresh to every target at every step (uniform dequantisation), since the likelihood of
             a density on rounded values has no bound. 0 leaves the targets alone.
         roughness: weight of the penalty on the tilt of an ensemble's members.
+        curved: whether y is the asinh of what is rounded.
 
     Source: dequantisation: [Theis 2016, sec. 3.1].
     """
 
-    def __init__(self, resolution: float = 0.0, roughness: float = 5e-3):
+    def __init__(self, resolution: float = 0.0, roughness: float = 5e-3, curved: bool = False):
         super().__init__()
         self.resolution = resolution
         self.roughness = roughness
+        self.curved = curved
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
         features = as_conditional(self, energy).features(batch.x)
         if isinstance(energy, TiltedMixtureEnsemble):
             y = batch.y.expand(-1, energy.n_members)
-            y = dequantise(y, self.resolution, generator)
-            loss = -energy.member_log_prob(features, y)
+            loss = -rounded_log_prob(energy, features, y, self.resolution, generator, self.curved)
             if self.roughness and energy.n_tilts and energy.training:
                 loss = loss + self.roughness * energy.roughness(features)
             return loss
         if isinstance(energy, MixtureDensity):
-            return -energy.log_prob(features, dequantise(batch.y, self.resolution, generator))
+            y = dequantise(batch.y, self.resolution, generator, self.curved)
+            return -energy.log_prob(features, y)
         raise TypeError(
             f"{type(energy).__name__} is not normalised in closed form: train it by RankingNCE, for instance"
         )
@@ -74,8 +77,33 @@ class GridLikelihood(Objective):
         return given(batch.y) + torch.logsumexp(-given(grid), -1) + self.log_volume
 
 
-def dequantise(y: Tensor, resolution: float, generator: torch.Generator | None) -> Tensor:
-    """y plus uniform noise of width ``resolution``, centred."""
+def rounded_log_prob(
+    energy: TiltedMixtureEnsemble,
+    features: Features,
+    y: Tensor,
+    resolution: float,
+    generator: torch.Generator | None,
+    curved: bool = False,
+) -> Tensor:
+    """log p_k(y|x) of every member ``[B, n_members]``, where y may be rounded, for y of that shape.
+
+    A rounded value's probability is that of its cell, here per unit of its width: the density at a random place of
+    the cell, and what an atom that y is adds to it.
+    """
+    if not resolution:
+        return energy.member_log_prob(features, y)
+    moved = dequantise(y, resolution, generator, curved)
+    log_prob = energy.member_log_density(features, moved)
+    if not len(energy.atoms):
+        return log_prob
+    width = math.log(resolution) - (torch.cosh(y).log() if curved else torch.zeros_like(y))
+    log_mass = energy.member_log_mass(features, y, energy.at_atoms(y))
+    return torch.logaddexp(log_prob, log_mass - width)
+
+
+def dequantise(y: Tensor, resolution: float, generator: torch.Generator | None, curved: bool = False) -> Tensor:
+    """y plus uniform noise of width ``resolution``, centred; of sinh y, if y is the asinh of what is rounded."""
     if not resolution:
         return y
-    return y + resolution * (torch.rand(y.shape, generator=generator, device=y.device) - 0.5)
+    noise = resolution * (torch.rand(y.shape, generator=generator, device=y.device) - 0.5)
+    return torch.asinh(torch.sinh(y) + noise) if curved else y + noise

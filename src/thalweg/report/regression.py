@@ -140,7 +140,8 @@ def _densities_card(run: RegressionRun) -> Card:
         _target_grid(run, low, high) if _has_bars(run, low, high) else _target_grid(run, low - pad, high + pad)
     )
     density = _on_grid(run, distribution, y, bars)
-    atoms = {} if bars else {a: _atom_mass(run, distribution, a) for a in _atoms(run)}
+    masses = distribution.atom_masses()
+    atoms = {} if bars else dict(zip(distribution.atoms.tolist(), masses.T, strict=True))
     titles = [f"row {i + 1}: truth {_shown(t)}" for i, t in zip(picked, truth, strict=True)]
     text = f"The predictive densities of six {which} rows, from a low prediction to a high one. " + (
         "A bar is the probability of a value; the red one is the truth."
@@ -383,29 +384,10 @@ def _on_grid(run: RegressionRun, distribution: PredictiveDistribution, y: np.nda
     if bars:
         return np.exp(distribution.log_mass(asked))
     density = np.exp(distribution.log_prob(asked))
-    for atom in _atoms(run):
-        spike = np.abs(y - atom) <= _atom_reach(run)
-        if spike.any() and not spike.all():
-            clear = np.flatnonzero(~spike)
-            nearest = clear[np.abs(y[spike][:, None] - y[clear]).argmin(1)]
-            density[:, spike] = density[:, nearest]
+    # At an atom log_prob is a log mass: the density beside it is shown, and the mass as a pin.
+    for place in np.flatnonzero(np.isin(y, distribution.atoms)):
+        density[:, place] = density[:, place - 1 if place else 1]
     return density
-
-
-def _atoms(run: RegressionRun) -> list[float]:
-    """Values that the model gives a probability of their own."""
-    atoms = run.model.architecture_.get("atoms", [])
-    return [float(a * run.model.scale_[0] + run.model.location_[0]) for a in atoms]
-
-
-def _atom_reach(run: RegressionRun) -> float:
-    """How far from such a value its spike reaches."""
-    return 6 * float(run.model.architecture_["atom_std"] * run.model.scale_[0])
-
-
-def _atom_mass(run: RegressionRun, distribution: PredictiveDistribution, atom: float) -> np.ndarray:
-    reach = np.full(len(distribution), _atom_reach(run))
-    return distribution.cdf(atom + reach) - distribution.cdf(atom - reach)
 
 
 def _plain_columns(table: pd.DataFrame) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from thalweg.data.tables import read_table
 from thalweg.data.target import check_target
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
 from thalweg.estimators.regressor import EnergyRegressor
-from thalweg.evaluation.baselines import BASELINES
+from thalweg.evaluation.baselines import BASELINES, WithAtoms
 from thalweg.evaluation.regression import pit_values, score, score_rows, score_targets
 from thalweg.runs.base import MODEL_NAME, Run, Tell, TextTable
 from thalweg.runs.folder import listed
@@ -321,7 +321,11 @@ def _scores(
     seconds["scoring"] = time.monotonic() - start
     for baseline in BASELINES:
         start = time.monotonic()
-        fitted = baseline().fit(X.iloc[training], y[training], model.resolution_)
+        rival: Any = baseline()
+        if model.atoms_ and not model.resolution_:
+            # At an atom a log mass is scored, and a rival without one would be out of the question there.
+            rival = WithAtoms(rival, model.atoms_)
+        fitted = rival.fit(X.iloc[training], y[training], model.resolution_)
         other = score(y[test], fitted.predict_distribution(X.iloc[test]), model.resolution_)
         gain = ours.log_score - other.log_score
         # Both were scored on the same rows, so the difference is more precise than either figure.

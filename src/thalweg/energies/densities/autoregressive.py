@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ class AutoregressiveEnergy(Density):
         conditionals: one ensemble of tilted mixtures for each coordinate, over standardised values.
         encodings: what the d-th ensemble sees of the coordinates before it.
         location, scale: of each coordinate ``[D]``.
+        curved: of which coordinates a conditional is over asinh((x - location) / scale), not over that itself.
+        cells: spacing of the grid that a coordinate is rounded to, 0 if none: what an atom of it holds is spread
+            over its cell, as all other values are, while any other atom counts with its log mass.
         mixture: a Gaussian mixture of the whole, whose conditionals are known; None for none.
         shares: how much of each conditional is the mixture's, in [0, 1] ``[D]``; the rest is the ensemble's.
 
@@ -37,8 +41,12 @@ class AutoregressiveEnergy(Density):
         scale: Tensor,
         mixture: GaussianMixtureEnergy | None = None,
         shares: Tensor | None = None,
+        curved: Sequence[bool] | None = None,
+        cells: Sequence[float] | None = None,
     ):
         super().__init__()
+        self.cells = [0.0] * len(conditionals) if cells is None else list(cells)
+        self.curved = [False] * len(conditionals) if curved is None else list(curved)
         self.conditionals: Any = nn.ModuleList(conditionals)
         self.encodings: Any = nn.ModuleList(encodings)
         self.register_buffer("location", torch.as_tensor(location, dtype=torch.float32))
@@ -59,15 +67,45 @@ class AutoregressiveEnergy(Density):
         return total.reshape(x.shape[:-1])
 
     def conditional_log_prob(self, x: Tensor, d: int) -> Tensor:
-        """log p_d(x_d | x_1..x_{d-1}) ``[N]`` for x ``[N, >d]``."""
-        given = self.conditionals[d].given(self.encodings[d](x[:, :d]))
+        """log p_d(x_d | x_1..x_{d-1}) ``[N]`` for x ``[N, >d]``: a log mass at an atom without a cell."""
+        ensemble = self.conditionals[d]
+        features = ensemble.features(self.encodings[d](x[:, :d]))
         z = (x[:, d] - self.location[d]) / self.scale[d]
-        log_prob = -given(z.unsqueeze(-1)) - self.scale[d].log()
+        log_slope = -self.scale[d].log()
+        if self.curved[d]:
+            log_slope, z = log_slope - 0.5 * torch.log1p(z.square()), torch.asinh(z)
+        log_prob = ensemble.log_density(features, z.unsqueeze(-1)) + log_slope
+        at = ensemble.at_atoms(z)
+        at_atom = at.any(-1)
+        if at_atom.any():
+            log_mass = ensemble.log_mass(features, z.unsqueeze(-1), at.unsqueeze(-2))
+            if self.cells[d]:
+                log_mass = torch.logaddexp(log_prob, log_mass - math.log(self.cells[d]))
+            log_prob = torch.where(at_atom, log_mass, log_prob)
         if self.mixture is None:
             return log_prob
         share, double = self.shares[d], x.to(self.mixture.means.dtype)
         other = self.mixture.conditional_log_prob(double, d).to(log_prob.dtype)
+        if not self.cells[d]:
+            # The mixture has a density, and no mass on atoms.
+            other = other.masked_fill(at_atom, -torch.inf)
         return torch.logaddexp(log_prob + torch.log1p(-share), other + share.log())
+
+    def at_atoms(self, x: Tensor) -> Tensor:
+        """Which coordinates of x ``[..., D]`` are atoms of their conditionals."""
+        found = []
+        for d in range(self.n_dims):
+            z = (x[..., d] - self.location[d]) / self.scale[d]
+            found.append(self.conditionals[d].at_atoms(torch.asinh(z) if self.curved[d] else z).any(-1))
+        return torch.stack(found, -1)
+
+    def log_volume(self, x: Tensor, log_scale: Tensor) -> Tensor:
+        """What log p of x ``[*batch, D]`` loses where each coordinate is stretched by its scale ``[D]``.
+
+        A log mass loses nothing.
+        """
+        masses = self.at_atoms(x) & torch.tensor([not cell for cell in self.cells], device=x.device)
+        return torch.where(masses, 0.0, log_scale.to(x.device)).sum(-1)
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         x = self.location.new_zeros((n, self.n_dims))
@@ -81,7 +119,8 @@ class AutoregressiveEnergy(Density):
         for piece in x.split(8192):
             features = self.conditionals[d].features(self.encodings[d](piece[:, :d]))
             parts.append(self.conditionals[d].sample(features, generator))
-        drawn = self.location[d] + self.scale[d] * torch.cat(parts)
+        z = torch.cat(parts)
+        drawn = self.location[d] + self.scale[d] * (torch.sinh(z) if self.curved[d] else z)
         if self.mixture is None:
             return drawn
         others = self.mixture.conditional_draw(x.to(self.mixture.means.dtype), d, generator).to(x.dtype)

@@ -1,0 +1,293 @@
+"""Predictive distributions on nasty targets: the density, the distribution function, quantiles and draws agree."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from thalweg import EnergyDensity, EnergyRegressor
+from thalweg.data.target import TargetScale, find_atoms, find_resolution
+from thalweg.evaluation.baselines import GaussianPredictive, PredictiveWithAtoms, WithAtoms
+from thalweg.evaluation.regression import pit_values, score
+
+N = 350
+
+
+def inputs(seed: int = 0) -> tuple[np.ndarray, np.random.Generator]:
+    rng = np.random.default_rng(seed)
+    return rng.uniform(-1, 1, (N, 2)), rng
+
+
+def with_far(value: float, n: int = 5):
+    def make(x, rng):
+        y = x[:, 0] + 0.3 * rng.normal(size=N)
+        y[:n] = value * (1 + 0.1 * rng.uniform(size=n))
+        return y
+
+    return make
+
+
+def mixed(share: float, atom: float, make):
+    """A share of the rows at one value, and the others as they are made."""
+    return lambda x, rng: np.where(rng.uniform(size=N) < share, atom, make(x, rng))
+
+
+def linear(x, rng):
+    return x[:, 0] + 0.3 * rng.normal(size=N)
+
+
+def skewed(x, rng):
+    return rng.lognormal(1 + x[:, 0], 0.5)
+
+
+TARGETS = {
+    "far by 1e3": with_far(1e3),
+    "far by 1e6": with_far(1e6),
+    "far by 1e9": with_far(1e9),
+    "far by -1e9, one row": with_far(-1e9, 1),
+    "Cauchy": lambda x, rng: x[:, 0] + rng.standard_cauchy(N),
+    "Student t, 2 degrees of freedom": lambda x, rng: x[:, 0] + rng.standard_t(2, N),
+    "Pareto": lambda x, rng: rng.pareto(1.1, N),
+    "log-normal 2": lambda x, rng: rng.lognormal(x[:, 0], 2.0),
+    "zero-inflated": mixed(0.6, 0.0, skewed),
+    "censored from above": lambda x, rng: np.minimum(linear(x, rng), 0.5),
+    "censored from below": lambda x, rng: np.maximum(linear(x, rng), 0.0),
+    "censored from both sides": lambda x, rng: np.clip(linear(x, rng), -0.6, 0.6),
+    "an atom within": mixed(0.3, 0.2, linear),
+    "a far atom": mixed(0.05, 0.0, lambda x, rng: 1013 + 0.1 * linear(x, rng)),
+    "a far atom at 1e6": mixed(0.06, 1e6, linear),
+    "tiny scale": lambda x, rng: 1e-9 * linear(x, rng),
+    "tiny scale far from zero": lambda x, rng: 1e6 + 1e-3 * linear(x, rng),
+    "huge scale": lambda x, rng: 1e12 * linear(x, rng),
+    "nearly constant": lambda x, rng: np.where(np.arange(N) < 4, rng.normal(size=N), 1e-4 * rng.normal(size=N)),
+    "two narrow modes": lambda x, rng: rng.choice([-1.0, 1.0], N) + 1e-3 * rng.normal(size=N),
+    "limit and a far row": lambda x, rng: np.r_[np.maximum(linear(x, rng), 0.0)[:-1], 1e5],
+}
+_FITTED: dict[str, tuple] = {}
+
+
+@pytest.fixture(params=TARGETS)
+def fitted(request):
+    """The target's name, inputs, values, and a model's distributions of them."""
+    if request.param not in _FITTED:
+        x, rng = inputs()
+        y = TARGETS[request.param](x, rng)
+        model = EnergyRegressor(n_members=2, hidden=(24,), max_epochs=40, random_state=0).fit(x, y)
+        _FITTED[request.param] = request.param, x, y, model.predict_distribution(x)
+    return _FITTED[request.param]
+
+
+def test_density_and_masses_add_up_to_the_distribution_function(fitted):
+    """The integral of the density between two quantiles, plus the atoms there, is the difference of the levels."""
+    _, _, _, whole = fitted
+    distribution = whole[:6]
+    levels = np.array([0.001, 0.02, 0.2, 0.5, 0.8, 0.98, 0.999])
+    edges = distribution.quantile(levels)
+    target = distribution._target
+    nodes, weights = np.polynomial.legendre.leggauss(8)
+    # Fine panels in the coordinate in which the model is smooth.
+    for a in range(len(levels) - 1):
+        # An atom may lie far from all else: the density is zero in between.
+        support = distribution._parts(slice(0, 6))[0]
+        lower, upper = support.lower.numpy(), support.upper.numpy()
+        low, high = (np.clip(target.forth(e), lower, upper) for e in edges[:, a : a + 2].T)
+        cuts = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, 1601)
+        half = np.diff(cuts, axis=1) / 2
+        z = (cuts[:, :-1] + half)[..., None] + half[..., None] * nodes
+        y = target.back(z).reshape(len(z), -1)
+        density = np.exp(distribution.log_prob(y) - target.log_slope(y)).reshape(z.shape)
+        mass = (density * weights * half[..., None]).sum((1, 2))
+        inside = (distribution.atoms > edges[:, a, None]) & (distribution.atoms <= edges[:, a + 1, None])
+        mass += (inside * distribution.atom_masses()).sum(1)
+        wanted = distribution.cdf(edges[:, a + 1]) - distribution.cdf(edges[:, a])
+        np.testing.assert_allclose(mass, wanted, atol=2e-4)
+
+
+def test_quantiles_invert_the_distribution_function(fitted):
+    _, _, _, distribution = fitted
+    levels = np.array([1e-4, 0.03, 0.4, 0.5, 0.77, 0.999])
+    y = distribution.quantile(levels)
+    assert (np.diff(y, axis=1) >= 0).all()
+    before, after = distribution.cdf_before(y), distribution.cdf(y)
+    assert (before <= levels + 1e-6).all()
+    assert (after >= levels - 1e-6).all()
+    assert distribution.relative_error().max() < 1e-3
+
+
+def test_draws_follow_the_distribution_function(fitted):
+    """PIT values of draws, randomised over the jumps, are uniform; as many land on an atom as its mass says."""
+    name, _, _, distribution = fitted
+    draws = distribution.sample(20, 0)
+    pit = np.concatenate([pit_values(d, distribution, seed=k) for k, d in enumerate(draws.T)])
+    assert stats.kstest(pit, "uniform").pvalue > 1e-3
+    for k, atom in enumerate(distribution.atoms):
+        p = distribution.atom_masses()[:, k]
+        error = np.sqrt((p * (1 - p)).sum() * 20)
+        assert abs((draws == atom).sum() - 20 * p.sum()) < 4 * error + 1e-9
+    if name in ("zero-inflated", "censored from below", "limit and a far row"):
+        assert draws.min() >= 0
+        assert distribution.cdf_before(np.zeros(N)).max() == 0
+
+
+def test_cells_have_the_mass_that_the_distribution_function_says(fitted):
+    _, _, y, distribution = fitted
+    width = float(np.ptp(np.quantile(y, [0.2, 0.8]))) / 7 or 0.1
+    centres = y[:, None] + width * np.array([-1.0, 0.0, 1.0])
+    mass = np.exp(distribution.log_mass(centres, width))
+    wanted = distribution.cdf_before(centres + width / 2) - distribution.cdf(centres - width / 2)
+    np.testing.assert_allclose(mass, wanted, atol=2e-4)
+    # Light cells far out lose no digits: halves add up to the whole.
+    far = np.quantile(y, 0.9) + 3 * width * np.ones((N, 1))
+    halves = [distribution.log_mass(far + s * width / 4, width / 2) for s in (-1, 1)]
+    np.testing.assert_allclose(np.logaddexp(*halves), distribution.log_mass(far, width), rtol=1e-6, atol=1e-6)
+
+
+def test_the_share_at_an_atom_is_the_targets(fitted):
+    """The mean of the mass over the training rows is the share, up to what stopping early leaves."""
+    _, _, y, distribution = fitted
+    for k, atom in enumerate(distribution.atoms):
+        share = np.mean(y == atom)
+        found = distribution.atom_masses()[:, k].mean()
+        assert abs(found - share) < 3 * np.sqrt(share * (1 - share) / N) + 0.03
+
+
+def test_the_mean_of_draws_is_the_mean():
+    for name in ("zero-inflated", "censored from both sides", "a far atom", "huge scale"):
+        x, rng = inputs()
+        y = TARGETS[name](x, rng)
+        model = EnergyRegressor(n_members=2, hidden=(24,), max_epochs=40, random_state=0).fit(x, y)
+        distribution = model.predict_distribution(x[:40])
+        draws = distribution.sample(4000, 0)
+        error = distribution.std() / np.sqrt(4000)
+        assert (np.abs(draws.mean(1) - distribution.mean()) < 4.5 * error).all()
+
+
+# -- what no score gives for a spike ----------------------------------------------------------------------
+
+
+def test_no_spike_inflates_a_score():
+    """A model with a spike of width 1e-9 on what recurs is no better than one that has the probability right."""
+    rng = np.random.default_rng(3)
+    y = np.where(rng.uniform(size=4000) < 0.3, 0.0, rng.normal(size=4000))
+    honest = PredictiveWithAtoms(GaussianPredictive(np.zeros(4000), 1.0), np.zeros(1), np.full((4000, 1), 0.3))
+    truth = -(0.3 * np.log(0.3) + 0.7 * np.log(0.7)) + 0.7 * 0.5 * np.log(2 * np.pi * np.e)
+    found = score(y, honest)
+    assert found.nll == pytest.approx(truth, abs=4 * found.nll_error)
+    assert stats.kstest(found.pit, "uniform").pvalue > 1e-3
+    # A wrong share is worse, whichever way.
+    for share in (0.1, 0.6):
+        other = PredictiveWithAtoms(honest.continuous, np.zeros(1), np.full((4000, 1), share))
+        assert score(y, other).nll > found.nll + 0.02
+    # A rounded target: spikes on the grid, within the cells, change nothing of the cells' probabilities.
+    grid = np.round(rng.normal(size=4000), 1)
+    plain = score(grid, GaussianPredictive(np.zeros(4000), 1.0), 0.1)
+    cells = np.arange(-60, 61) / 10
+    masses = np.diff(stats.norm.cdf(np.r_[cells - 0.05, cells[-1] + 0.05]))
+    spiked = PredictiveWithAtoms(
+        GaussianPredictive(np.zeros(4000), 1.0), cells, np.tile(0.999 * masses, (4000, 1))
+    )
+    assert score(grid, spiked, 0.1).nll == pytest.approx(plain.nll, abs=1e-3)
+
+
+def test_a_spike_in_a_light_cell_is_no_gain():
+    """All of a model's density within a cell gathered on the grid's value: the cell's probability stays."""
+    x, rng = inputs()
+    y = np.round(linear(x, rng), 1)
+    model = EnergyRegressor(n_members=2, hidden=(24,), max_epochs=40, random_state=0).fit(x, y)
+    assert model.resolution_ == pytest.approx(0.1)
+    distribution = model.predict_distribution(x)
+    far = np.full((N, 1), 4.0)
+    nodes = np.linspace(3.95, 4.05, 2001)
+    density = np.exp(distribution.log_prob(np.broadcast_to(nodes, (N, 2001))))
+    wanted = np.log(np.trapezoid(density, nodes, axis=1))
+    np.testing.assert_allclose(distribution.log_mass(far)[:, 0], wanted, rtol=1e-4)
+
+
+# -- finding what a target is made of ---------------------------------------------------------------------
+
+
+def test_plain_peaks_of_a_rounded_target_are_no_atoms():
+    rng = np.random.default_rng(0)
+    ages = np.r_[np.round(rng.normal(10, 2.5, 4000)) + 0.5, np.arange(3, 40) + 0.5]
+    assert find_atoms(ages) == []
+    assert find_atoms(np.r_[ages, np.full(6000, 20.5)]) == [20.5]
+
+
+@pytest.mark.parametrize(
+    ("values", "spacing"),
+    [
+        (np.repeat([0, 0.4, 1.0], 10), 0.2),
+        (10_000 * np.random.default_rng(0).integers(2, 62, 600), 10_000),
+        (np.float32(np.random.default_rng(0).normal(size=900).round(2)).astype(float), 0.01),
+        (1e9 + np.random.default_rng(0).integers(0, 90, 600), 1.0),
+        (np.random.default_rng(0).normal(size=600), 0.0),
+    ],
+)
+def test_the_grid_of_a_rounded_target(values, spacing):
+    assert find_resolution(np.asarray(values, float)) == pytest.approx(spacing)
+
+
+def test_a_scale_and_its_way_back():
+    rng = np.random.default_rng(0)
+    y = rng.normal(2, 3, 500)
+    plain, curved = TargetScale.of(y), TargetScale.of(np.r_[y, 1e7])
+    assert not plain.curved
+    assert curved.curved
+    assert TargetScale.of(np.r_[y, np.full(40, 1e7)], [1e7]).curved is False
+    for scale in (plain, curved):
+        values = np.r_[y, 1e7, -1e3]
+        np.testing.assert_allclose(scale.back(scale.forth(values)), values, rtol=1e-12, atol=1e-9)
+        step = 1e-6 * (1 + np.abs(values))
+        slope = (scale.forth(values + step) - scale.forth(values - step)) / (2 * step)
+        np.testing.assert_allclose(np.exp(scale.log_slope(values)), slope, rtol=1e-5)
+
+
+def test_several_targets_with_far_values_are_refused_in_words():
+    x, rng = inputs()
+    y = np.c_[linear(x, rng), with_far(1e9)(x, rng)]
+    with pytest.raises(ValueError, match=r"target 1 has values .* times its spread away from its median"):
+        EnergyRegressor(max_epochs=1).fit(x, y)
+
+
+def test_a_baseline_takes_part_at_atoms():
+    import pandas as pd
+
+    from thalweg.evaluation.baselines import LeastSquaresGaussian
+
+    x, rng = inputs()
+    y = np.where(rng.uniform(size=N) < 0.2 + 0.4 * (x[:, 1] > 0), 0.0, 1 + linear(x, rng))
+    X = pd.DataFrame(x)
+    found = WithAtoms(LeastSquaresGaussian(), [0.0]).fit(X, y).predict_distribution(X)
+    assert np.corrcoef(found.masses[:, 0], y == 0)[0, 1] > 0.3
+    assert np.isfinite(score(y, found).nll)
+    levels = np.array([0.05, 0.5, 0.95])
+    q = found.quantile(levels)
+    for k, level in enumerate(levels):
+        assert (found.cdf(q[:, k]) >= level - 2e-3).all()
+        assert (found.cdf_before(q[:, k]) <= level + 2e-3).all()
+
+
+# -- densities of tables ----------------------------------------------------------------------------------
+
+
+def test_a_zero_inflated_column_of_a_density_stays_what_it_is():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, 400)
+    y = np.where(rng.uniform(size=400) < 0.6, 0.0, rng.lognormal(1 + x, 0.5))
+    model = EnergyDensity(n_members=2, hidden=(24,), max_epochs=40, random_state=0).fit(np.c_[x, y])
+    assert model.atoms_ == [[], [0.0]]
+    draws = model.sample(2000, random_state=0)[:, 1]
+    assert abs(np.mean(draws == 0) - np.mean(y == 0)) < 4 * np.sqrt(0.24 / 2000) + 4 * np.sqrt(0.24 / 400)
+    assert draws.min() >= 0
+    filled = model.impute(np.c_[x, np.full(400, np.nan)], n_draws=5, random_state=0)[..., 1]
+    assert abs(np.mean(filled == 0) - np.mean(y == 0)) < 4 * np.sqrt(0.24 / 400) + 0.02
+    assert filled.min() >= 0
+    # The score is a log mass at zero and a log density elsewhere: their total over y is 1, for every x.
+    grid = np.linspace(1e-9, 60, 40_001)
+    for place in (-0.5, 0.5):
+        rows = np.c_[np.full(len(grid), place), grid]
+        joint = np.exp(model.score_samples(rows))
+        at_zero = np.exp(model.score_samples(np.array([[place, 0.0]])))[0]
+        first = model.energy_.inner.conditional_log_prob(model.energy_.forth(torch.from_numpy(rows[:1])), 0)
+        marginal = float(first.detach().exp()) / float(model.energy_.scale[0])
+        assert np.trapezoid(joint, grid) + at_zero == pytest.approx(marginal, rel=5e-3)
