@@ -44,6 +44,7 @@ __getattr__, __dir__, __all__ = lazily(
         "machines.layered": ["DBMEnergy", "LayeredMachine", "RBMEnergy"],
         "machines.units": ["Binary", "Categorical", "Gaussian", "Mixed", "MixedSupport", "Units"],
         "networks.conditional": ["DirectRegression", "NetworkEnergy", "source_network"],
+        "networks.dropout": ["Dropout"],
         "networks.features": ["PointNet", "convnet", "mlp"],
         "networks.image": ["ImageEnergy", "MultiscaleEnergy", "UNIT_IMAGES"],
         "networks.labelled_perceptron": ["LabelledPerceptron"],

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from sklearn.base import BaseEstimator
@@ -16,6 +17,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from thalweg._torch_state import keeping_own_settings, using_threads, with_own_settings
 from thalweg.training.history import History
 from thalweg.training.loop import one_cpu_process
 from thalweg.training.saving import load_model, rebuilding, save_model, tensors_of
@@ -47,6 +49,10 @@ class Estimator(BaseEstimator):
     history_: History
     # Parameters that are no part of a saved model.
     _not_saved: ClassVar[tuple[str, ...]] = ("random_state",)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        keeping_own_settings(cls)
 
     def _keep(self, values: dict[str, Any]) -> None:
         """Keep the parameters as they were given, as scikit-learn asks."""
@@ -130,6 +136,7 @@ class Estimator(BaseEstimator):
         save_model(Path(folder), type(self).__name__, config, {**tensors, **self._tensors()})
 
     @classmethod
+    @with_own_settings
     def load(cls, folder: str | os.PathLike[str]) -> Self:
         """Read a saved model. Nothing in the folder is run; ``extra_`` holds what was kept beside it.
 
@@ -221,6 +228,18 @@ def count_weights(*modules: nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
+def check_names(X: pd.DataFrame) -> None:
+    """Refuse a table with two columns of one name.
+
+    Raises:
+        ValueError: naming the column.
+    """
+    twice = X.columns[X.columns.duplicated()]
+    if len(twice):
+        n = int((X.columns == twice[0]).sum())
+        raise ValueError(f"{n} columns are named {twice[0]!r}: give each column a name of its own")
+
+
 def suitable_threads(batch_size: int, n_weights: int) -> int:
     """One thread for small work, all of PyTorch's for large.
 
@@ -228,14 +247,3 @@ def suitable_threads(batch_size: int, n_weights: int) -> int:
     as long as one where other work runs beside them: threads that wait for one another lose their turns.
     """
     return 1 if batch_size * n_weights < 200_000_000 else torch.get_num_threads()
-
-
-@contextlib.contextmanager
-def using_threads(n: int) -> Iterator[None]:
-    """So many PyTorch threads within, and afterwards as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

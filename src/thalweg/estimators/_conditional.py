@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from thalweg.energies.base import ConditionalEnergy
 from thalweg.energies.densities import MixtureDensity, TiltedMixtureEnsemble
+from thalweg.energies.networks.dropout import Dropout
 from thalweg.inference.quadrature import normalise
 from thalweg.objectives.base import Batch, Objective
 from thalweg.objectives.likelihood import dequantise, rounded_log_prob
@@ -104,5 +105,5 @@ def mlp_with_dropout(sizes: Sequence[int], dropout: float) -> nn.Sequential:
     """Linear layers, each with an activation and dropout after it: a feature network."""
     layers: list[nn.Module] = []
     for a, b in itertools.pairwise(sizes):
-        layers += [nn.Linear(a, b), nn.SiLU(), nn.Dropout(dropout)]
+        layers += [nn.Linear(a, b), nn.SiLU(), Dropout(dropout)]
     return nn.Sequential(*layers)

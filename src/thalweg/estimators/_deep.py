@@ -16,6 +16,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from thalweg._torch_state import seeded
 from thalweg.data.states import StateEncoder
 from thalweg.estimators._base import RandomState, check_counts, check_widths
 from thalweg.estimators._states import IMPOSSIBLE, StateRows
@@ -145,8 +146,7 @@ class DeepDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Deep):
         rows = self._prepared(self._learn_columns(X, probabilities=False))
         self._log_z: tuple[float, float] | None = None
         self._fresh(run_dir, resume)
-        with self._own_threads(rows), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
+        with self._own_threads(rows), seeded(self._seed):
             self._learn(rows, run_dir, resume, checkpoint_seconds)
         with torch.no_grad():
             # Categories that a column does not have have learned that they are rare, not that there are none.

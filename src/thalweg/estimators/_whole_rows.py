@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from thalweg.data.encoding import is_number
 from thalweg.energies.base import Energy
 from thalweg.energies.densities import Density, GaussianMixtureEnergy, fit_gaussian_mixture
+from thalweg.estimators._base import check_names
 from thalweg.estimators._rescaled import Whitened
 from thalweg.inference.importance import log_normaliser
 from thalweg.sampling.annealing import bracket_log_normaliser
@@ -81,6 +82,7 @@ def check_numbers(X: Any) -> None:
     """Refuse columns that hold no numbers, by name."""
     if not isinstance(X, pd.DataFrame):
         return
+    check_names(X)
     for name in X.columns:
         column = X[name]
         if not is_number(column) or pd.api.types.is_datetime64_any_dtype(column):

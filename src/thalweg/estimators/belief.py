@@ -13,6 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from thalweg._torch_state import seeded
 from thalweg.data.states import StateEncoder
 from thalweg.energies.machines import belief
 from thalweg.estimators._base import RandomState, check_count, check_widths, generator_of
@@ -231,8 +232,7 @@ class DeepBeliefClassifier(ClassifierMixin, Deep):
         self.encoder_ = StateEncoder(self.visible, probabilities=False).fit(X, self._names())
         rows = self._prepared(X)
         self._fresh(run_dir, resume)
-        with self._own_threads(rows), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
+        with self._own_threads(rows), seeded(self._seed):
             self.energy_, parts = grow_belief_network(
                 self._units(),
                 check_widths(self.hidden),

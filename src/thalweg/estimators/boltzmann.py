@@ -14,6 +14,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from thalweg._torch_state import seeded
 from thalweg.data.states import StateEncoder
 from thalweg.energies.machines.layered import LayeredMachine, RBMEnergy
 from thalweg.estimators._base import RandomState, check_count, check_counts, count_weights, generator_of
@@ -253,8 +254,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         return 0.1 * min(1.0, 64 / self.hidden) if len(self.encoder_.columns("gaussian")) else 0.3
 
     def _build(self, data: Tensor) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
+        with seeded(self._seed):
             self.energy_ = RBMEnergy(self._units(), self.hidden)
         if len(self.encoder_.columns("gaussian")):
             # At zero weights the gradient is zero, and with rates that Gaussian units bear it is long left.

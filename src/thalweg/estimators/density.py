@@ -24,6 +24,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from thalweg._torch_state import seeded
 from thalweg.data.target import find_resolution, location_and_scale, most_frequent, rounded
 from thalweg.energies.base import Energy, check_energy
 from thalweg.energies.conditioning import ClampedEnergy
@@ -295,8 +296,7 @@ class EnergyDensity(DensityMixin, Estimator):
         order = np.random.RandomState(seed).permutation(len(z))
         n_held_out = max(1, round(self.validation_fraction * len(z)))
         held_out, training = z[order[:n_held_out]], z[order[n_held_out:]]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             network = self._network(z)
             objective = METHODS[self.objective].build(training)
         check_energy(network, z[:2])

@@ -10,6 +10,7 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
 
+from thalweg._torch_state import keeping_own_settings
 from thalweg.data.target import TargetScale
 from thalweg.energies.base import ConditionalEnergy, Conditioned, Features, map_features
 from thalweg.energies.densities.basic import ConditionalDensity
@@ -21,6 +22,7 @@ from thalweg.sampling.chain import initial_state
 from thalweg.sampling.langevin import MALA
 
 
+@keeping_own_settings
 class PredictiveDistribution:
     """p(y|x) of B rows for one-dimensional y: point masses where the target has them, a density elsewhere.
 
@@ -358,6 +360,7 @@ def _fitting(z: Tensor, given: Conditioned) -> Tensor:
     return z.to(features.device, features.dtype if features.is_floating_point() else torch.float32)
 
 
+@keeping_own_settings
 class MultivariateDistribution:
     """p(y|x) of B rows for y in R^K: expectations by self-normalised importance sampling, draws by MCMC.
 

@@ -16,6 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from thalweg._torch_state import seeded
 from thalweg.data.images import as_images
 from thalweg.energies.conditioning import ClampedEnergy
 from thalweg.energies.densities import UniformEnergy
@@ -163,8 +164,7 @@ class ImageEBM(Estimator):
         seed = draw_seed(rng)
         images = torch.from_numpy(found.pixels)
         labels = torch.zeros(len(images)) if y is None else torch.as_tensor(found.labels, dtype=torch.float32)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.energy_ = self._build()
         batch_size = min(self.batch_size, len(images))
         noise = UniformEnergy(torch.zeros(self.image_shape_), torch.ones(self.image_shape_))

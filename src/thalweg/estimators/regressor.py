@@ -25,6 +25,7 @@ from sklearn.utils.validation import (
 )
 from torch import Tensor, nn
 
+from thalweg._torch_state import seeded
 from thalweg.data.encoding import TableEncoder
 from thalweg.data.target import TargetScale, check_target, find_atoms, find_resolution, location_and_scale
 from thalweg.energies.base import ConditionalEnergy, check_energy
@@ -35,6 +36,7 @@ from thalweg.estimators._base import (
     RandomState,
     check_count,
     check_counts,
+    check_names,
     check_widths,
     count_weights,
     draw_seed,
@@ -204,8 +206,7 @@ class EnergyRegressor(RegressorMixin, Estimator):
         held_out = self._hold_out(len(y), rng)
         self.architecture_ = self._architecture(features.shape[1], targets)
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.energy_, objective = self._build()
         with torch.no_grad():
             candidates = torch.from_numpy(scaled[:2, None]).expand(-1, 3, -1)
@@ -288,6 +289,7 @@ class EnergyRegressor(RegressorMixin, Estimator):
         if isinstance(X, pd.DataFrame):
             if X.shape[1] == 0 or len(X) == 0:
                 raise ValueError(f"X has shape {X.shape}: it needs rows and columns")
+            check_names(X)
             if not reset and hasattr(self, "feature_names_in_"):
                 missing = [c for c in self.feature_names_in_ if c not in X.columns]
                 if not missing and set(X.columns) >= set(self.feature_names_in_):

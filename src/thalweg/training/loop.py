@@ -6,14 +6,17 @@ import functools
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
+from thalweg.energies.networks.dropout import Dropout
 from thalweg.objectives.base import Adversarial, AnyEnergy, Batch, Objective
 from thalweg.training.averaging import Kept
 from thalweg.training.checkpoint import read_checkpoint, write_checkpoint
@@ -110,13 +113,31 @@ class Trainer:
     ) -> History:
         """Train in place by a step; all else is as in :meth:`fit`."""
         run = _Run(self, step, data, validate, after_stage)
-        device = self.fabric.device
-        # Dropout draws from the global generator: it is seeded here and given back as it was.
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            run.begin(resume)
-            run.loop()
+        own = [part for part in step.module.modules() if isinstance(part, Dropout)]
+        try:
+            for part in own:
+                part.generator = run.noise_generator
+            with self._global_numbers(step.module):
+                run.begin(resume)
+                run.loop()
+        finally:
+            for part in own:
+                part.generator = None
         self.snapshots = run.kept.snapshots
         return run.history
+
+    def _global_numbers(self, module: nn.Module) -> AbstractContextManager[None]:
+        """PyTorch's global random numbers, given back as they were, if a part of the module may draw some."""
+        device = self.fabric.device
+        if not any(_may_draw(part) for part in module.modules()):
+            return nullcontext()
+        return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def _may_draw(part: nn.Module) -> bool:
+    """Whether a module may draw from the global generator: dropout of PyTorch, and what nobody here wrote."""
+    written_here = type(part).__module__.startswith(("thalweg.", "torch.nn.", "zuko."))
+    return isinstance(part, _DropoutNd) or not written_here
 
 
 class _Run:
@@ -134,6 +155,7 @@ class _Run:
         self.step, self.validate, self.after_stage = step, validate, after_stage
         self.feed = Feed(data, self.plan, self.fabric)
         self.noise_generator = torch.Generator(self.fabric.device)
+        self.draws_globally = any(_may_draw(part) for part in step.module.modules())
         self.guard = Guard(self.plan)
         self.history = History()
         self.epoch = 0
@@ -155,7 +177,8 @@ class _Run:
         rank = self.fabric.global_rank
         self.feed.generator.manual_seed(seed)
         self.noise_generator.manual_seed(seed + 1 + 104729 * rank)
-        torch.manual_seed(seed + 7919 * rank)
+        if self.draws_globally:
+            torch.manual_seed(seed + 7919 * rank)
 
     # -- the loop ------------------------------------------------------------------------------------
 
@@ -308,14 +331,17 @@ class _Run:
     def noise_state(self) -> dict[str, Tensor]:
         """Where this process's random numbers stand."""
         device = self.fabric.device
-        state = {"noise": self.noise_generator.get_state(), "global": torch.get_rng_state()}
-        if device.type == "cuda":
+        state = {"noise": self.noise_generator.get_state()}
+        if self.draws_globally:
+            state["global"] = torch.get_rng_state()
+        if self.draws_globally and device.type == "cuda":
             state["device"] = torch.cuda.get_rng_state(device)
         return state
 
     def restore_noise(self, state: dict[str, Tensor]) -> None:
         self.noise_generator.set_state(state["noise"])
-        torch.set_rng_state(state["global"])
+        if "global" in state:
+            torch.set_rng_state(state["global"])
         if "device" in state:
             torch.cuda.set_rng_state(state["device"], self.fabric.device)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from thalweg.energies.base import ConditionalEnergy, Features, align, map_features
 from thalweg.energies.densities.basic import ConditionalDensity
 from thalweg.energies.networks import NetworkEnergy
+from thalweg.energies.networks.dropout import Dropout
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -192,7 +193,7 @@ class TiltedMixtureEnsemble(ConditionalDensity):
         self.limits = (limits[0], limits[1])
         self.n_components = n_components
         self.n_tilts = n_tilts
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         self.log_std_floor = log_std_floor
         sizes = [n_inputs, *hidden]
         self.hidden = nn.ModuleList(BatchedLinear(n_members, a, b, gain=1.4) for a, b in itertools.pairwise(sizes))
@@ -215,9 +216,9 @@ class TiltedMixtureEnsemble(ConditionalDensity):
         h = x if x.dim() == 3 else x.unsqueeze(0).expand(self.n_members, -1, -1)
         for layer in self.hidden:
             h = F.silu(layer(h))
-            if self.training and self.dropout:
+            if self.training and self.dropout.probability:
                 # One mask for all members: an eighth of the random numbers, and they train as well.
-                h = h * F.dropout(torch.ones_like(h[0]), self.dropout)
+                h = h * self.dropout(torch.ones_like(h[0]))
         c, a = self.n_components, len(self.atoms)
         out = self.out(h).transpose(0, 1)  # [B, n_members, n_out]
         logits, means, log_stds, tilts = out.split([c + a, c, c, self.n_tilts], -1)

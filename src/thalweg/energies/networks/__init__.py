@@ -1,6 +1,7 @@
 """Networks that make energies: of vectors, of images, of a y given an x."""
 
 from thalweg.energies.networks.conditional import DirectRegression, NetworkEnergy, source_network
+from thalweg.energies.networks.dropout import Dropout
 from thalweg.energies.networks.features import PointNet, convnet, mlp
 from thalweg.energies.networks.image import ImageEnergy, MultiscaleEnergy
 from thalweg.energies.networks.module import ConditionalModuleEnergy, ModuleEnergy
@@ -10,6 +11,7 @@ from thalweg.energies.networks.residual import residual_network
 __all__ = [
     "ConditionalModuleEnergy",
     "DirectRegression",
+    "Dropout",
     "FixedPerceptron",
     "ImageEnergy",
     "ModuleEnergy",
