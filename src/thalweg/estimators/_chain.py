@@ -13,7 +13,6 @@ from lightning_fabric import Fabric
 from scipy.special import expit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import KFold
-from sklearn.utils import check_random_state
 from torch import Tensor
 
 from thalweg.energies.densities import (
@@ -24,7 +23,6 @@ from thalweg.energies.densities import (
     choose_gaussian_mixture,
     fit_gaussian_mixture,
 )
-from thalweg.estimators._base import draw_seed
 from thalweg.estimators.regressor import EnergyRegressor
 from thalweg.training.progress import BarProgress, Progress
 
@@ -43,31 +41,20 @@ class Conditional(EnergyRegressor):
         return BarProgress(offset=offset + self.shift, n_members=n_members, label=self.label)
 
     def held_out_log_prob(self, X: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """log p(y|x) of the training rows ``[rows]``, each by the members that did not learn from it.
+        """log p(y|x) of the training rows ``[rows]``, as :attr:`validation_nll_` judges them.
 
-        A row that all have learned from, as happens with one member, is predicted by that one.
+        A row that all networks have learned from, as happens with one member, is predicted by that one.
         """
-        rng = check_random_state(self.random_state)
-        draw_seed(rng)  # as in ``fit``, which drew its seed first
-        asked = torch.from_numpy(self._hold_out(len(y), rng))
-        asked = torch.where(asked.any(1, keepdim=True), asked, True)
-        assert isinstance(self.energy_, TiltedMixtureEnsemble)
-        x = self._inputs(X)
-        z = torch.as_tensor(self.target_scale_.forth(y), dtype=torch.float32).to(x.device)
-        slopes = torch.as_tensor(self.target_scale_.log_slope(y), dtype=torch.float32).to(x.device)
-        parts = []
-        with torch.no_grad():
-            for rows in torch.arange(len(y)).split(8192):
-                features = self.energy_.features(x[rows])
-                log_prob = self.energy_.member_log_density(features, z[rows, None]) + slopes[rows, None]
-                at = self.energy_.at_atoms(z[rows, None])
-                log_mass = self.energy_.member_log_mass(features, z[rows, None], at)
-                if self.resolution_:
-                    log_mass = torch.logaddexp(log_prob, log_mass - math.log(self.resolution_))
-                log_prob = torch.where(at.any(-1), log_mass, log_prob).cpu()
-                log_prob = torch.where(asked[rows], log_prob, -torch.inf)
-                parts.append(torch.logsumexp(log_prob, 1) - asked[rows].sum(1).log())
-        return torch.cat(parts).double().numpy()
+        held_out = self._held_out_log_prob
+        if np.isnan(held_out).any():
+            held_out = np.where(np.isnan(held_out), self._learned_log_prob(X, y), held_out)
+        return held_out
+
+    def _learned_log_prob(self, X: np.ndarray, y: np.ndarray) -> np.ndarray:
+        distribution: Any = self.predict_distribution(X)
+        if self.resolution_:
+            return distribution.log_mass(y) - math.log(self.resolution_)
+        return distribution.log_prob(y)
 
 
 def conditionals_of_mixture(z: Tensor, places: Tensor, seed: int) -> tuple[GaussianMixtureEnergy, np.ndarray]:

@@ -131,7 +131,10 @@ class PredictiveDistribution:
 
     def _cdf(self, rows: slice, values: np.ndarray, below: np.ndarray) -> np.ndarray:
         density, masses = self._parts(rows)
-        continuous = density.cdf(torch.as_tensor(self._target.forth(values))).numpy()
+        z = self._target.forth(values)
+        continuous = density.cdf(torch.as_tensor(z)).numpy()
+        if self._ensemble is not None and self._ensemble.limits[1] is not None:
+            continuous = np.where(z >= self._ensemble.limits[1], 1.0, continuous)
         total = (1 - masses.sum(1, keepdims=True)) * continuous
         return np.clip(total + (below * masses[:, None]).sum(-1), 0.0, 1.0)
 

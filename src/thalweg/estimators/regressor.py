@@ -97,7 +97,9 @@ class EnergyRegressor(RegressorMixin, Estimator):
         energy_: the trained energy, over standardised targets.
         resolution_: spacing found, 0 if the target isn't rounded.
         atoms_: values that the target takes with positive probability beside a continuous part.
-        validation_nll_: mean held-out negative log-likelihood, nats per unit of the target.
+        validation_nll_: mean held-out negative log-likelihood, nats per unit of the target. Each row is judged by
+            a network that did not learn from it, at the epoch best on other rows held out; what all networks
+            together gain over a single one is measured on the training rows, and added.
         history_: :class:`~thalweg.training.loop.History` of the fit.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
@@ -230,8 +232,12 @@ class EnergyRegressor(RegressorMixin, Estimator):
             self.energy_.eval()
             self.proposal_ = self._proposal_of(objective)
             with torch.no_grad():
-                figure = validate(self.energy_)
-        self.validation_nll_ = float(figure.mean()) + offset if validate.is_likelihood else math.nan
+                validate(self.energy_)
+        self.validation_nll_ = math.nan
+        if validate.is_likelihood:
+            gain = validate.gain_of_all(self.energy_, data.x, data.y)
+            self.validation_nll_ = float(validate.nested().mean()) - gain + offset
+            self._held_out_log_prob = gain - validate.nested_rows(len(y)).nanmean(1).numpy() + self._slopes(y)
         return self
 
     def _progress(self, offset: float, n_members: int) -> Progress:
@@ -363,11 +369,13 @@ class EnergyRegressor(RegressorMixin, Estimator):
         """What the mean of -log p over standardised targets gains as one over the targets; masses gain nothing."""
         if self.n_outputs_ > 1:
             return float(np.log(self.scale_).sum())
-        y = targets[rows, 0]
-        slopes = self.target_scale_.log_slope(y)
-        if not self.resolution_:
-            slopes = np.where(np.isin(y, self.atoms_), 0.0, slopes)
+        slopes = self._slopes(targets[rows, 0])
         return -float(np.average(slopes, weights=None if weight is None else weight[rows]))
+
+    def _slopes(self, y: np.ndarray) -> np.ndarray:
+        """What a log density of one standardised target gains as one over the target, a log mass nothing."""
+        slopes = self.target_scale_.log_slope(y)
+        return slopes if self.resolution_ else np.where(np.isin(y, self.atoms_), 0.0, slopes)
 
     def _encode(self, X: Any) -> Tensor:
         if self.encoder_ is None:

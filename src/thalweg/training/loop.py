@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning_fabric import Fabric
@@ -31,6 +31,15 @@ __all__ = ["DivergenceError", "History", "Plan", "Trainer"]
 
 Validate = Callable[[Any], Tensor]
 Measure = Callable[[Any], dict[str, float]]
+
+
+@runtime_checkable
+class Judging(Protocol):
+    """A validation that keeps figures of its own, which are then part of every checkpoint."""
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def restore(self, state: dict[str, Tensor]) -> None: ...
 
 
 @functools.cache
@@ -301,6 +310,7 @@ class _Run:
             "kept": self.kept.state(),
             "feed": self.feed.state(),
             "guard": self.guard.state(),
+            "validation": self.validate.state() if isinstance(self.validate, Judging) else {},
             "epoch": self.epoch,
             "losses": {player: list(values) for player, values in self.losses.items()},
             # Records are never changed: lists of them are all that need be copied.
@@ -323,6 +333,8 @@ class _Run:
         self.step.restore(_copied(state["step"]))
         self.kept.restore(state["kept"])
         self.feed.restore(state["feed"])
+        if isinstance(self.validate, Judging):
+            self.validate.restore(_copied(state["validation"]))
         self.epoch = state["epoch"]
         self.losses = {player: list(values) for player, values in state["losses"].items()}
         history = state["history"]

@@ -1,0 +1,113 @@
+"""Figures called held out: rows that judge a model neither taught it nor chose when it stopped."""
+
+import numpy as np
+import pytest
+import torch
+
+from thalweg import EnergyDensity, EnergyRegressor
+from thalweg.estimators._conditional import HeldOutFigure
+from thalweg.objectives import Batch
+from thalweg.objectives.likelihood import MaximumLikelihood
+
+
+def table(kind: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Five inputs, and targets of five kinds."""
+    rng = np.random.default_rng(seed)
+    X, e = rng.normal(size=(n, 5)), rng.normal(size=n)
+    y = (
+        X[:, 0] + 0.3 * e,
+        np.sin(2 * X[:, 0]) + 0.2 * e,
+        X[:, 0] + 0.5 * np.exp(0.5 * X[:, 1]) * e,
+        X[:, 0] * X[:, 1] + 0.3 * e,
+        np.abs(X[:, 0]) + 0.3 * rng.standard_t(4, n),
+    )[kind]
+    return X, y
+
+
+@pytest.mark.slow
+def test_held_out_figures_are_those_of_fresh_rows():
+    """Ten tables of 150 rows: the mean difference is within two standard errors of zero."""
+    off = []
+    for kind in range(5):
+        for seed in range(2):
+            model = EnergyRegressor(hidden=(64, 64), max_epochs=100, random_state=seed).fit(
+                *table(kind, 150, seed)
+            )
+            X, y = table(kind, 3000, 1000 + seed)
+            off.append(model.validation_nll_ + model.predict_distribution(X).log_prob(y).mean())
+    off = np.array(off)
+    assert abs(off.mean()) < 2 * off.std(ddof=1) / np.sqrt(len(off))
+
+
+@pytest.mark.slow
+def test_held_out_rows_of_a_density_are_like_fresh_ones():
+    """Eight tables of 150 rows, and how many fresh rows score below the lowest twentieth of the training rows."""
+
+    def rows(n, seed):
+        rng = np.random.default_rng(seed)
+        a = rng.normal(size=n)
+        b = np.sin(a) + 0.4 * rng.normal(size=n)
+        return np.c_[a, b, 0.5 * a * b + 0.5 * rng.standard_t(6, n)]
+
+    off, low = [], []
+    for seed in range(8):
+        model = EnergyDensity(n_members=4, hidden=(48, 48), max_epochs=80, random_state=seed).fit(rows(150, seed))
+        log_prob = model.score_samples(rows(3000, 100 + seed))
+        off.append(model.validation_nll_ + log_prob.mean())
+        low.append(np.mean(log_prob < np.quantile(model.training_log_prob_, 0.05)))
+    off, low = np.array(off), np.array(low)
+    assert abs(off.mean()) < 2.5 * off.std(ddof=1) / np.sqrt(len(off))
+    assert abs(low.mean() - 0.05) < 2.5 * low.std(ddof=1) / np.sqrt(len(low))
+
+
+def figure(n_rows: int = 40) -> HeldOutFigure:
+    data = Batch(torch.zeros(n_rows, 1), torch.zeros(n_rows, 1))
+    held_out = np.zeros((n_rows, 1), dtype=bool)
+    held_out[: n_rows // 2] = True
+    return HeldOutFigure(MaximumLikelihood(), data, held_out, None, 0, (-1.0, 1.0))
+
+
+def test_the_best_of_many_figures_does_not_flatter():
+    """Epochs that differ by chance alone, each row's figure of mean 1: the least mean is far below 1, the nested
+    figure is 1 within four standard errors."""
+    generator = torch.Generator().manual_seed(0)
+    n, repeats = 20, 200
+    plain, nested = [], []
+    for _ in range(repeats):
+        judge, least = figure(), torch.inf
+        for _ in range(30):
+            values = 1 + torch.randn(n, 1, generator=generator, dtype=torch.float64)
+            judge._judge(values, torch.full((n, 1), 1 / n, dtype=torch.float64))
+            least = min(least, float(values.mean()))
+        plain.append(least)
+        nested.append(float(judge.nested()))
+    error = np.std(nested) / np.sqrt(repeats)
+    assert np.mean(plain) < 0.7
+    assert abs(np.mean(nested) - 1) < 4 * error
+
+
+def test_its_state_goes_on_where_it_was():
+    generator = torch.Generator().manual_seed(0)
+    epochs = [torch.randn(20, 1, generator=generator, dtype=torch.float64) for _ in range(6)]
+    weights = torch.full((20, 1), 0.05, dtype=torch.float64)
+    whole, first, second = figure(), figure(), figure()
+    for values in epochs:
+        whole._judge(values, weights)
+    for values in epochs[:3]:
+        first._judge(values, weights)
+    second.restore(first.state())
+    for values in epochs[3:]:
+        second._judge(values, weights)
+    torch.testing.assert_close(second.nested(), whole.nested())
+    rows = whole.nested_rows(40)
+    assert int(torch.isnan(rows).sum()) == 20
+    torch.testing.assert_close(rows.nanmean(0), whole.nested())
+
+
+def test_rows_of_a_sorted_table_are_asked_from_all_of_it():
+    """Where only some held-out rows are asked, they are not those at the top."""
+    data = Batch(torch.arange(6000.0)[:, None], torch.arange(6000.0)[:, None])
+    judge = HeldOutFigure(MaximumLikelihood(), data, np.ones((6000, 1), dtype=bool), None, 0, (-1.0, 1.0))
+    asked = judge.y[0, : judge.max_rows, 0]
+    # The mean of 1000 of 6000 numbers drawn without return: standard error below 6000 / sqrt(12 * 1000).
+    assert abs(float(asked.mean()) - 2999.5) < 4 * 6000 / np.sqrt(12_000)
