@@ -65,12 +65,12 @@ def test_both_sides_bracket_the_log_normaliser_of_a_mixture(d, n_chains, n_steps
     target, truth = mixture(d), 3.0
     base = GaussianMixtureEnergy.from_moments(target.sample(2000, seeded(1)))
     samples = target.sample(n_chains, seeded(2)) if from_data else None
-    found = bracket_log_normaliser(Lowered(target, truth), base, samples, n_chains, n_steps, seeded(3))
+    found = bracket_log_normaliser(Lowered(target, truth), base, samples, n_chains, n_steps, generator=seeded(3))
     assert abs(found.estimate - truth) < 0.05
     assert found.lower.estimate - 3 * found.lower.standard_error < truth
     assert found.upper.estimate + 3 * found.upper.standard_error > truth
     assert found.width == found.upper.estimate - found.lower.estimate
-    for side in found:
+    for side in (found.lower, found.upper):
         assert abs(side.estimate - truth) < 0.1
         assert side.standard_error < 0.05
         assert n_chains / 3 < side.effective_sample_size <= n_chains

@@ -12,6 +12,7 @@ from thalweg.energies import ConditionalEnergy, GaussianEnergy, MixtureDensity, 
 from thalweg.inference.ascent import gradient_ascent
 from thalweg.inference.importance import importance_sample
 from thalweg.inference.quadrature import normalise
+from thalweg.sampling.diagnostics import LARGEST_PARETO_K
 
 
 class Formula(ConditionalEnergy):
@@ -349,6 +350,14 @@ def test_weights_sum_to_one_and_log_z_is_within_its_standard_error(lift):
     truth = 2 * math.log(0.8 * math.sqrt(2 * math.pi)) - lift
     # float32 energies of size 1000 are rounded to 6e-5.
     assert ((weighted.log_normaliser - truth).abs() < 4 * error + abs(lift) * 1e-7).all()
+
+
+@pytest.mark.parametrize(("std", "trusted"), [(1.3, True), (0.3, False)])
+def test_pareto_k_of_every_row_tells_a_proposal_that_covers(std, trusted):
+    samples, log_q = proposal_draws(X, 20_000, std)
+    k = importance_sample(DiagonalGaussian(0.8).given(X), samples, log_q).pareto_k
+    assert k.shape == (3,)
+    assert ((k < LARGEST_PARETO_K) == trusted).all()
 
 
 def test_an_exact_proposal_gives_even_weights():

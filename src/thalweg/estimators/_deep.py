@@ -19,6 +19,7 @@ from torch import Tensor
 from thalweg._torch_state import seeded
 from thalweg.data.states import StateEncoder
 from thalweg.estimators._base import RandomState, check_counts, check_widths
+from thalweg.estimators._normaliser import Normalised, Normaliser
 from thalweg.estimators._states import IMPOSSIBLE, StateRows
 from thalweg.sampling.layered_annealing import bracket_machine
 from thalweg.training.history import History
@@ -28,6 +29,8 @@ from thalweg.training.progress import BarProgress
 
 # Up to here enumeration takes about a second.
 _MOST_ENUMERATED = 18
+# Rows from which chains of the annealing back start.
+_N_STARTS = 64
 # Folders of a run.
 PARTS = ("pretraining", "joint", "up-down", "labels")
 _BINARY_RATE, _GAUSSIAN_RATE = 0.3, 0.02
@@ -117,8 +120,11 @@ class Deep(StateRows):
         self.base_bias_ = tensors["base_bias"]
 
 
-class DeepDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Deep):
+class DeepDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Normalised, Deep):
     """A deep model whose top layer makes features and whose log p has a lower bound."""
+
+    # States of the odd layers of the normalised machine, known from the data and the training ``[n, units]``.
+    _starts: Tensor
 
     def fit(
         self,
@@ -144,7 +150,7 @@ class DeepDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Deep):
         """
         self._check_settings()
         rows = self._prepared(self._learn_columns(X, probabilities=False))
-        self._log_z: tuple[float, float] | None = None
+        self._log_z = None
         self._fresh(run_dir, resume)
         with self._own_threads(rows), seeded(self._seed):
             self._learn(rows, run_dir, resume, checkpoint_seconds)
@@ -153,6 +159,8 @@ class DeepDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Deep):
             self._visible_bias[torch.from_numpy(self.encoder_.impossible())] = IMPOSSIBLE
         # In double precision a row's figures do not depend on the rows beside it.
         self.energy_.cpu().double()
+        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self._seed))[:_N_STARTS]
+        self._starts = self._odd_states(rows[chosen].double())
         return self
 
     def _learn(self, rows: Tensor, run_dir: Any, resume: bool, checkpoint_seconds: float) -> None:
@@ -161,6 +169,15 @@ class DeepDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Deep):
     @property
     def _normalised(self) -> Any:
         """The machine whose log Z is that of the model."""
+        raise NotImplementedError
+
+    @property
+    def _annealing_bias(self) -> Tensor:
+        """Bias of its lowest layer where annealing starts: that of the data's means."""
+        raise NotImplementedError
+
+    def _odd_states(self, rows: Tensor) -> Tensor:
+        """Where the annealing back starts: states of its odd layers that go with rows, and those of its chains."""
         raise NotImplementedError
 
     @property
@@ -185,31 +202,24 @@ class DeepDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Deep):
     def _n_features_out(self) -> int:
         return int(check_widths(self.hidden)[-1])
 
-    @property
-    def log_normaliser_(self) -> float:
-        """log Z, in nats: exact where few units must be enumerated, else by annealing from both sides."""
-        return self._normaliser()[0]
-
-    @property
-    def log_normaliser_error_(self) -> float:
-        """0 where log Z is exact, else half the bracket or the standard error, whichever is more."""
-        return self._normaliser()[1]
-
-    def _normaliser(self) -> tuple[float, float]:
-        """log Z and its error, found when first asked for."""
+    def _normaliser(self) -> Normaliser:
         check_is_fitted(self, "energy_")
         if self._log_z is None:
             machine = self._normalised
             if machine.n_enumerated <= _MOST_ENUMERATED:
-                self._log_z = float(machine.log_normaliser()), 0.0
+                self._log_z = Normaliser(float(machine.log_normaliser()))
             else:
-                found = bracket_machine(machine, generator=torch.Generator().manual_seed(self._seed))
-                error = max(abs(found.width) / 2, found.lower.standard_error, found.upper.standard_error)
-                self._log_z = found.estimate, error
+                base, generator = self._annealing_bias, torch.Generator().manual_seed(self._seed)
+                self._log_z = Normaliser.of(
+                    bracket_machine(machine, base, samples=self._starts, generator=generator)
+                )
         return self._log_z
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """A lower bound of log p of every row ``[rows]``, in nats; all off alike by ``log_normaliser_error_``."""
+        """A lower bound of log p of every row ``[rows]``, in nats; all off alike by ``log_normaliser_error_``.
+
+        Where log Z is annealed it is a bound only as far as that error holds (see ``log_normaliser_warning_``).
+        """
         rows = self._rows(X)
         bound = torch.cat([self._bound(part) for part in rows.split(4096)]).numpy()
         return bound - self.log_normaliser_ - self._log_volume()
@@ -223,7 +233,7 @@ class DeepDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Deep):
 
     def _rebuild(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         super()._rebuild(config, tensors)
-        self._log_z = tuple(config["log_normaliser"])
+        self._log_z = Normaliser.from_saved(config["log_normaliser"])
         self.energy_ = self._empty().double()
 
     def _empty(self) -> Any:

@@ -13,9 +13,11 @@ from thalweg.data.encoding import is_number
 from thalweg.energies.base import Energy
 from thalweg.energies.densities import Density, GaussianMixtureEnergy, fit_gaussian_mixture
 from thalweg.estimators._base import check_names
+from thalweg.estimators._normaliser import Normaliser
 from thalweg.estimators._rescaled import Whitened
 from thalweg.inference.importance import log_normaliser
 from thalweg.sampling.annealing import bracket_log_normaliser
+from thalweg.sampling.diagnostics import LARGEST_PARETO_K
 
 
 class HeldOutLikelihood:
@@ -66,16 +68,18 @@ def resampled(energy: Energy, proposal: Density, candidates: Tensor, n: int, gen
 
 
 def estimate_normaliser(energy: Energy, proposal: GaussianMixtureEnergy, seed: int) -> tuple[float, float]:
-    """log Z and its standard error: by importance sampling, or, with too few samples, by annealing both ways."""
+    """log Z and its error: by importance sampling, or, where its weights are poor, by annealing both ways.
+
+    The error is two standard errors, of annealing that of its bracket. A bracket that has a warning raises it.
+    """
     generator = torch.Generator().manual_seed(seed)
     simple = log_normaliser(energy, proposal, 100_000, generator)
-    if simple.effective_sample_size >= 1000:
-        return simple.estimate, simple.standard_error
+    if simple.effective_sample_size >= 1000 and simple.pareto_k <= LARGEST_PARETO_K:
+        return simple.estimate, 2 * simple.standard_error
     # Few of the samples lie where the energy is low: the estimate and its error are not to be trusted.
     white = Whitened(energy, proposal.scales[-1])
-    bracket = bracket_log_normaliser(white, white.of_mixture(proposal), None, 256, 300, generator)
-    error = max(abs(bracket.width) / 2, bracket.lower.standard_error, bracket.upper.standard_error)
-    return bracket.estimate + white.log_volume, error
+    found = Normaliser.of(bracket_log_normaliser(white, white.of_mixture(proposal), None, 256, 300, 0, generator))
+    return found.estimate + white.log_volume, found.error
 
 
 def check_numbers(X: Any) -> None:

@@ -86,6 +86,16 @@ class DeepBeliefNetwork(DeepDensity):
         return self.energy_.top
 
     @property
+    def _annealing_bias(self) -> Tensor:
+        return self._inner_bias
+
+    def _odd_states(self, rows: Tensor) -> Tensor:
+        generator, top = torch.Generator().manual_seed(self._seed), self.energy_.top
+        inner = self.energy_.draw_up(rows, generator)[0][-1]
+        self._inner_bias = top.visible.bias_of(inner) if len(self.energy_.lower) else self.base_bias_
+        return top.units[1].sample(top.field([inner, None], 1).detach(), generator)
+
+    @property
     def _visible_bias(self) -> Tensor:
         lower = self.energy_.lower
         return lower[0].bias if len(lower) else self.energy_.top.biases[0]

@@ -18,6 +18,7 @@ from thalweg._torch_state import seeded
 from thalweg.data.states import StateEncoder
 from thalweg.energies.machines.layered import LayeredMachine, RBMEnergy
 from thalweg.estimators._base import RandomState, check_count, check_counts, count_weights, generator_of
+from thalweg.estimators._normaliser import Normalised, Normaliser
 from thalweg.estimators._states import StateRows
 from thalweg.objectives.base import Batch
 from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
@@ -38,15 +39,17 @@ class LogLikelihood(NamedTuple):
         mean: with the best estimate of log Z.
         standard_error: over the rows.
         lower, upper: with log Z off by its error either way; both are the mean where log Z is exact.
+        warning: why log Z may be further off than that, or None.
     """
 
     mean: float
     standard_error: float
     lower: float
     upper: float
+    warning: str | None = None
 
 
-class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMixin, StateRows):
+class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Normalised, StateRows):
     """A restricted Boltzmann machine, to be put where scikit-learn's ``BernoulliRBM`` stands.
 
     Beside features it gives what that does not: a normalised log-likelihood, draws, gaps filled in, Gaussian and
@@ -97,8 +100,6 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
     Source: [Smolensky 1986]; [Hinton 2002]; [Tieleman 2008]; tempered chains [Desjardins 2010]; Gaussian units
     [Cho 2011].
     """
-
-    _log_z: tuple[float, float] | None
 
     def __init__(
         self,
@@ -332,29 +333,17 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
 
     # -- likelihood ----------------------------------------------------------------------------------
 
-    @property
-    def log_normaliser_(self) -> float:
-        """log Z, in nats: exact where one layer has at most 20 binary units, else by annealing from both sides."""
-        return self._normaliser()[0]
-
-    @property
-    def log_normaliser_error_(self) -> float:
-        """0 where log Z is exact, else half the bracket or the standard error, whichever is more."""
-        return self._normaliser()[1]
-
-    def _normaliser(self) -> tuple[float, float]:
-        """log Z and its error, found when first asked for."""
+    def _normaliser(self) -> Normaliser:
         machine = self._machine()
         if self._log_z is None:
             if machine.n_enumerated <= _MOST_ENUMERATED:
-                self._log_z = float(self._exact().log_normaliser()), 0.0
+                self._log_z = Normaliser(float(self._exact().log_normaliser()))
             else:
                 generator = torch.Generator().manual_seed(self._seed)
                 hidden = self.chains_[1] if self.chains_[1].dim() == 2 else self.chains_[1][0]
                 with self._own_threads():
                     found = bracket_machine(machine, self.base_bias_, samples=hidden, generator=generator)
-                error = max(abs(found.width) / 2, found.lower.standard_error, found.upper.standard_error)
-                self._log_z = found.estimate, error
+                self._log_z = Normaliser.of(found)
         return self._log_z
 
     def free_energy(self, X: Any) -> np.ndarray:
@@ -377,7 +366,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         log_prob = self.score_samples(X)
         mean, off = float(log_prob.mean()), self.log_normaliser_error_
         error = float(log_prob.std(ddof=1) / np.sqrt(len(log_prob))) if len(log_prob) > 1 else float("nan")
-        return LogLikelihood(mean, error, mean - off, mean + off)
+        return LogLikelihood(mean, error, mean - off, mean + off, self.log_normaliser_warning_)
 
     # -- draws ---------------------------------------------------------------------------------------
 
@@ -469,5 +458,4 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         self._build(torch.zeros(1, self.encoder_.width))
         self.base_bias_ = tensors["base_bias"]
         self.chains_ = [tensors["chains.0"], tensors["chains.1"]]
-        kept = config["log_normaliser"]
-        self._log_z = None if kept is None else (kept[0], kept[1])
+        self._log_z = Normaliser.from_saved(config["log_normaliser"])

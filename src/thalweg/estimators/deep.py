@@ -15,7 +15,7 @@ from thalweg.estimators._deep import DeepDensity, layers_of
 from thalweg.objectives.base import Batch
 from thalweg.training.history import History
 from thalweg.training.loop import Trainer
-from thalweg.training.moments import Moments, MomentStep
+from thalweg.training.moments import Moments, MomentStep, binary_draws
 from thalweg.training.pretraining import pretrain
 
 
@@ -78,11 +78,23 @@ class DeepBoltzmannMachine(DeepDensity):
         moments = Moments(n_gibbs=self.n_gibbs, n_temperatures=self._suitable_levels())
         step = MomentStep(self.energy_, moments, base_bias=self.base_bias_)
         joint = trainer.run(step, Batch(None, rows), resume=resume)
+        self._chains = [x.cpu().double() for x in step.chains]
         self.history_ = History.joined({**layers_of(parts), "the whole": joint})
 
     @property
     def _normalised(self) -> Any:
         return self.energy_
+
+    @property
+    def _annealing_bias(self) -> Tensor:
+        return self.base_bias_
+
+    def _odd_states(self, rows: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(self._seed)
+        means = self.energy_.mean_field(rows)
+        odd = self.energy_.parity(1)
+        drawn = torch.cat([binary_draws(means[number], generator) for number in odd], -1)
+        return torch.cat([torch.cat([self._chains[number] for number in odd], -1), drawn])
 
     @property
     def _visible_bias(self) -> Tensor:

@@ -24,8 +24,7 @@ class AnnealedLikelihood(NamedTuple):
 
     Attributes:
         log_prob: log p of each dequantised image ``[n]``, in nats, with log Z in the middle of its bracket.
-        log_normaliser: the bracket of log Z, in nats. All log_prob are off by as much as it is; where its width
-            is nats rather than tenths of one, so are they.
+        log_normaliser: the bracket of log Z, in nats. All log_prob are off by as much as it is (its ``error``).
         base_log_prob: log p of the same ``[n]`` under the density that annealing started from: what the energy
             must beat.
         n_dimensions: D.
@@ -59,6 +58,11 @@ class AnnealedLikelihood(NamedTuple):
         return float(bits_per_dimension(self.base_log_prob.mean(), self.n_dimensions, self.n_levels))
 
     @property
+    def warning(self) -> str | None:
+        """Why log Z, and with it every likelihood, may be further off than its error, or None."""
+        return self.log_normaliser.warning
+
+    @property
     def bits_width(self) -> float:
         """The width of the bracket of log Z, in bits per dimension."""
         return abs(self.log_normaliser.width) / (self.n_dimensions * math.log(2))
@@ -81,10 +85,9 @@ def annealed_likelihood(
     clipped gradients and short chains leave it uncertain: choose T by the likelihood of images held out from
     the training, and measure with others.
 
-    Chains run by HMC over the logits of x, where the box has no faces. The way back starts where the way there
-    ended, for want of exact draws, so its bound is one only if the way there came everywhere. A wide bracket
-    says that it did not, and so does an effective sample size of a few chains; a narrow one does not prove it: run
-    from the uniform density and from ``start``, and of two that differ believe the larger log Z.
+    Chains run by HMC over the logits of x, where the box has no faces. The way back starts at images, run on by as
+    many steps: its bound holds as far as these chains have become draws of the density (see
+    :class:`~thalweg.sampling.annealing.Bracket`). A wide bracket says that they have not, and so does ``warning``.
 
     Args:
         energy: E over x ``[*batch, *event]`` in [0, 1], event_ndim dimensions; of labelled images
@@ -94,7 +97,8 @@ def annealed_likelihood(
         temperature: T.
         n_levels: grey levels.
         start: images as above, of the training, say: annealing starts from the Gaussian with the moments of their
-            logits, and gets to lower temperatures. None: from the uniform density.
+            logits, and gets to lower temperatures, and the way back starts from them. None: from the uniform
+            density, and the way back from ``images``.
         n_chains, n_steps: chains and steps of annealing, each way; besides those that find the step sizes.
 
     Raises:
@@ -106,18 +110,21 @@ def annealed_likelihood(
     """
     device = next(iter([*energy.parameters(), *energy.buffers()]), torch.zeros(())).device
     x = _dequantised(images, n_levels, energy.event_ndim, generator, device)
-    base: Density = LogisticEnergy(x[0].numel()).to(device)
-    if start is not None:
-        logits = _dequantised(start, n_levels, energy.event_ndim, generator, device).flatten(1).logit(_EDGE)
-        base = GaussianMixtureEnergy.from_moments(logits)
-    mapped = LogitEnergy(energy / temperature, x.shape[1:])
     z = x.flatten(1).logit(_EDGE)
+    base: Density = LogisticEnergy(z.shape[1]).to(device)
+    near = z
+    if start is not None:
+        near = _dequantised(start, n_levels, energy.event_ndim, generator, device).flatten(1).logit(_EDGE)
+        base = GaussianMixtureEnergy.from_moments(near)
+    mapped = LogitEnergy(energy / temperature, x.shape[1:])
     with torch.no_grad():
         # The change of coordinates adds the same to both.
         slope = LogisticEnergy(z.shape[1]).to(device).log_prob(z)
         log_prob = -torch.cat([mapped(part) for part in z.split(1000)]) - slope
         base_log_prob = base.log_prob(z) - slope
-    found = bracket_log_normaliser(mapped, base, None, n_chains, n_steps, generator)
+    # Images that come in order of their labels lend chains to all of them.
+    starts = near[torch.linspace(0, len(near) - 1, n_chains, device=device).round().long()]
+    found = bracket_log_normaliser(mapped, base, starts, n_chains, n_steps, n_steps, generator)
     return AnnealedLikelihood(
         log_prob.double().cpu().numpy() - found.estimate,
         found,

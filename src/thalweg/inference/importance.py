@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from thalweg.energies.base import Conditioned, Energy
 from thalweg.energies.densities import Density
 from thalweg.sampling.annealing import LogNormaliser, summarised
+from thalweg.sampling.diagnostics import pareto_k
 
 
 class WeightedSamples(NamedTuple):
@@ -27,6 +29,14 @@ class WeightedSamples(NamedTuple):
     weights: Tensor
     log_normaliser: Tensor
     effective_sample_size: Tensor
+
+    @property
+    def pareto_k(self) -> np.ndarray:
+        """Shape of the tail of each row's weights ``[B]``; with k above 0.7 no estimate from them can be trusted.
+
+        See :func:`~thalweg.sampling.diagnostics.pareto_k`.
+        """
+        return pareto_k(self.weights.double().log())
 
     def mean(self) -> Tensor:
         """``[B, K]``."""
@@ -52,6 +62,8 @@ def log_normaliser(
     energy: Energy, proposal: Density, n_samples: int = 100_000, generator: torch.Generator | None = None
 ) -> LogNormaliser:
     """log Z of an energy by importance sampling from a density that covers it, with its standard error.
+
+    Both can be trusted only if ``pareto_k`` of the result is at most 0.7 [Vehtari 2024].
 
     Raises:
         ValueError: if a weight is NaN or infinite.

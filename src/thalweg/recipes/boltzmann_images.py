@@ -43,7 +43,7 @@ def run(settings: Settings) -> Result:
     figures: dict[str, list[float]] = {}
     pictures: dict[str, Any] = {"Training images": wall(train[:40], SIDE, 20)}
     for seed in settings.seeds:
-        found, shown = _one_run(train, test, seed, settings.quick)
+        found, shown = _one_run(train, test, seed, settings)
         for key, value in found.items():
             figures.setdefault(key, []).append(value)
         settings.tell(f"seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()))
@@ -76,7 +76,10 @@ def _fitted(machine: LayeredMachine, train: Tensor, plan: Plan) -> Tensor:
     return step.chains[1]
 
 
-def _one_run(train: Tensor, test: Tensor, seed: int, quick: bool) -> tuple[dict[str, float], dict[str, Any]]:
+def _one_run(
+    train: Tensor, test: Tensor, seed: int, settings: Settings
+) -> tuple[dict[str, float], dict[str, Any]]:
+    quick = settings.quick
     first, second = SMALL if quick else DEEP
     found: dict[str, float] = {}
     generator = torch.Generator().manual_seed(seed)
@@ -92,19 +95,19 @@ def _one_run(train: Tensor, test: Tensor, seed: int, quick: bool) -> tuple[dict[
         chains = _fitted(machines[name], train, plan(N_EPOCHS))
         with torch.no_grad():
             value = float(-machines[name](test).mean())
-        log_z = _bracket(machines[name], bias, chains, generator, quick)
+        log_z = _bracket(machines[name], bias, chains, generator, settings)
         found[f"{name} (nats)"], found[f"{name}: log Z back less there"] = value - log_z.estimate, log_z.width
 
     dbm = new_machine(train, [first, second], seed)
     pretrain(dbm, train, plan(10), MOMENTS)
     chains = _fitted(dbm, train, plan(N_EPOCHS))
-    log_z = _bracket(dbm, bias, chains, generator, quick)
+    log_z = _bracket(dbm, bias, chains, generator, settings)
     found["DBM: variational bound (nats)"] = float(dbm.evidence_bound(test).mean()) - log_z.estimate
     bound = float(dbm.importance_bound(test, 100, generator).mean())
     found["DBM: bound of 100 weights (nats)"] = bound - log_z.estimate
     found["DBM: log Z back less there"] = log_z.width
 
-    dbn, of_dbn = _belief_network(train, test, seed, quick)
+    dbn, of_dbn = _belief_network(train, test, seed, settings)
     found |= of_dbn
     for name in ("DBM: variational bound", "DBM: bound of 100 weights", "DBN: bound of 500 weights"):
         for rbm in machines:
@@ -126,8 +129,9 @@ def _one_run(train: Tensor, test: Tensor, seed: int, quick: bool) -> tuple[dict[
 
 
 def _belief_network(
-    train: Tensor, test: Tensor, seed: int, quick: bool
+    train: Tensor, test: Tensor, seed: int, settings: Settings
 ) -> tuple[DeepBeliefNetwork, dict[str, float]]:
+    quick = settings.quick
     plan = partial(_plan, seed=seed, quick=quick)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -137,7 +141,8 @@ def _belief_network(
     # What the way up makes of data knows of modes that the annealing there may miss.
     inner = network.draw_up(train[:100], generator)[0][-1]
     with torch.no_grad():
-        log_z = _bracket(top, None, top.units[1].sample(top.field([inner, None], 1), generator), generator, quick)
+        hidden = top.units[1].sample(top.field([inner, None], 1), generator)
+    log_z = _bracket(top, top.visible.bias_of(inner), hidden, generator, settings)
     bound = float(network.importance_bound(test, 500, generator).mean())
     found = {
         "DBN: bound of 500 weights (nats)": bound - log_z.estimate,
@@ -147,9 +152,17 @@ def _belief_network(
 
 
 def _bracket(
-    machine: LayeredMachine, bias: Tensor | None, chains: Tensor, generator: torch.Generator, quick: bool
+    machine: LayeredMachine,
+    bias: Tensor,
+    chains: Tensor,
+    generator: torch.Generator,
+    settings: Settings,
 ) -> Bracket:
-    return bracket_machine(machine, bias, 100, 20 if quick else N_BRIDGES, 100, chains, generator)
+    quick = settings.quick
+    found = bracket_machine(machine, bias, 100, 20 if quick else N_BRIDGES, 100, chains, generator)
+    if found.warning is not None:
+        settings.tell(f"log Z may be off by more than its error: {found.warning}")
+    return found
 
 
 def new_machine(rows: Tensor, hidden: list[int], seed: int) -> Any:

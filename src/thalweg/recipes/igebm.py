@@ -252,6 +252,8 @@ def _likelihood(model: ImageEBM, train: Images, test: Images, seed: int, setting
         n_steps,
         torch.Generator().manual_seed(seed),
     )
+    if found.warning is not None:
+        settings.tell(f"log Z may be off by more than its error: {found.warning}")
     return {
         f"log-likelihood at T = {TEMPERATURE}, nats": found.mean,
         "the same, bits per dimension": found.bits,

@@ -124,7 +124,7 @@ class BoltzmannRun(Run):
             "constant": data.constant,
             "types": data.types,
             "visible": data.kind,
-            "remarks": [*data.remarks, *bound, *model.history_.events],
+            "remarks": [*data.remarks, *bound, *_warned(model), *model.history_.events],
             "rows": data.n_rows,
             "training_rows": len(data.training),
             "test_rows": len(data.test),
@@ -250,6 +250,12 @@ class BoltzmannRun(Run):
             rows.append([name, likelihood, f"± {off:.3f}" if off else "exact", shown])
         head = ["model", "log-likelihood, nats", "log Z", "reconstruction error"]
         return [TextTable(title, head, rows)]
+
+
+def _warned(model: Machine) -> list[str]:
+    """What the figures hide: log Z, and all log-likelihoods with it, may be off by more than is stated."""
+    warning = model.log_normaliser_warning_
+    return [] if warning is None else [f"log Z may be off by more than its error: {warning}"]
 
 
 def _asked_rows(data: Rows, settings: BoltzmannSettings) -> pd.DataFrame:

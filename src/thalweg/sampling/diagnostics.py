@@ -1,4 +1,4 @@
-"""Have the chains arrived, and how many independent draws are theirs worth? (ArviZ computes it.)"""
+"""Have the chains arrived, how many independent draws are theirs worth, and can weights be averaged? By ArviZ."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
+
+# The mean of importance weights whose Pareto k is larger cannot be trusted [Vehtari 2024, sec. 3].
+LARGEST_PARETO_K = 0.7
 
 
 class Diagnostics(NamedTuple):
@@ -50,3 +53,35 @@ def diagnose(position: Tensor | np.ndarray) -> Diagnostics:
         np.atleast_1d(array_stats.ess(array, method="bulk", **axes)),
         np.atleast_1d(array_stats.ess(array, method="tail", prob=(0.05, 0.95), **axes)),
     )
+
+
+def pareto_k(log_weights: Tensor | np.ndarray) -> np.ndarray:
+    """Shape k of a generalised Pareto distribution fitted to the largest of each row of importance weights.
+
+    The weights have 1 / k finite moments. With k above 0.7 their mean settles so slowly that neither it nor its
+    standard error can be trusted, however many draws were taken. A small k is no proof: draws that never came to a
+    region have no weights from there.
+
+    Args:
+        log_weights: ``[*batch, n]``, up to a constant of each row.
+
+    Returns:
+        ``[*batch]``; NaN for fewer than 25 weights, minus infinity where the largest are all equal, infinity where
+        all but a few are zero.
+
+    Source: [Vehtari 2024, sec. 2 and 3].
+    """
+    from arviz_stats.base import array_stats
+
+    logs = np.asarray(log_weights.cpu() if isinstance(log_weights, Tensor) else log_weights, np.float64)
+    rows, n = logs.reshape(-1, logs.shape[-1]), logs.shape[-1]
+    if n < 25:
+        return np.full(logs.shape[:-1], np.nan)
+    tail, found = min(n // 5, int(3 * n**0.5)), np.full(len(rows), -np.inf)
+    for i, row in enumerate(rows):
+        weights = np.sort(np.exp(row - row.max()))
+        if weights[n - tail + round(tail / 4)] == weights[n - tail - 1] < 0.5:
+            found[i] = np.inf
+        elif weights[-1] - weights[-tail] > 1e-9:
+            found[i] = float(array_stats.pareto_khat(weights[None], r_eff=1, tail="right"))
+    return found.reshape(logs.shape[:-1])

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from thalweg.energies.machines.layered import LayeredMachine
-from thalweg.sampling.annealing import Bracket, LogNormaliser, summarised
-from thalweg.sampling.layered_tempering import TemperedMachine
+from thalweg.sampling.annealing import Bracket, LogNormaliser, resampled_ends, summarised
+from thalweg.sampling.layered_tempering import TemperedChains, TemperedMachine
+
+# Temperatures at which the starts of the way back are run on.
+_N_LEVELS = 10
 
 
 def anneal_machine(
@@ -58,21 +62,39 @@ def bracket_machine(
 ) -> Bracket:
     """Both ways. The way back starts at states of the machine that are run on for n_sweeps.
 
+    It is run twice, and the higher estimate counts. At the machine's own temperature chains hardly leave a mode:
+    they keep those that they know of, but in the proportions of the starts, and too many in a mode of little mass
+    make the estimate low. Chains at ten temperatures that swap places bring the modes into proportion, but may
+    lose one that hotter machines have no mode for.
+
     Args:
-        samples: such states, of the odd layers ``[n, units]``: the chains of the training, which know of modes
-            that the way there may miss. None takes the ends of the way there, drawn by the weights.
+        samples: such states, of the odd layers ``[n, units]``: the chains of the training, or hidden layers drawn
+            upward from data, which know of modes that the way there may miss. Fewer than n_chains are repeated.
+            Two sources are best put one after the other (see :class:`~thalweg.sampling.annealing.Bracket`). None
+            takes the ends of the way there, drawn by the weights; the bracket then has a warning.
+
+    Source: [Burda 2015]; tempered chains [Desjardins 2010].
     """
     lower = anneal_machine(machine, base_bias, n_chains, n_steps, generator=generator)
-    if samples is None:
-        weights = (lower.log_weights - lower.log_weights.max()).exp()
-        samples = lower.position[torch.multinomial(weights, n_chains, replacement=True, generator=generator)]
+    starts = resampled_ends(lower, n_chains, generator) if samples is None else samples.to(machine.biases[0])
+    if len(starts) < n_chains:
+        # Copies stay beside each other, so that no two groups of chains come from one state.
+        starts = starts.repeat_interleave(math.ceil(n_chains / len(starts)), 0)
     with torch.no_grad():
-        layers = machine.placed(samples, 1)
+        layers = machine.placed(starts, 1)
         for _ in range(n_sweeps):
             layers = machine.resample(machine.resample(layers, 0, generator), 1, generator)
-    odd = torch.cat([x for x in (layers[number] for number in machine.parity(1)) if x is not None], -1)
-    upper = anneal_machine(machine, base_bias, n_chains, n_steps, odd, generator)
-    return Bracket(lower, upper)
+        chains = TemperedChains(machine, _N_LEVELS, base_bias)
+        drawn = machine.resample(machine.placed(starts.expand(_N_LEVELS, -1, -1), 1), 0, generator)
+        levels = [x for x in drawn if x is not None]
+        for _ in range(n_sweeps):
+            levels, _ = chains.sweep(levels, generator)
+    ways = [
+        anneal_machine(machine, base_bias, n_chains, n_steps, _joined(found, machine.parity(1)), generator)
+        for found in (layers, [x[0] for x in levels])
+    ]
+    upper = max(ways, key=lambda way: way.estimate)
+    return Bracket(lower, upper, samples is None)
 
 
 def _anneal(
@@ -100,5 +122,8 @@ def _anneal(
         if 0 < beta < 1:
             kept = path.odd_given(path.even_given(inputs, beta, generator), beta, generator)[0]
     log_weights += sign * float(path.base_log_normaliser())
-    position = torch.cat([x for x in kept if x is not None], -1)
-    return summarised(log_weights, position, sign)
+    return summarised(log_weights, _joined(kept, machine.parity(1)), sign)
+
+
+def _joined(layers: Sequence[Tensor | None], numbers: range) -> Tensor:
+    return torch.cat([x for x in (layers[number] for number in numbers) if x is not None], -1)
