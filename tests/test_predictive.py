@@ -291,3 +291,28 @@ def test_a_zero_inflated_column_of_a_density_stays_what_it_is():
         first = model.energy_.inner.conditional_log_prob(model.energy_.forth(torch.from_numpy(rows[:1])), 0)
         marginal = float(first.detach().exp()) / float(model.energy_.scale[0])
         assert np.trapezoid(joint, grid) + at_zero == pytest.approx(marginal, rel=5e-3)
+
+
+def test_weights_of_several_targets_say_when_they_are_not_to_be_trusted():
+    """A proposal like the density has light-tailed weights; one of a twentieth of its width has not."""
+    from thalweg.energies import NetworkEnergy, mlp
+    from thalweg.estimators._conditional import BroadProposal
+    from thalweg.estimators.distribution import MultivariateDistribution
+
+    class Bell(NetworkEnergy):
+        def head(self, features, y):
+            return 0.5 * y.square().sum(-1)
+
+    energy, x = Bell(mlp([2, 4]), 4, 2), torch.zeros(24, 2)
+    wide, narrow = BroadProposal(2), BroadProposal(2)
+    narrow.scales = torch.tensor([0.05, 0.05])
+    location, scale = np.zeros(2), np.ones(2)
+    good = MultivariateDistribution(energy, wide, x, location, scale)
+    bad = MultivariateDistribution(energy, narrow, x, location, scale)
+    assert good.pareto_k.shape == (24,)
+    assert np.mean(good.pareto_k < 0.7) == 1
+    assert np.median(bad.pareto_k) > 0.7
+    # The normaliser is 2 pi; the bad proposal finds too little of it, and its density is too high.
+    at = np.zeros((24, 2))
+    np.testing.assert_allclose(good.log_prob(at), -np.log(2 * np.pi), atol=0.15)
+    assert (bad.log_prob(at) > -np.log(2 * np.pi) + 1).all()

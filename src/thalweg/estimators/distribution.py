@@ -411,6 +411,16 @@ class MultivariateDistribution:
     def effective_sample_size(self) -> np.ndarray:
         return torch.cat([w.effective_sample_size for _, w in self._weighted()]).cpu().numpy()
 
+    @property
+    def pareto_k(self) -> np.ndarray:
+        """Shape of the tail of each row's importance weights ``[B]``.
+
+        Above 0.7 the figures of a row are not to be trusted: log Z is too low then, and ``log_prob`` too high.
+
+        Source: [Vehtari 2024].
+        """
+        return np.concatenate([w.pareto_k for _, w in self._weighted()])
+
     def log_prob(self, y: np.ndarray) -> np.ndarray:
         """Log density ``[B]`` of y ``[B, K]``, in nats; log Z estimated by importance sampling."""
         y = np.asarray(y, np.float64)

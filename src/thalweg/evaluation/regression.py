@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import scoringrules
 
+from thalweg.sampling.diagnostics import LARGEST_PARETO_K
+
 # The CRPS is an integral over the levels of the quantiles, here by the midpoint rule: of a Gaussian's it leaves an
 # error below a thousandth.
 CRPS_LEVELS = (np.arange(200) + 0.5) / 200
@@ -148,7 +150,8 @@ def score_targets(y: np.ndarray, distribution: Any, names: Sequence[str]) -> dic
         names: names of the targets.
 
     Returns:
-        a dict fit for JSON: ``n_rows``, ``nll`` and ``nll_error`` (joint, nats), and ``targets``: for each
+        a dict fit for JSON: ``n_rows``, ``nll`` and ``nll_error`` (joint, nats), ``not_trusted``, the share of the
+        rows whose likelihood comes from importance weights with a tail too heavy, and ``targets``: for each
         name its ``crps``, ``rmse``, ``mae`` and ``coverage`` of the 90 % interval.
     """
     y = _checked(y, 2)
@@ -165,8 +168,10 @@ def score_targets(y: np.ndarray, distribution: Any, names: Sequence[str]) -> dic
             "mae": float(np.mean(np.abs(truth - median[:, k]))),
             "coverage": float(np.mean((truth >= lower) & (truth <= upper))),
         }
-    nll_error = _standard_error(log_prob)
-    return {"n_rows": len(y), "nll": float(-log_prob.mean()), "nll_error": nll_error, "targets": targets}
+    found = {"n_rows": len(y), "nll": float(-log_prob.mean()), "nll_error": _standard_error(log_prob)}
+    if hasattr(distribution, "pareto_k"):
+        found["not_trusted"] = float(np.mean(distribution.pareto_k > LARGEST_PARETO_K))
+    return {**found, "targets": targets}
 
 
 def _checked(y: np.ndarray, ndim: int) -> np.ndarray:
