@@ -10,19 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from sklearn.base import RegressorMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import (
-    _check_feature_names,
-    _check_n_features,
-    _check_sample_weight,
-    check_array,
-    check_is_fitted,
-    column_or_1d,
-    validate_data,
-)
+from sklearn.utils.validation import _check_sample_weight, check_array, check_is_fitted
 from torch import Tensor, nn
 
 from thalweg._torch_state import seeded
@@ -36,12 +27,12 @@ from thalweg.estimators._base import (
     RandomState,
     check_count,
     check_counts,
-    check_names,
     check_widths,
     count_weights,
     draw_seed,
 )
 from thalweg.estimators._conditional import BroadProposal, HeldOutFigure, mlp_with_dropout
+from thalweg.estimators._tables import TableInputs
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
 from thalweg.objectives.base import Batch, Objective
 from thalweg.objectives.catalogue import conditional_objective
@@ -56,7 +47,7 @@ POINTS = ("mean", "median", "mode")
 _FARTHEST = 1000.0
 
 
-class EnergyRegressor(RegressorMixin, Estimator):
+class EnergyRegressor(RegressorMixin, TableInputs, Estimator):
     """A conditional energy-based model of p(y|x), for one target or several.
 
     By default one target is modelled by an ensemble of tilted mixtures, normalised exactly and trained by
@@ -261,59 +252,6 @@ class EnergyRegressor(RegressorMixin, Estimator):
             raise ValueError(f"batch_size must be 'auto' or a whole number, got {self.batch_size!r}")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be in (0, 1), got {self.validation_fraction!r}")
-
-    def _check_data(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
-        if self.energy is not None:
-            X = check_array(X, allow_nd=True, dtype=np.float32)
-            self.n_features_in_ = int(np.prod(X.shape[1:]))
-        else:
-            X = self._check_table(X, reset=True)
-        if y is None:
-            raise ValueError("This EnergyRegressor estimator requires y to be passed, but the target y is None")
-        y = np.asarray(y)
-        if y.dtype == object or y.dtype.kind in "US":
-            try:
-                y = y.astype(np.float64)
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"Unknown label type: the target must be numbers ({error})") from error
-        y = check_array(
-            y, ensure_2d=False, allow_nd=True, dtype=np.float64, ensure_all_finite=False, input_name="y"
-        )
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
-        if y.ndim > 2:
-            raise ValueError(f"y must be [rows] or [rows, K], got {y.shape}")
-        if len(y) != len(X):
-            raise ValueError(f"X has {len(X)} rows, y has {len(y)}: Found input variables with inconsistent "
-                             "numbers of samples")  # fmt: skip
-        if np.isnan(y).any() or np.isinf(y).any():
-            check_target(y.reshape(len(y), -1))
-        return X, y
-
-    def _check_table(self, X: Any, reset: bool) -> pd.DataFrame:
-        """X as a table whose columns are those of the training table."""
-        if isinstance(X, pd.DataFrame):
-            if X.shape[1] == 0 or len(X) == 0:
-                raise ValueError(f"X has shape {X.shape}: it needs rows and columns")
-            check_names(X)
-            if not reset and hasattr(self, "feature_names_in_"):
-                missing = [c for c in self.feature_names_in_ if c not in X.columns]
-                if not missing and set(X.columns) >= set(self.feature_names_in_):
-                    X = X[list(self.feature_names_in_)]
-            _check_feature_names(self, X, reset=reset)
-            _check_n_features(self, X, reset=reset)
-            return X.reset_index(drop=True)
-        if _has_text(X):
-            # Categories in an object array: columns become numbers where all their values are.
-            array = np.asarray(X, dtype=object)
-            if array.ndim != 2:
-                raise ValueError(f"Expected 2D array, got {array.ndim}D array: Reshape your data")
-            _check_n_features(self, array, reset=reset)
-            return pd.DataFrame(array).infer_objects()
-        array = validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite=False)
-        if np.isinf(array).any():
-            raise ValueError("Input X contains infinity or a value too large for dtype('float64').")
-        return pd.DataFrame(array)
 
     def _find_resolution(self, targets: np.ndarray) -> float:
         if self.resolution != "auto":
@@ -557,8 +495,3 @@ class EnergyRegressor(RegressorMixin, Estimator):
         self.atoms_ = config.get("atoms", self.target_scale_.back(standard).tolist())
         self.energy_, objective = self._build()
         self.proposal_ = self._proposal_of(objective)
-
-
-def _has_text(X: Any) -> bool:
-    dtype = getattr(X, "dtype", None)
-    return dtype is not None and getattr(dtype, "kind", "") in "OUS" and not hasattr(X, "toarray")
