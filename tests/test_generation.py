@@ -103,6 +103,19 @@ def test_mmd_test_keeps_its_level_and_finds_a_difference():
     assert min(found) == 0.01
 
 
+@pytest.mark.parametrize(
+    ("n", "repetitions"),
+    [(50, 200), (200, 60), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((50, 2000), (1000, 100)))],
+)
+def test_mmd_test_keeps_its_level_at_its_defaults(n, repetitions):
+    rng = np.random.default_rng([n, repetitions])
+    pairs = rng.normal(size=(repetitions, 2, n, 2))
+    p_values = np.array([mmd_test(*pair, random_state=i).p_value for i, pair in enumerate(pairs)])
+    for level in (0.05, 0.2, 0.5):
+        error = math.sqrt(level * (1 - level) / repetitions)
+        assert np.mean(p_values <= level) <= level + 3 * error
+
+
 def test_mmd_test_of_equal_sets_and_of_one_seed():
     rng = np.random.default_rng(0)
     x = rng.integers(0, 2, (40, 5)).astype(float)
