@@ -148,7 +148,7 @@ def far_mixture() -> GaussianMixtureEnergy:
     )
 
 
-WIDE = GaussianMixtureEnergy(torch.zeros(1, 2), torch.full((1, 2), 6.0))
+WIDE = GaussianMixtureEnergy(torch.zeros(1, 2), torch.tensor([[6.0, 1.5]]))
 # Its draws come to the mode of the lesser mass only.
 NARROW = GaussianMixtureEnergy(torch.tensor([[-6.0, 0.0]]), torch.full((1, 2), 1.5))
 

@@ -21,6 +21,7 @@ from thalweg.estimators._base import RandomState, check_count, check_counts, cou
 from thalweg.estimators._normaliser import Normalised, Normaliser
 from thalweg.estimators._states import StateRows
 from thalweg.objectives.base import Batch
+from thalweg.sampling.annealing import resampled_ends
 from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
 from thalweg.training.loop import History, Trainer
 from thalweg.training.moments import Encode, Moments, MomentStep, binary_draws, machine_plan
@@ -389,9 +390,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         check_count("n_samples", n_samples)
         with self._own_threads():
             ends = anneal_machine(machine, self.base_bias_, max(100, n_samples), n_steps, generator=generator)
-            weights = (ends.log_weights - ends.log_weights.max()).exp()
-            hidden = ends.position[torch.multinomial(weights, n_samples, True, generator=generator)]
-            layers: list[Tensor | None] = [None, hidden]
+            layers: list[Tensor | None] = [None, resampled_ends(ends, n_samples, generator)]
             for _ in range(10):
                 layers = machine.resample(machine.resample(layers, 0, generator), 1, generator)
         visible = layers[0]

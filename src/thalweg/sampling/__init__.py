@@ -28,7 +28,7 @@ __getattr__, __dir__, __all__ = lazily(
             "run_chain",
             "sample_chain",
         ],
-        "diagnostics": ["Diagnostics", "diagnose"],
+        "diagnostics": ["Diagnostics", "diagnose", "pareto_k"],
         "gibbs": ["GibbsWithGradients", "SingleSiteGibbs", "draw"],
         "hmc": ["HMC"],
         "langevin": ["ColdLangevin", "Langevin", "MALA"],
