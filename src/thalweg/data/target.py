@@ -75,6 +75,9 @@ def find_resolution(y: np.ndarray, max_decimals: int = 6) -> float:
         if decimals and spacing / 4 < slack:
             return 0.0
         steps = np.round(values / spacing)
+        if np.abs(steps).max() >= 2.0**53:
+            # Beyond that every number is whole, which says nothing.
+            return 0.0
         on_grid = np.abs(values - steps * spacing) <= min(slack, spacing / 8)
         # A few values off the grid (a censoring limit written as 5.00001) don't hide it.
         if on_grid.mean() >= 0.95:
