@@ -211,7 +211,7 @@ class EnergyRegressor(RegressorMixin, TableInputs, Estimator):
             mask = mask * torch.as_tensor(weight, dtype=torch.float32)[:, None]
         data = Batch(features, torch.from_numpy(scaled), mask if mask.shape[1] > 1 else mask[:, 0])
         validate = HeldOutFigure(objective, data, held_out, weight, seed, self.bounds_)
-        offset = self._offset(targets, np.asarray(held_out.any(1)), weight) if validate.is_likelihood else 0.0
+        offset = self.offset_of(targets, weight=weight) if validate.is_likelihood else 0.0
         with self._threads(plan.batch_size, count_weights(self.energy_)):
             trainer = Trainer(
                 plan,
@@ -303,12 +303,11 @@ class EnergyRegressor(RegressorMixin, TableInputs, Estimator):
             return self.target_scale_.forth(targets)
         return (targets - self.location_) / self.scale_
 
-    def _offset(self, targets: np.ndarray, rows: np.ndarray, weight: np.ndarray | None) -> float:
-        """What the mean of -log p over standardised targets gains as one over the targets; masses gain nothing."""
+    def offset_of(self, y: np.ndarray, *, weight: np.ndarray | None = None) -> float:
+        """What the mean of -log p over standardised targets gains as one over the targets ``[rows]``."""
         if self.n_outputs_ > 1:
             return float(np.log(self.scale_).sum())
-        slopes = self._slopes(targets[rows, 0])
-        return -float(np.average(slopes, weights=None if weight is None else weight[rows]))
+        return -float(np.average(self._slopes(np.reshape(y, -1)), weights=weight))
 
     def _slopes(self, y: np.ndarray) -> np.ndarray:
         """What a log density of one standardised target gains as one over the target, a log mass nothing."""

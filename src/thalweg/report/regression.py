@@ -94,9 +94,9 @@ def _data_card(run: RegressionRun) -> Card:
 
 def _training_card(run: RegressionRun) -> Card:
     history = run.model.history_
-    # Training works on the standardised target; a change of scale shifts a log density by a constant.
+    # Training works on the standardised target: a log density over the target itself is less by the slope.
     likelihood = run.figures["validation_nll"] is not None
-    shift = float(np.log(run.model.scale_).sum()) if likelihood else 0.0
+    shift = run.model.offset_of(run.truth(run.training_rows)) if likelihood else 0.0
     epochs = [e["epoch"] for e in history.epochs]
     lines: dict[str, Any] = {}
     if not likelihood:
