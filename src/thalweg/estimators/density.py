@@ -96,7 +96,7 @@ class EnergyDensity(DensityMixin, Estimator):
         energy_: the energy of rows in their own units (best given in double precision);
             ``energy_(x) + log_normaliser_`` is -log p(x).
         log_normaliser_: log Z, in nats; 0 where it is exact.
-        log_normaliser_error_: its standard error; 0 where it is exact.
+        log_normaliser_error_: how far it may be off, two standard errors or more; 0 where it is exact.
         validation_nll_: mean held-out negative log-likelihood, in nats.
         training_log_prob_: log p of the training rows ``[rows]``, by "auto" from those networks that did not learn
             from the row: what new rows compare with. A model that was loaded has it not.
@@ -266,18 +266,13 @@ class EnergyDensity(DensityMixin, Estimator):
             histories[f"column {d + 1}"] = model.history_
         self.history_ = History.joined(histories)
         mixture, others = conditionals_of_mixture(z, torch.as_tensor(Z), seed)
-        for d, model in enumerate(self.conditionals_):
-            # The mixture has a density, and no mass on atoms.
-            if not model.resolution_:
-                others[np.isin(Z[:, d], model.atoms_), d] = -np.inf
+        # Where a log mass counts; the mixture has a density, and no mass on atoms.
+        masses = np.column_stack(
+            [np.isin(z, m.atoms_) & (not m.resolution_) for z, m in zip(Z.T, self.conditionals_, strict=True)]
+        )
+        others[masses] = -np.inf
         shares = np.array([best_share(own, other) for own, other in zip(held_out.T, others.T, strict=True)])
         log_prob = np.logaddexp(np.log1p(-shares) + held_out, np.log(shares) + others).sum(1)
-        masses = np.column_stack(
-            [
-                np.isin(column, m.atoms_) & (not m.resolution_)
-                for m, column in zip(self.conditionals_, Z.T, strict=True)
-            ]
-        )
         self.training_log_prob_ = log_prob - np.where(masses, 0.0, np.log(scale)).sum(1)
         self.log_normaliser_, self.log_normaliser_error_ = 0.0, 0.0
         self.validation_nll_ = -float(self.training_log_prob_.mean())

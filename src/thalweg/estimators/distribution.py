@@ -15,6 +15,7 @@ from thalweg.data.target import TargetScale
 from thalweg.energies.base import ConditionalEnergy, Conditioned, Features, map_features
 from thalweg.energies.densities.basic import ConditionalDensity
 from thalweg.energies.densities.tilted import ContinuousPart, MixtureDensity, TiltedMixtureEnsemble
+from thalweg.evaluation.regression import level_beside_atoms
 from thalweg.inference.ascent import gradient_ascent
 from thalweg.inference.importance import WeightedSamples, importance_sample
 from thalweg.inference.quadrature import PiecewiseDensity, normalise
@@ -208,15 +209,9 @@ class PredictiveDistribution:
 
     def _quantile(self, rows: slice, p: np.ndarray) -> np.ndarray:
         density, masses = self._parts(rows)
-        rest = 1 - masses.sum(1, keepdims=True)
-        below, landed = np.zeros_like(p), np.full(p.shape, np.nan)
-        for k, atom in enumerate(self.atoms):
-            places = np.full((len(p), 1), atom)
-            before = self._cdf(rows, places, places[..., None] > self.atoms)
-            after = before + masses[:, k, None]
-            landed = np.where((p > before) & (p <= after), atom, landed)
-            below = below + np.where(p > after, masses[:, k, None], 0.0)
-        share = np.clip((p - below) / np.maximum(rest, 1e-300), 1e-12, 1 - 1e-12)
+        places = np.broadcast_to(self.atoms, masses.shape)
+        before = self._cdf(rows, places, places[..., None] > self.atoms)
+        landed, share = level_beside_atoms(p, self.atoms, before, masses)
         y = self._target.back(density.quantile(torch.as_tensor(share)).numpy())
         return np.where(np.isnan(landed), y, landed)
 
@@ -267,14 +262,15 @@ class PredictiveDistribution:
             if not len(self.atoms):
                 found += peaks
                 continue
-            start = rows.start
-            for i, places in enumerate(peaks):
-                row = slice(start + i, start + i + 1)
-                heights = np.exp(self[row].log_mass(places[None], width))[0]
-                kept = masses[i] >= 1e-3
+            padded = np.full((len(peaks), max(map(len, peaks))), np.nan)
+            for line, places in zip(padded, peaks, strict=True):
+                line[: len(places)] = places
+            heights = np.exp(self._log_cell(rows, padded - width / 2, padded + width / 2))
+            for places, height, mass in zip(peaks, heights, masses, strict=True):
+                kept = mass >= 1e-3
                 values = np.concatenate([places, self.atoms[kept]])
-                weights = np.concatenate([heights, masses[i][kept]])
-                found.append(values[np.argsort(-weights, kind="stable")])
+                likely = np.concatenate([height[: len(places)], mass[kept]])
+                found.append(values[np.argsort(-likely, kind="stable")])
         return found
 
     def relative_error(self) -> np.ndarray:

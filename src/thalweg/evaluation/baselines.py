@@ -15,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from thalweg.data.encoding import TableEncoder
+from thalweg.evaluation.regression import level_beside_atoms
 
 # Of the quantiles between which those of a distribution with atoms are found.
 _N_LEVELS = 1000
@@ -335,26 +336,16 @@ class PredictiveWithAtoms:
 
     def quantile(self, probability: float | np.ndarray) -> np.ndarray:
         """The least y with P(Y <= y) >= probability: a number gives ``[B]``, m probabilities give ``[B, m]``."""
-        p = np.atleast_1d(np.asarray(probability, np.float64))
-        out = np.stack([self._quantile(v) for v in p], 1)
-        return out[:, 0] if np.ndim(probability) == 0 else out
-
-    def _quantile(self, p: float) -> np.ndarray:
-        below, landed = np.zeros(len(self)), np.full(len(self), np.nan)
-        for k, atom in enumerate(self.atoms):
-            before = self.cdf_before(np.full(len(self), atom))
-            after = before + self.masses[:, k]
-            landed = np.where((before < p) & (p <= after), atom, landed)
-            below += np.where(p > after, self.masses[:, k], 0.0)
-        # Each row asks its continuous part for a level of its own, which lies between two of a fine grid.
+        p = np.broadcast_to(np.atleast_1d(np.asarray(probability, np.float64)), (len(self), np.size(probability)))
+        before = np.stack([self.cdf_before(np.full(len(self), atom)) for atom in self.atoms], 1)
+        landed, share = level_beside_atoms(p, self.atoms, before, self.masses)
+        # Each row asks its continuous part for levels of its own, which lie between those of a fine grid.
         levels = np.arange(1, _N_LEVELS) / _N_LEVELS
         if self._table is None:
             self._table = np.asarray(self.continuous.quantile(levels))
-        place = np.clip((p - below) / self._rest, levels[0], levels[-1]) * _N_LEVELS - 1
-        left = np.minimum(place.astype(int), len(levels) - 2)
-        row, part = np.arange(len(self)), place - left
-        between = self._table[row, left] * (1 - part) + self._table[row, left + 1] * part
-        return np.where(np.isnan(landed), between, landed)
+        between = np.stack([np.interp(v, levels, q) for v, q in zip(share, self._table, strict=True)])
+        out = np.where(np.isnan(landed), between, landed)
+        return out[:, 0] if np.ndim(probability) == 0 else out
 
 
 def _mean_excess(values: np.ndarray) -> float:

@@ -13,6 +13,7 @@ from sklearn.ensemble import ExtraTreesClassifier
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from thalweg._torch_state import seeded
 from thalweg.energies.base import Energy
 from thalweg.evaluation.generation import (
     Rows,
@@ -161,8 +162,7 @@ def learned_stein_test(
     z = torch.as_tensor((x - x_train.mean(0)) / deviation, dtype=torch.float32)[order]
     s_z = torch.as_tensor(s * deviation, dtype=torch.float32)[order]
     rows = list(zip(z.tensor_split(ends), s_z.tensor_split(ends), strict=True))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(random_state)
+    with seeded(random_state):
         critic = critic or _critic(z.shape[1])
         _train_critic(critic, rows[0], rows[1], n_steps, learning_rate)
     values = _stein_values(critic, z, s_z)

@@ -141,6 +141,28 @@ def pit_values(y: np.ndarray, distribution: Predictive, resolution: float = 0.0,
     return np.asarray(lower + np.random.default_rng(seed).uniform(size=len(y)) * (upper - lower))
 
 
+def level_beside_atoms(
+    p: np.ndarray, atoms: np.ndarray, before: np.ndarray, masses: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the quantiles of a distribution with atoms lie: on one of them, or in the continuous part.
+
+    Args:
+        p: probabilities ``[B, m]``.
+        atoms: values ``[A]``.
+        before: P(Y < a) of each atom ``[B, A]``.
+        masses: P(Y = a) ``[B, A]``.
+
+    Returns:
+        the atoms that are landed on, NaN elsewhere, and the levels of the continuous part, each ``[B, m]``.
+    """
+    p, before, held = p[..., None], before[:, None], masses[:, None]
+    on = (p > before) & (p <= before + held)
+    landed = np.where(on.any(-1), (on * atoms).sum(-1), np.nan)
+    below = np.where(p > before + held, held, 0.0).sum(-1)
+    rest = np.maximum(1 - masses.sum(1, keepdims=True), 1e-300)
+    return landed, np.clip((p[..., 0] - below) / rest, 1e-12, 1 - 1e-12)
+
+
 def score_targets(y: np.ndarray, distribution: Any, names: Sequence[str]) -> dict[str, Any]:
     """The figures of a distribution over several targets: the joint likelihood, and the rest by target.
 

@@ -277,8 +277,7 @@ def _classes(rows: Rows, test: pd.DataFrame, settings: BoltzmannSettings) -> dic
     updates = max(1, smallest // _CLASS_BATCH)
     n_epochs = max(10, 1600 // updates)
     plan = machine_plan(max_epochs=n_epochs, batch_size=_CLASS_BATCH, learning_rate=0.1, seed=settings.seed)
-    with torch.random.fork_rng(devices=[]):
-        machines = machines_of_classes(data, labels, min(64, max(12, data.shape[1] // 8)), plan)
+    machines = machines_of_classes(data, labels, min(64, max(12, data.shape[1] // 8)), plan)
     offset = class_offsets(class_energies(machines, data), labels)
     energies = class_energies(machines, held_out) + offset
     means = torch.stack([energies[test_labels == k].mean(0) for k in range(len(names))])

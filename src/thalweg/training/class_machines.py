@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from thalweg._torch_state import seeded
 from thalweg.energies.machines.layered import RBMEnergy
 from thalweg.objectives.base import Batch
 from thalweg.training.loop import Trainer
@@ -28,8 +29,8 @@ def machines_of_classes(
     machines = []
     for k in range(int(labels.max()) + 1):
         own = rows[labels == k]
-        torch.manual_seed(plan.seed)
-        machine = RBMEnergy(rows.shape[1], n_hidden)
+        with seeded(plan.seed):
+            machine = RBMEnergy(rows.shape[1], n_hidden)
         machine.biases[0].data.copy_(machine.visible.bias_of(own))
         Trainer(plan, progress=progress).run(MomentStep(machine), Batch(None, own))
         machines.append(machine)
