@@ -86,6 +86,21 @@ def test_the_best_of_many_figures_does_not_flatter():
     assert abs(np.mean(nested) - 1) < 4 * error
 
 
+def test_what_an_ensemble_gains_over_one_network_is_added(monkeypatch):
+    """The gain is not negative, by Jensen's inequality; the held-out figures of all rows are better by it."""
+    X, y = table(0, 80, 0)
+    settings = {"n_members": 4, "hidden": (16,), "max_epochs": 10, "random_state": 0}
+    model, gain = EnergyRegressor(**settings).fit(X, y), []
+    plain = HeldOutFigure.gain_of_all
+    monkeypatch.setattr(HeldOutFigure, "gain_of_all", lambda *a: gain.append(plain(*a)) or 0.0)
+    alone = EnergyRegressor(**settings).fit(X, y)
+    assert gain[0] > 0
+    assert alone.validation_nll_ - model.validation_nll_ == pytest.approx(gain[0], abs=1e-5)
+    np.testing.assert_allclose(model._held_out_log_prob - alone._held_out_log_prob, gain[0], atol=1e-5)
+    # Every row is held out once, and folds are of one size.
+    assert model.validation_nll_ == pytest.approx(-model._held_out_log_prob.mean(), abs=1e-5)
+
+
 def test_its_state_goes_on_where_it_was():
     generator = torch.Generator().manual_seed(0)
     epochs = [torch.randn(20, 1, generator=generator, dtype=torch.float64) for _ in range(6)]

@@ -7,8 +7,10 @@ from scipy import stats
 
 from thalweg import EnergyDensity, EnergyRegressor
 from thalweg.data.target import TargetScale, find_atoms, find_resolution
+from thalweg.energies import AutoregressiveEnergy, GaussianMixtureEnergy, NumericEncoding, TiltedMixtureEnsemble
 from thalweg.evaluation.baselines import GaussianPredictive, PredictiveWithAtoms, WithAtoms
 from thalweg.evaluation.regression import pit_values, score
+from thalweg.objectives.likelihood import dequantise, rounded_log_prob
 
 N = 350
 
@@ -291,6 +293,46 @@ def test_a_zero_inflated_column_of_a_density_stays_what_it_is():
         first = model.energy_.inner.conditional_log_prob(model.energy_.forth(torch.from_numpy(rows[:1])), 0)
         marginal = float(first.detach().exp()) / float(model.energy_.scale[0])
         assert np.trapezoid(joint, grid) + at_zero == pytest.approx(marginal, rel=5e-3)
+
+
+def test_a_mixture_has_a_share_beside_atoms_and_none_at_them():
+    """log p at an atom: the ensemble's share of its mass; spread over the cell, where the column is rounded."""
+    torch.manual_seed(0)
+    atom, share, cell = 0.5, 0.3, 0.1
+    ensemble = TiltedMixtureEnsemble(1, 2, (6,), n_components=2, n_tilts=2, atoms=[atom]).eval()
+    mixture = GaussianMixtureEnergy(torch.zeros(1, 1), torch.ones(1, 1, 1))
+    x = torch.tensor([[atom], [1.2]])
+    features = ensemble.features(torch.zeros(2, 1))
+    mass, density = ensemble.masses(features)[0, 0], ensemble.log_density(features, x).exp()
+    other = mixture.log_prob(x).exp()
+    flat = torch.zeros(1)
+    for cells, at in (
+        ([0.0], (1 - share) * mass),
+        ([cell], (1 - share) * (mass / cell + density[0]) + share * other[0]),
+    ):
+        chain = AutoregressiveEnergy(
+            [ensemble], [NumericEncoding([])], flat, flat + 1, mixture, torch.tensor([share]), cells=cells
+        )
+        found = chain.conditional_log_prob(x, 0).exp()
+        torch.testing.assert_close(found, torch.stack([at, (1 - share) * density[1] + share * other[1]]))
+
+
+@pytest.mark.parametrize("curved", [False, True])
+def test_a_rounded_value_that_is_an_atom_has_its_mass_spread_over_the_cell(curved):
+    torch.manual_seed(0)
+    atom, cell = 0.5, 0.2
+    ensemble = TiltedMixtureEnsemble(1, 3, (6,), n_components=2, n_tilts=2, atoms=[atom]).eval()
+    features, y = ensemble.features(torch.zeros(2, 1)), torch.tensor([[atom], [1.2]]).expand(2, 3)
+    generator = torch.Generator().manual_seed(0)
+    found = rounded_log_prob(ensemble, features, y, cell, generator, curved).exp()
+    moved = dequantise(y, cell, torch.Generator().manual_seed(0), curved)
+    wanted = ensemble.member_log_density(features, moved).exp()
+    # The cell's width in y: where y is an asinh it is narrower by the slope.
+    width = cell / np.cosh(atom) if curved else cell
+    wanted[0] += features[5][0, :, 0].exp() / width
+    torch.testing.assert_close(found, wanted)
+    back = torch.sinh if curved else (lambda z: z)
+    assert float((back(moved) - back(y)).abs().max()) <= cell / 2 + 1e-6
 
 
 def test_weights_of_several_targets_say_when_they_are_not_to_be_trusted():

@@ -145,9 +145,11 @@ def density_grid(
         for value, mass in (atoms or {}).items():
             if mass[i] < 0.005:
                 continue
+            # Towards the middle of the panel, or its edge would cut the label off.
+            side = "left" if value > (y[0] + y[-1]) / 2 else "right"
             figure.add_scatter(
                 x=[value, value], y=[0, top * mass[i]], mode="lines+markers+text", text=["", f"{mass[i]:.0%}"],
-                textposition="top left", textfont={"color": ATOM, "size": 12}, showlegend=False,
+                textposition=f"top {side}", textfont={"color": ATOM, "size": 12}, showlegend=False,
                 line={"color": ATOM, "width": 3}, marker={"color": ATOM, "size": [0, 9]},
                 hovertemplate=f"{value:.6g} itself: {mass[i]:.1%}<extra></extra>", **place,
             )  # fmt: skip
