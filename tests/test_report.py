@@ -10,7 +10,7 @@ import pytest
 from thalweg.recipes import Figure, Recipe, Result, Settings
 from thalweg.report import charts, write_report
 from thalweg.report.recipe import write_recipe_page
-from thalweg.report.regression import duration, input_effects, report
+from thalweg.report.regression import _training_card, duration, input_effects, report
 from thalweg.runs.base import fit_run
 from thalweg.runs.regression import RegressionRun
 from thalweg.runs.settings.regression import RegressionSettings
@@ -70,6 +70,20 @@ def test_written_beside_the_run_and_the_same_every_time(run: RegressionRun, tmp_
     assert path == run.folder / "report.html"
     other = write_report(run, tmp_path / "elsewhere" / "page.html")
     assert path.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("atom", [False, True])
+def test_the_training_curve_is_in_the_units_of_the_figures(tmp_path: Path, atom: bool) -> None:
+    """Of a target in thousands, half of it at one value or none: the least figure is near the held-out one."""
+    table = mixed()[["x", "weak", "y"]]
+    table["y"] *= 1000
+    if atom:
+        table.loc[::2, "y"] = -20_000.0
+    run = fit(tmp_path, table, ["y"], epochs=12)
+    (figure,) = _training_card(run).figures
+    curve = next(np.asarray(line.y) for line in figure.data if line.name == "held-out rows")
+    # Training over standardised targets is log 3000 = 8 nats below, or half of that.
+    assert curve.min() == pytest.approx(run.figures["validation_nll"], abs=1.0)
 
 
 def test_the_input_that_matters_moves_the_prediction_most(run: RegressionRun) -> None:
