@@ -12,6 +12,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from command import stop_in_training, thalweg
+from thalweg.runs.base import load_run
 
 
 def bits(n: int = 300) -> pd.DataFrame:
@@ -168,6 +169,11 @@ def test_rows_and_images_are_scored(runs, tmp_path):
         assert list(scores.columns) == ["log_prob", "outlier_score"]
         assert scores["log_prob"].isna().tolist() == table.isna().any(axis=1).tolist()
         assert ("got no score" in done.err) == (kind in ("categorical", "mixed"))
+        if kind == "gaussian":
+            # What new rows compare with are rows that the machine did not learn from.
+            run = load_run(runs[kind])
+            held_out = np.sort(run.model.score_samples(type(run).read(run.settings).test))
+            np.testing.assert_allclose(run.figures["held_out_log_prob"], held_out, atol=1e-3)
     noise = np.random.RandomState(0).randint(0, 256, (300, 8, 8)).astype(np.uint8)
     np.savez(tmp_path / "noise.npz", X=noise)
     figures = []

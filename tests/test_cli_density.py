@@ -131,7 +131,7 @@ def test_score(call, fitted, tmp_path: Path) -> None:
     assert "8 of 120 rows have gaps" in shown.err
     scores = pd.read_csv(io.StringIO(shown.out))
     assert scores["log_prob"].isna().sum() == 8
-    assert scores["outlier_score"].dropna().between(0, 1).all()
+    assert scores["outlier_score"].dropna().between(0, 1, inclusive="left").all()
     ranks = scores.dropna().sort_values("log_prob")["outlier_score"]
     assert ranks.is_monotonic_decreasing
     # A row from another world, with columns in another order.
@@ -139,7 +139,8 @@ def test_score(call, fitted, tmp_path: Path) -> None:
     odd.to_csv(tmp_path / "odd.csv", index=False)
     assert call("score", run, tmp_path / "odd.csv", "--out", tmp_path / "scores.csv").code == 0
     scores = pd.read_csv(tmp_path / "scores.csv")
-    assert scores["outlier_score"][1] == 1.0
+    # Less likely than all of the 112 complete rows, none of which the networks that judge it have seen.
+    assert scores["outlier_score"][1] == pytest.approx(112 / 113)
     assert scores["log_prob"][1] < scores["log_prob"][0] - 5
 
 
@@ -325,3 +326,29 @@ def test_an_interrupted_run_resumes_and_ends_the_same(call, tmp_path: Path) -> N
     pd.read_csv(table).iloc[:-1].to_csv(table, index=False)
     (cut / "figures.json").unlink()
     assert "has changed" in call("fit", "density", "--resume", "--out", cut).err
+
+
+def test_what_log_z_may_be_off_by_is_told_kept_and_loaded(monkeypatch, tmp_path: Path) -> None:
+    from thalweg import EnergyDensity
+    from thalweg.estimators import density
+    from thalweg.estimators._normaliser import Normaliser
+    from thalweg.runs.base import fit_run, load_run
+    from thalweg.runs.compare import compare_densities
+    from thalweg.runs.settings.compare import CompareSettings
+    from thalweg.runs.settings.density import DensitySettings
+
+    monkeypatch.setattr(density, "estimate_normaliser", lambda *_: Normaliser(0.3, 0.2, "Few chains have it all."))
+    table = make_table(tmp_path, 60)
+    settings = DensitySettings(data=str(table), drop=["species"], objective="nce", epochs=2)
+    fit_run(tmp_path / "run", settings, verbose=False)
+    run = load_run(tmp_path / "run")
+    told = "log Z may be off by more than its error: Few chains have it all."
+    assert told in run.figures["remarks"]
+    assert any("held-out rows only" in remark for remark in run.figures["remarks"])
+    model = EnergyDensity.load(tmp_path / "run" / "model")
+    assert model.log_normaliser_warning_ == "Few chains have it all."
+    assert (model.log_normaliser_, model.log_normaliser_error_) == (0.3, 0.2)
+    compared = compare_densities(
+        CompareSettings(data=str(table), drop=["species"], objectives="nce", steps=5, fits=1)
+    )
+    assert any("'nce'" in remark and "Few chains have it all." in remark for remark in compared.remarks)

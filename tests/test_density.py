@@ -460,12 +460,19 @@ def test_training_rows_are_judged_by_networks_that_did_not_learn_from_them():
     """A chain that learned its few rows by heart: they are no likelier than new ones."""
     X, new = gaussian_rows(60), gaussian_rows(2000, seed=1)
     model = EnergyDensity(n_members=4, hidden=(64,), max_epochs=60, patience=None, random_state=0).fit(X)
-    log_prob = model.training_log_prob_
+    log_prob = model.held_out_log_prob_
     error = np.hypot(log_prob.std() / np.sqrt(60), model.score_samples(new).std() / np.sqrt(2000))
     assert log_prob.mean() < model.score_samples(new).mean() + 3 * error
     assert log_prob.mean() < model.score_samples(X).mean()
-    network = EnergyDensity("nce", **SMALL).fit(X)
-    np.testing.assert_allclose(network.training_log_prob_, network.score_samples(X), rtol=1e-5)
+    assert model.validation_nll_ == pytest.approx(-log_prob.mean())
+
+
+@pytest.mark.parametrize("settings", [{"objective": "nce"}, {"n_members": 1}], ids=["whole rows", "one member"])
+def test_rows_that_all_networks_learned_from_have_no_held_out_figure(settings):
+    model = EnergyDensity(**{**SMALL, **settings}).fit(gaussian_rows(60))
+    known = ~np.isnan(model.held_out_log_prob_)
+    assert known.sum() == 6
+    assert model.validation_nll_ == pytest.approx(-model.held_out_log_prob_[known].mean())
 
 
 def test_rows_that_lack_too_much_are_told():

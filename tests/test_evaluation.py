@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from scipy.stats import norm
 
 from thalweg.evaluation.baselines import (
     BoostedQuantiles,
@@ -11,7 +12,8 @@ from thalweg.evaluation.baselines import (
     LeastSquaresGaussian,
     QuantilePredictive,
 )
-from thalweg.evaluation.regression import score, score_targets
+from thalweg.evaluation.regression import joint_log_prob, score, score_targets
+from thalweg.runs.density import held_out_log_prob
 
 LEVELS = BoostedQuantiles.levels
 
@@ -159,3 +161,30 @@ def test_several_targets() -> None:
     assert figures["nll"] == pytest.approx(np.log(2 * np.pi * np.e), abs=4 * figures["nll_error"])
     assert figures["targets"]["v"]["coverage"] == pytest.approx(0.9, abs=0.03)
     assert figures["targets"]["u"]["crps"] == pytest.approx(1 / np.sqrt(np.pi), rel=0.05)
+
+
+class Spiked:
+    """Two independent standard normals, nine tenths of whose mass sits in needles at whole numbers."""
+
+    def __init__(self, share: float, width: float = 1e-9):
+        self.share, self.width = share, width
+
+    def log_prob(self, y):
+        log_normal = norm.logpdf(y)
+        # Needles that hold the probability of their cells.
+        cell = norm.cdf(np.round(y) + 0.5) - norm.cdf(np.round(y) - 0.5)
+        needle = np.where(np.abs(y - np.round(y)) < self.width / 2, cell / self.width, 0.0)
+        return np.log((1 - self.share) * np.exp(log_normal) + self.share * needle).sum(-1)
+
+
+def test_spikes_on_the_grid_do_not_inflate_the_joint_score_of_rounded_targets():
+    rng = np.random.default_rng(0)
+    y = np.round(rng.normal(size=(500, 2)))
+    spiked, plain = (joint_log_prob(y, Spiked(share), [1.0, 1.0]).mean() for share in (0.9, 0.0))
+    assert Spiked(0.9).log_prob(y).mean() > 30
+    assert spiked == pytest.approx(plain + 2 * np.log(0.1))
+    tables = [held_out_log_prob(Spiked(share), y, np.ones(2), 0).mean() for share in (0.9, 0.0)]
+    assert tables[0] == pytest.approx(tables[1] + 2 * np.log(0.1))
+    # At most the log mass of the cell, and at least what a quadratic says: the second derivative of log p is -1.
+    exact = np.log(norm.cdf(y + 0.5) - norm.cdf(y - 0.5)).sum(1).mean()
+    assert exact - 2 / 24 - 4 * 0.3 / np.sqrt(8 * 500) < plain < exact + 4 * 0.3 / np.sqrt(8 * 500)

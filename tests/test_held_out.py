@@ -1,13 +1,16 @@
 """Figures called held out: rows that judge a model neither taught it nor chose when it stopped."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from thalweg import EnergyDensity, EnergyRegressor
+from thalweg.estimators._chain import stacked
 from thalweg.estimators._conditional import HeldOutFigure
 from thalweg.objectives import Batch
 from thalweg.objectives.likelihood import MaximumLikelihood
+from thalweg.runs.tables import scored_rows
 
 
 def table(kind: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,10 +57,61 @@ def test_held_out_rows_of_a_density_are_like_fresh_ones():
         model = EnergyDensity(n_members=4, hidden=(48, 48), max_epochs=80, random_state=seed).fit(rows(150, seed))
         log_prob = model.score_samples(rows(3000, 100 + seed))
         off.append(model.validation_nll_ + log_prob.mean())
-        low.append(np.mean(log_prob < np.quantile(model.training_log_prob_, 0.05)))
+        low.append(np.mean(log_prob < np.quantile(model.held_out_log_prob_, 0.05)))
     off, low = np.array(off), np.array(low)
     assert abs(off.mean()) < 2.5 * off.std(ddof=1) / np.sqrt(len(off))
     assert abs(low.mean() - 0.05) < 2.5 * low.std(ddof=1) / np.sqrt(len(low))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["nce", "dsm"])
+def test_held_out_figures_of_energies_of_whole_rows_are_those_of_fresh_rows(objective):
+    """Ten tables of 150 rows, 50 of them held out: the mean difference is within two standard errors of zero."""
+    off, low = [], []
+    for seed in range(10):
+        settings = {"hidden": (64, 64), "max_epochs": 100, "validation_fraction": 1 / 3, "random_state": seed}
+        X, fresh = (np.column_stack(table(seed % 5, n, s))[:, 3:] for n, s in ((150, seed), (3000, 100 + seed)))
+        model = EnergyDensity(objective, **settings).fit(X)
+        log_prob = model.score_samples(fresh)
+        off.append(model.validation_nll_ + log_prob.mean())
+        low.append(np.mean(log_prob < np.nanquantile(model.held_out_log_prob_, 0.05, method="lower")))
+    off, low = np.array(off), np.array(low)
+    assert abs(off.mean()) < 2 * off.std(ddof=1) / np.sqrt(len(off))
+    # The third lowest of 50 has the mean level 3 / 51.
+    assert abs(low.mean() - 3 / 51) < 2.5 * low.std(ddof=1) / np.sqrt(len(low))
+
+
+def test_the_share_of_a_mixture_is_judged_by_rows_that_did_not_choose_it():
+    """Of two densities that fit alike the share is chosen by noise: what it then gains on fresh rows is what the
+    nested figure says, and less than its gain on the rows that chose it."""
+    rng = np.random.default_rng(0)
+    nested, inner = [], []
+    for seed in range(200):
+        own, other = rng.normal(size=(2, 40, 1))
+        shares, mixed = stacked(own, other, seed)
+        fresh = rng.normal(size=(2, 4000))
+        gain = np.logaddexp(np.log1p(-shares) + fresh[0], np.log(shares) + fresh[1]).mean()
+        inner.append(np.logaddexp(np.log1p(-shares) + own, np.log(shares) + other).mean() - gain)
+        nested.append(mixed.mean() - gain)
+    error = np.std(nested) / np.sqrt(len(nested))
+    assert abs(np.mean(nested)) < 4 * error
+    assert np.mean(inner) > np.mean(nested)
+
+
+def test_outlier_scores_of_fresh_rows_keep_their_level():
+    """27 rows held out, and fresh rows from the same source: at most one in twenty scores above 0.95."""
+    rng = np.random.default_rng(0)
+
+    class Known:
+        def score_samples(self, X):
+            return X["log_prob"].to_numpy()
+
+    above, repeats = [], 2000
+    for _ in range(repeats):
+        held_out, fresh = np.sort(rng.normal(size=27)), pd.DataFrame({"log_prob": rng.normal(size=50)})
+        above.append(np.mean(scored_rows(Known(), fresh, held_out.tolist())["outlier_score"] > 0.95))
+    # A fresh row is the least likely of 28 with probability 1/28.
+    assert abs(np.mean(above) - 1 / 28) < 4 * np.std(above) / np.sqrt(repeats)
 
 
 def figure(n_rows: int = 40) -> HeldOutFigure:

@@ -336,7 +336,7 @@ def test_a_rounded_value_that_is_an_atom_has_its_mass_spread_over_the_cell(curve
 
 
 def test_weights_of_several_targets_say_when_they_are_not_to_be_trusted():
-    """A proposal like the density has light-tailed weights; one of a twentieth of its width has not."""
+    """A proposal like the density has light-tailed weights; one of a hundredth of its width has not."""
     from thalweg.energies import NetworkEnergy, mlp
     from thalweg.estimators._conditional import BroadProposal
     from thalweg.estimators.distribution import MultivariateDistribution
@@ -347,7 +347,7 @@ def test_weights_of_several_targets_say_when_they_are_not_to_be_trusted():
 
     energy, x = Bell(mlp([2, 4]), 4, 2), torch.zeros(24, 2)
     wide, narrow = BroadProposal(2), BroadProposal(2)
-    narrow.scales = torch.tensor([0.05, 0.05])
+    narrow.scales = torch.tensor([0.01, 0.01])
     location, scale = np.zeros(2), np.ones(2)
     good = MultivariateDistribution(energy, wide, x, location, scale)
     bad = MultivariateDistribution(energy, narrow, x, location, scale)

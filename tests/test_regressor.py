@@ -295,6 +295,25 @@ def test_saved_model_gives_the_same_predictions(tmp_path, objective):
     np.testing.assert_array_equal(loaded.predict(table), model.predict(table))
 
 
+def test_several_rounded_targets_are_spread_over_their_cells(tmp_path):
+    """Two targets rounded to one standard deviation and one that is not: no spikes, and the score says so."""
+    rng = np.random.RandomState(0)
+    X = rng.standard_normal((400, 2))
+    y = np.c_[np.round(X[:, 0] + 0.7 * rng.standard_normal(400)), np.round(X[:, 1] + rng.standard_normal(400), 0),
+              X.sum(1) + rng.standard_normal(400)]  # fmt: skip
+    model = EnergyRegressor(hidden=(32,), max_epochs=30, random_state=0).fit(X[:300], y[:300])
+    np.testing.assert_array_equal(model.resolution_, [1.0, 1.0, 0.0])
+    rows, shift = X[300:], np.array([0.5, 0.5, 0.0])
+    distribution = model.predict_distribution(rows)
+    # Between two grid points, as near to the truth as on it, it is nearly as likely as there.
+    places = np.stack([y[300:], y[300:] + shift, y[300:] - shift], 1)
+    on, above, below = distribution.log_prob(places).mean(0)
+    assert on - max(above, below) < 1.0
+    np.testing.assert_allclose(distribution.log_prob(y[300:]), distribution.log_prob(places)[:, 0], rtol=1e-5)
+    model.save(tmp_path / "m")
+    np.testing.assert_array_equal(EnergyRegressor.load(tmp_path / "m").resolution_, model.resolution_)
+
+
 def test_saved_model_with_an_atom_and_several_targets(tmp_path):
     X, y = linear_data(400)
     censored = EnergyRegressor(**SMALL).fit(X, np.minimum(y, 4.0))

@@ -113,7 +113,7 @@ def test_a_rounded_target_is_drawn_as_bars(tmp_path: Path) -> None:
     assert run.model.resolution_ == 1
     html = report(run)
     assert "A bar is the probability of a value" in html
-    assert "rounded to multiples of 1" in html
+    assert "to multiples of 1" in html
 
 
 def test_a_censored_target_shows_the_limit_as_a_pin(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from command import thalweg
 from thalweg import runs
@@ -22,7 +23,7 @@ from thalweg.objectives.base import Batch
 from thalweg.objectives.score_matching import ScoreMatching
 from thalweg.report import Card, render_page
 from thalweg.report.page import footer_of
-from thalweg.runs.base import Run, TextTable
+from thalweg.runs.base import Run, TextTable, fit_run
 from thalweg.runs.settings import RunSettings, Verb, option
 from thalweg.runs.settings.density import DensitySettings
 from thalweg.runs.tables import check_columns, fingerprint_of, model_settings
@@ -136,6 +137,23 @@ def test_a_task_from_outside_is_fitted_asked_resumed_and_reported(bell, tmp_path
     (run / "figures.json").unlink()
     thalweg("fit", "bell", "--resume", "--out", run, "-q")
     assert (run / "model" / "model.safetensors").read_bytes() == whole
+
+
+def test_the_number_of_threads_holds_for_all_that_a_run_does(bell, monkeypatch, tmp_path):
+    """The baselines are measured within it: gradient boosting takes its threads from OpenMP."""
+    found = []
+
+    def measure(cls, model, data, settings, tell):
+        found.extend(p["num_threads"] for p in threadpool_info() if p["user_api"] == "openmp")
+        return {"mean": 0.0}
+
+    monkeypatch.setattr(BellRun, "measure", classmethod(measure))
+    table = tmp_path / "t.csv"
+    pd.DataFrame({"a": np.arange(80.0)}).to_csv(table, index=False)
+    with threadpool_limits(2):
+        fit_run(tmp_path / "run", BellSettings(data=str(table), threads=1), verbose=False)
+    assert found
+    assert set(found) == {1}
 
 
 # -- options and verbs that do not apply ------------------------------------------------------------------

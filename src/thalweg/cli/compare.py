@@ -55,5 +55,5 @@ def _compare(
     rows += [[name, f"{nll:.3f}", *[""] * (len(HEAD) - 2)] for name, nll in comparison.baselines.items()]
     title = f"{data.name}: {comparison.data.training.shape[1]} columns, {len(comparison.data.test)} test rows"
     show_table(TextTable(title, HEAD, rows))
-    show_lines(comparison.data.remarks)
+    show_lines(comparison.remarks)
     out.print(f"{comparison.seconds:.0f} s. The page is in {escape(str(path))}", soft_wrap=True)

@@ -69,7 +69,7 @@ def sample(
 
 
 def score(context: typer.Context, run_folder: RunFolder, data: DataFile, out_file: OutFile = None) -> None:
-    """Score each row: log_prob in nats, and outlier_score, the share of training rows that are likelier.
+    """Score each row: log_prob in nats, and outlier_score, the share of held-out rows that are likelier.
 
     For a deep Boltzmann machine or a belief network log_prob is a lower bound; for images the score is not
     normalised. A row with gaps gets no score; fill them with `thalweg impute` first.

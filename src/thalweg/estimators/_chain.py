@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +31,7 @@ class Conditional(EnergyRegressor):
 
     label = "fit"
     shift = 0.0
+    fold_seed = 0
     fabric: Fabric | None = None
 
     def _make_fabric(self) -> Fabric:
@@ -40,21 +40,17 @@ class Conditional(EnergyRegressor):
     def _progress(self, offset: float, n_members: int) -> Progress:
         return BarProgress(offset=offset + self.shift, n_members=n_members, label=self.label)
 
-    def held_out_log_prob(self, X: np.ndarray, y: np.ndarray) -> np.ndarray:
+    def _hold_out(self, n_rows: int, rng: np.random.RandomState) -> np.ndarray:
+        # By all links the same rows: the log p of a row, the sum over the links, is then held out as a whole.
+        return super()._hold_out(n_rows, np.random.RandomState(self.fold_seed))
+
+    @property
+    def held_out_log_prob(self) -> np.ndarray:
         """log p(y|x) of the training rows ``[rows]``, as :attr:`validation_nll_` judges them.
 
-        A row that all networks have learned from, as happens with one member, is predicted by that one.
+        NaN of a row that all networks have learned from, as happens with one member.
         """
-        held_out = self._held_out_log_prob
-        if np.isnan(held_out).any():
-            held_out = np.where(np.isnan(held_out), self._learned_log_prob(X, y), held_out)
-        return held_out
-
-    def _learned_log_prob(self, X: np.ndarray, y: np.ndarray) -> np.ndarray:
-        distribution: Any = self.predict_distribution(X)
-        if self.resolution_:
-            return distribution.log_mass(y) - math.log(self.resolution_)
-        return distribution.log_prob(y)
+        return self._held_out_log_prob
 
 
 def conditionals_of_mixture(z: Tensor, places: Tensor, seed: int) -> tuple[GaussianMixtureEnergy, np.ndarray]:
@@ -78,8 +74,32 @@ def conditionals_of_mixture(z: Tensor, places: Tensor, seed: int) -> tuple[Gauss
     return mixture, held_out.numpy()
 
 
+def stacked(own: np.ndarray, other: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two densities of each link mixed in the shares that held-out rows like best.
+
+    Args:
+        own, other: log densities of rows by each link ``[n, D]``; NaN in ``own`` of rows that were learned from.
+
+    Returns:
+        The share of the other density in each link ``[D]``, and the log densities of the mixtures ``[n, D]``: of
+        each fifth of the rows in the share that the rest likes best, so that no row chose what judges it.
+    """
+    judge = np.flatnonzero(~np.isnan(own).any(1))
+    shares = np.array([best_share(own[judge, d], other[judge, d]) for d in range(own.shape[1])])
+    mixed = np.full(own.shape, np.nan)
+    n_parts = min(5, len(judge))
+    part = np.random.RandomState(seed).permutation(len(judge)) % n_parts
+    for k in range(n_parts):
+        # A single row has no others to choose for it.
+        kept, left = judge[(part != k) | (n_parts == 1)], judge[part == k]
+        for d in range(own.shape[1]):
+            share = best_share(own[kept, d], other[kept, d])
+            mixed[left, d] = np.logaddexp(np.log1p(-share) + own[left, d], np.log(share) + other[left, d])
+    return shares, mixed
+
+
 def best_share(own: np.ndarray, other: np.ndarray, n_steps: int = 100) -> float:
-    """The share of the other density in a mixture of the two that held-out rows like best, by EM.
+    """The share of the other density in a mixture of the two that rows like best, by EM.
 
     Args:
         own, other: log densities of rows ``[n]``.

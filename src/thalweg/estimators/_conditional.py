@@ -13,24 +13,20 @@ from torch import Tensor, nn
 from thalweg.energies.base import ConditionalEnergy
 from thalweg.energies.densities import MixtureDensity, TiltedMixtureEnsemble
 from thalweg.energies.networks.dropout import Dropout
+from thalweg.estimators._held_out import NestedFigure
 from thalweg.inference.quadrature import normalise
 from thalweg.objectives.base import Batch, Objective
 from thalweg.objectives.likelihood import dequantise, rounded_log_prob
 
 
-class HeldOutFigure:
-    """The held-out figure of an energy: one number, or one for each member of an ensemble.
+class HeldOutFigure(NestedFigure):
+    """The held-out figure of p(y|x).
 
     It is the negative log-likelihood, exact, where y is one-dimensional; else the objective's own value
     with noise that is the same every time.
-
-    The best of many figures on the same rows, by which a training stops, flatters the model. So each fifth of the
-    rows is also judged by the weights that are best on the others: :meth:`nested` is the figure of rows that were
-    neither learned from nor chosen by.
     """
 
     max_rows = 1000
-    n_parts = 5
 
     def __init__(
         self,
@@ -50,7 +46,6 @@ class HeldOutFigure:
         index = [shuffle(np.flatnonzero(h)) for h in held_out.T]
         longest = max(len(i) for i in index)
         rows = self.rows = torch.from_numpy(np.stack([np.resize(i, longest) for i in index]))
-        self.best: Tensor | None = None
         weights = np.ones(len(held_out)) if weight is None else weight
         weights = np.stack([np.where(np.arange(longest) < len(i), weights[np.resize(i, longest)], 0.0)
                             for i in index])  # fmt: skip
@@ -58,13 +53,7 @@ class HeldOutFigure:
         self.x, self.y = data.x[rows], data.y[rows]
         self.is_likelihood = data.y.shape[1] == 1
 
-    def __call__(self, energy: nn.Module) -> Tensor:
-        values, weights = self._of_rows(energy)
-        self._judge(values, weights)
-        return (values * weights).sum(0)
-
     def _of_rows(self, energy: nn.Module) -> tuple[Tensor, Tensor]:
-        """The figure of each row, and how much it counts, each ``[rows, members]``."""
         generator = torch.Generator().manual_seed(self.seed)
         resolution, curved = getattr(self.objective, "resolution", 0.0), getattr(self.objective, "curved", False)
         if isinstance(energy, TiltedMixtureEnsemble):
@@ -95,23 +84,6 @@ class HeldOutFigure:
             log_prob = log_prob - normalise(given, *self.bounds, tolerance=1e-3).log_normaliser
         return -log_prob[:, None], (weights / weights.sum())[:, None]
 
-    def _judge(self, values: Tensor, weights: Tensor) -> None:
-        """Where these weights are the best so far on all rows but those of one part, they judge that part."""
-        values, weights = values.detach().double().cpu(), weights.double().cpu()
-        n_parts = min(self.n_parts, len(values))
-        if self.best is None:
-            self.best = torch.full((n_parts, values.shape[1]), torch.inf, dtype=torch.float64)
-            self.judged = values.clone()
-        part = (torch.arange(len(values)) % n_parts)[:, None]
-        for k in range(n_parts):
-            # A single row has no others to be judged by.
-            judges = weights * (part != k) if n_parts > 1 else weights
-            figure = (judges * values).sum(0) / judges.sum(0)
-            better = figure < self.best[k]
-            self.best[k] = torch.where(better, figure, self.best[k])
-            self.judged = torch.where(better & (part == k), values, self.judged)
-        self.row_weights = weights
-
     def gain_of_all(self, energy: nn.Module, x: Tensor, y: Tensor) -> float:
         """What the members of an ensemble together gain over one alone, in nats a row, on the rows x and y.
 
@@ -126,26 +98,6 @@ class HeldOutFigure:
                 together = torch.logsumexp(log_prob, 1) - math.log(energy.n_members)
                 gains.append(together - log_prob.mean(1))
         return float(torch.cat(gains).mean())
-
-    def nested(self) -> Tensor:
-        """The figure of each member ``[members]``, each part of the rows by the weights best on the others."""
-        return (self.judged * self.row_weights).sum(0)
-
-    def nested_rows(self, n_rows: int) -> Tensor:
-        """The same of each training row ``[n_rows, members]``; NaN where a member has learned from it."""
-        found = torch.full((n_rows, self.judged.shape[1]), torch.nan, dtype=torch.float64)
-        for member, rows in enumerate(self.rows[: self.judged.shape[1]]):
-            found[rows[: len(self.judged)], member] = self.judged[:, member]
-        return found
-
-    def state(self) -> dict[str, Tensor]:
-        """What a training that is resumed needs of it."""
-        return {} if self.best is None else {"best": self.best, "judged": self.judged, "weights": self.row_weights}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        self.best = state["best"].clone() if state else None
-        if state:
-            self.judged, self.row_weights = state["judged"].clone(), state["weights"].clone()
 
 
 class BroadProposal(MixtureDensity):

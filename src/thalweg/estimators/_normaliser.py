@@ -36,7 +36,7 @@ class Normaliser(NamedTuple):
 
 
 class Normalised:
-    """An estimator that finds log Z when it is first asked for.
+    """An estimator that knows log Z, or finds it when it is first asked for.
 
     Attributes:
         log_normaliser_: log Z, in nats.
@@ -48,15 +48,16 @@ class Normalised:
 
     @property
     def log_normaliser_(self) -> float:
-        """log Z, in nats: exact where few units must be enumerated, else by annealing from both sides."""
+        """log Z, in nats: exact where it can be summed or integrated, else estimated."""
         return self._normaliser().estimate
 
     @property
     def log_normaliser_error_(self) -> float:
         """0 where log Z is exact, else how far it may be off.
 
-        That is half the width of the bracket, and two standard errors beyond it or the spread between groups of
-        chains (see :class:`~thalweg.sampling.annealing.Bracket`).
+        Of importance sampling that is two standard errors. Of annealing it is half the width of the bracket, and
+        two standard errors beyond it or the spread between groups of chains (see
+        :class:`~thalweg.sampling.annealing.Bracket`).
         """
         return self._normaliser().error
 

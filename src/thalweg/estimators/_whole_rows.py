@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -13,30 +14,56 @@ from thalweg.data.encoding import is_number
 from thalweg.energies.base import Energy
 from thalweg.energies.densities import Density, GaussianMixtureEnergy, fit_gaussian_mixture
 from thalweg.estimators._base import check_names
+from thalweg.estimators._held_out import NestedFigure
 from thalweg.estimators._normaliser import Normaliser
 from thalweg.estimators._rescaled import Whitened
 from thalweg.inference.importance import log_normaliser
 from thalweg.sampling.annealing import bracket_log_normaliser
 from thalweg.sampling.diagnostics import LARGEST_PARETO_K
 
+# Of annealing, each way; and the steps that rows of data are moved by before the way back.
+_N_CHAINS, _N_BURN_IN = 256, 50
 
-class HeldOutLikelihood:
-    """Held-out negative log-likelihood, log Z by the same importance samples every time."""
 
-    def __init__(self, rows: Tensor, proposal: Density, seed: int, n_samples: int = 4096):
-        self.n_rows = len(rows[:4096])
+class HeldOutLikelihood(NestedFigure):
+    """Held-out negative log-likelihood, log Z by the same importance samples every time.
+
+    Args:
+        data: standardised rows ``[n, D]``.
+        held_out: numbers of those that are held out, in random order; the first 4,096 judge.
+    """
+
+    max_rows = 4096
+
+    def __init__(self, data: Tensor, held_out: np.ndarray, proposal: Density, seed: int, n_samples: int = 4096):
+        self.rows = torch.from_numpy(held_out[None, : self.max_rows].copy())
         samples = proposal.sample(n_samples, torch.Generator().manual_seed(seed))
-        self.places = torch.cat([rows[:4096], samples])
+        self.places = torch.cat([data[self.rows[0]], samples])
         with torch.no_grad():
             self.log_proposal = proposal.log_prob(samples)
 
-    def __call__(self, energy: nn.Module) -> Tensor:
+    def _of_rows(self, energy: nn.Module) -> tuple[Tensor, Tensor]:
+        values, log_z = self._values(energy)
+        return (values + log_z)[:, None], values.new_full((len(values), 1), 1 / len(values))
+
+    def _values(self, energy: nn.Module) -> tuple[Tensor, Tensor]:
+        """Energies of the rows ``[rows]``, and log Z."""
         device = next((p.device for p in energy.parameters()), self.places.device)
         self.places, self.log_proposal = self.places.to(device), self.log_proposal.to(device)
-        values = energy(self.places)
-        log_weights = -values[self.n_rows :] - self.log_proposal
-        log_z = torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
-        return values[: self.n_rows].mean() + log_z
+        values, n_rows = energy(self.places), self.rows.shape[1]
+        log_weights = -values[n_rows:] - self.log_proposal
+        return values[:n_rows], torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
+
+    def log_prob_of_rows(self, energy: nn.Module, log_normaliser: float, n_rows: int) -> np.ndarray:
+        """log p of each training row ``[n_rows]``, nested (see :class:`NestedFigure`); NaN of rows learned from.
+
+        Args:
+            energy: as training left it.
+            log_normaliser: log Z of it by better means: what the samples miss there they miss alike elsewhere.
+        """
+        with torch.no_grad():
+            missed = log_normaliser - float(self._values(energy)[1])
+        return -self.nested_rows(n_rows).squeeze(1).numpy() - missed
 
 
 def mixture_proposal(data: Tensor, seed: int) -> GaussianMixtureEnergy:
@@ -67,19 +94,23 @@ def resampled(energy: Energy, proposal: Density, candidates: Tensor, n: int, gen
     return candidates[torch.multinomial(weights, n, replacement=True, generator=generator)]
 
 
-def estimate_normaliser(energy: Energy, proposal: GaussianMixtureEnergy, seed: int) -> tuple[float, float]:
-    """log Z and its error: by importance sampling, or, where its weights are poor, by annealing both ways.
+def estimate_normaliser(energy: Energy, proposal: GaussianMixtureEnergy, data: Tensor, seed: int) -> Normaliser:
+    """log Z: by importance sampling, or, where its weights are poor, by annealing both ways.
 
     The error is two standard errors, of annealing that of its bracket. A bracket that has a warning raises it.
+
+    Args:
+        data: rows in random order ``[n, D]``; the way back starts at the first of them.
     """
     generator = torch.Generator().manual_seed(seed)
     simple = log_normaliser(energy, proposal, 100_000, generator)
     if simple.effective_sample_size >= 1000 and simple.pareto_k <= LARGEST_PARETO_K:
-        return simple.estimate, 2 * simple.standard_error
+        return Normaliser(simple.estimate, 2 * simple.standard_error)
     # Few of the samples lie where the energy is low: the estimate and its error are not to be trusted.
     white = Whitened(energy, proposal.scales[-1])
-    found = Normaliser.of(bracket_log_normaliser(white, white.of_mixture(proposal), None, 256, 300, 0, generator))
-    return found.estimate + white.log_volume, found.error
+    base, starts = white.of_mixture(proposal), white.forth(data[:_N_CHAINS])
+    found = Normaliser.of(bracket_log_normaliser(white, base, starts, _N_CHAINS, 300, _N_BURN_IN, generator))
+    return found._replace(estimate=found.estimate + white.log_volume)
 
 
 def check_numbers(X: Any) -> None:

@@ -39,7 +39,8 @@ from thalweg.estimators._base import (
     draw_seed,
     generator_of,
 )
-from thalweg.estimators._chain import Conditional, best_share, conditionals_of_mixture, empty_chain, empty_mixture
+from thalweg.estimators._chain import Conditional, conditionals_of_mixture, empty_chain, empty_mixture, stacked
+from thalweg.estimators._normaliser import Normalised, Normaliser
 from thalweg.estimators._rescaled import Rescaled, Whitened
 from thalweg.estimators._whole_rows import (
     HeldOutLikelihood,
@@ -62,7 +63,7 @@ from thalweg.training.progress import BarProgress
 OBJECTIVES = ("auto", *DENSITY)
 
 
-class EnergyDensity(DensityMixin, Estimator):
+class EnergyDensity(DensityMixin, Normalised, Estimator):
     """An energy-based model of p(x), x a row of numbers.
 
     By default the joint density is a chain of conditionals, p(x_1) p(x_2|x_1) ..., each an ensemble of tilted
@@ -97,9 +98,11 @@ class EnergyDensity(DensityMixin, Estimator):
             ``energy_(x) + log_normaliser_`` is -log p(x).
         log_normaliser_: log Z, in nats; 0 where it is exact.
         log_normaliser_error_: how far it may be off, two standard errors or more; 0 where it is exact.
-        validation_nll_: mean held-out negative log-likelihood, in nats.
-        training_log_prob_: log p of the training rows ``[rows]``, by "auto" from those networks that did not learn
-            from the row: what new rows compare with. A model that was loaded has it not.
+        log_normaliser_warning_: why it may be further off than that, or None.
+        validation_nll_: mean held-out negative log-likelihood, in nats: that of ``held_out_log_prob_``.
+        held_out_log_prob_: log p of the training rows ``[rows]``, each by weights that neither learned from the
+            row nor were chosen by it: what new rows compare with. NaN of rows that all networks learned from; by
+            "auto" with several members there are none. A model that was loaded has it not.
         resolution_: spacing found for each column ``[D]``, 0 where it is not rounded.
         history_: the :class:`~thalweg.training.history.History`; by "auto" it joins those of the columns.
         n_features_in_, feature_names_in_: as in scikit-learn.
@@ -138,6 +141,7 @@ class EnergyDensity(DensityMixin, Estimator):
         self._keep(locals())
 
     _fabric: Fabric
+    _log_z: Normaliser
 
     # -- fitting -------------------------------------------------------------------------------------
 
@@ -197,8 +201,8 @@ class EnergyDensity(DensityMixin, Estimator):
             inner = self._fit_network(z, scale, seed, folder, **how)
         del self._fabric
         self.energy_ = Rescaled(inner.cpu().eval(), location, scale)
-        if self.objective != "auto":
-            self.training_log_prob_ = self._log_prob(X)
+        known = self.held_out_log_prob_[~np.isnan(self.held_out_log_prob_)]
+        self.validation_nll_ = -float(known.mean()) if len(known) else math.nan
         return self
 
     def _check_settings(self) -> None:
@@ -253,15 +257,15 @@ class EnergyDensity(DensityMixin, Estimator):
             z: the same, spread over their rounding cells.
         """
         self.conditionals_, histories = [], {}
-        held_out = np.empty(Z.shape)
+        own = np.empty(Z.shape)
         for d in range(Z.shape[1]):
             model = self._conditional(
                 float(self.resolution_[d] / scale[d]), seed + d, f"column {d + 1} of {Z.shape[1]}"
             )
-            model.shift = float(np.log(scale[d]))
+            model.shift, model.fold_seed = float(np.log(scale[d])), seed
             given = Z[:, :d] if d else np.zeros((len(Z), 1))
             model.fit(given, Z[:, d], run_dir=None if folder is None else folder / f"column-{d}", **how)
-            held_out[:, d] = model.held_out_log_prob(given, Z[:, d])
+            own[:, d] = model.held_out_log_prob
             self.conditionals_.append(model)
             histories[f"column {d + 1}"] = model.history_
         self.history_ = History.joined(histories)
@@ -271,11 +275,9 @@ class EnergyDensity(DensityMixin, Estimator):
             [np.isin(z, m.atoms_) & (not m.resolution_) for z, m in zip(Z.T, self.conditionals_, strict=True)]
         )
         others[masses] = -np.inf
-        shares = np.array([best_share(own, other) for own, other in zip(held_out.T, others.T, strict=True)])
-        log_prob = np.logaddexp(np.log1p(-shares) + held_out, np.log(shares) + others).sum(1)
-        self.training_log_prob_ = log_prob - np.where(masses, 0.0, np.log(scale)).sum(1)
-        self.log_normaliser_, self.log_normaliser_error_ = 0.0, 0.0
-        self.validation_nll_ = -float(self.training_log_prob_.mean())
+        shares, log_prob = stacked(own, others, seed)
+        self.held_out_log_prob_ = (log_prob - np.where(masses, 0.0, np.log(scale))).sum(1)
+        self._log_z = Normaliser(0.0)
         return AutoregressiveEnergy(
             [m.energy_ for m in self.conditionals_],
             [NumericEncoding(m.encoder_.columns) for m in self.conditionals_],  # type: ignore[union-attr]
@@ -290,7 +292,7 @@ class EnergyDensity(DensityMixin, Estimator):
     def _fit_network(self, z: Tensor, scale: np.ndarray, seed: int, folder: Path | None, **how: Any) -> Energy:
         order = np.random.RandomState(seed).permutation(len(z))
         n_held_out = max(1, round(self.validation_fraction * len(z)))
-        held_out, training = z[order[:n_held_out]], z[order[n_held_out:]]
+        training = z[order[n_held_out:]]
         with seeded(seed):
             network = self._network(z)
             objective = METHODS[self.objective].build(training)
@@ -310,7 +312,7 @@ class EnergyDensity(DensityMixin, Estimator):
             seed=seed,
         )
         shift = float(np.log(scale).sum())
-        validate = HeldOutLikelihood(held_out, proposal, seed)
+        validate = HeldOutLikelihood(z, order[:n_held_out], proposal, seed)
         with self._threads(plan.batch_size, count_weights(network)):
             trainer = Trainer(
                 plan,
@@ -318,18 +320,19 @@ class EnergyDensity(DensityMixin, Estimator):
                 folder,
                 BarProgress(offset=shift) if self.verbose else None,
             )
-            history = trainer.fit(network, objective, Batch(None, training), validate, resume=how["resume"])
-        network = network.cpu().eval()
-        self.history_ = history
+            self.history_ = trainer.fit(network, objective, Batch(None, training), validate, resume=how["resume"])
+            network = network.eval()
+            with torch.no_grad():
+                validate(network)
+        network = network.cpu()
         try:
-            self.log_normaliser_, self.log_normaliser_error_ = estimate_normaliser(network, proposal, seed)
+            self._log_z = estimate_normaliser(network, proposal, training, seed)
         except ValueError as error:
             raise DivergenceError(
                 f"training by {self.objective!r} ended with an energy that can't be normalised ({error}): lower "
                 "the learning rate, or take another objective"
             ) from error
-        nll = history.epochs[-1]["best"] if history.epochs else math.nan
-        self.validation_nll_ = nll + shift
+        self.held_out_log_prob_ = validate.log_prob_of_rows(network, self._log_z.estimate, len(z)) - shift
         return network
 
     def _network(self, z: Tensor) -> Energy:
@@ -338,6 +341,10 @@ class EnergyDensity(DensityMixin, Estimator):
         return PerceptronEnergy(z.shape[1], check_widths(self.hidden)) + GaussianMixtureEnergy.from_moments(z, 1.3)
 
     # -- use -----------------------------------------------------------------------------------------
+
+    def _normaliser(self) -> Normaliser:
+        check_is_fitted(self, "energy_")
+        return self._log_z
 
     def _rows(self, X: Any, gaps: bool = False) -> np.ndarray:
         check_is_fitted(self, "energy_")
@@ -355,10 +362,7 @@ class EnergyDensity(DensityMixin, Estimator):
         Where a column is rounded it is the density of the values spread over their rounding cells. A value that a
         column takes with positive probability beside others (``atoms_``) counts with its log mass.
         """
-        return self._log_prob(self._rows(X))
-
-    def _log_prob(self, X: np.ndarray) -> np.ndarray:
-        x = torch.from_numpy(X)
+        x = torch.from_numpy(self._rows(X))
         with torch.no_grad():
             energy = torch.cat([self.energy_(piece) for piece in x.split(8192)])
         return -energy.double().numpy() - self.log_normaliser_
@@ -505,6 +509,7 @@ class EnergyDensity(DensityMixin, Estimator):
             "atoms": self.atoms_,
             "log_normaliser": self.log_normaliser_,
             "log_normaliser_error": self.log_normaliser_error_,
+            "log_normaliser_warning": self.log_normaliser_warning_,
             "validation_nll": None if math.isnan(self.validation_nll_) else self.validation_nll_,
             "n_components": len(self.proposal_.means),
         }
@@ -536,8 +541,8 @@ class EnergyDensity(DensityMixin, Estimator):
         self.resolution_ = np.array(config["resolution"])
         self.origin_ = np.array(config["origin"])
         self.atoms_ = config.get("atoms", [[] for _ in range(d)])
-        self.log_normaliser_ = float(config["log_normaliser"])
-        self.log_normaliser_error_ = float(config["log_normaliser_error"])
+        found = (config["log_normaliser"], config["log_normaliser_error"], config.get("log_normaliser_warning"))
+        self._log_z = Normaliser(*found)
         nll = config["validation_nll"]
         self.validation_nll_ = math.nan if nll is None else nll
         self.proposal_ = empty_mixture(config["n_components"], d)

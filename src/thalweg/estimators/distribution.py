@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from thalweg.energies.densities.basic import ConditionalDensity
 from thalweg.energies.densities.tilted import ContinuousPart, MixtureDensity, TiltedMixtureEnsemble
 from thalweg.evaluation.regression import level_beside_atoms
 from thalweg.inference.ascent import gradient_ascent
-from thalweg.inference.importance import WeightedSamples, importance_sample
+from thalweg.inference.importance import WeightedSamples, adaptive_importance_sample
 from thalweg.inference.quadrature import PiecewiseDensity, normalise
 from thalweg.sampling.chain import initial_state
 from thalweg.sampling.langevin import MALA
@@ -363,7 +364,8 @@ def _fitting(z: Tensor, given: Conditioned) -> Tensor:
 class MultivariateDistribution:
     """p(y|x) of B rows for y in R^K: expectations by self-normalised importance sampling, draws by MCMC.
 
-    The proposal is the model's own mixture where it has one, else a Gaussian round the training targets.
+    The proposal is the model's own mixture where it has one, else a Gaussian round the training targets. Rows
+    where few of its samples have weight are sampled anew, half of the samples by kernels fitted to the row.
 
     Attributes:
         effective_sample_size: effective number of the importance samples ``[B]``, out of ``n_importance``.
@@ -394,11 +396,21 @@ class MultivariateDistribution:
         generator = torch.Generator(self._x.device).manual_seed(self._seed)
         for start in range(0, len(self._x), self.chunk_size):
             rows = slice(start, start + self.chunk_size)
-            with torch.no_grad():
-                mixture = self._proposal.features(self._x[rows])
-                samples = self._proposal.sample(mixture, self.n_importance, generator)
-                log_proposal = self._proposal.log_prob(mixture, samples)
-                yield rows, importance_sample(self._energy.given(self._x[rows]), samples, log_proposal)
+            x = self._x[rows]
+            found = self._weigh(x, 0, generator)
+            poor = found.effective_sample_size < self.n_importance / 4
+            if poor.any():
+                better = self._weigh(x[poor], 3, generator)
+                for all_rows, theirs in zip(found, better, strict=True):
+                    all_rows[poor] = theirs
+            yield rows, found
+
+    def _weigh(self, x: Tensor, n_rounds: int, generator: torch.Generator) -> WeightedSamples:
+        with torch.no_grad():
+            mixture, proposal, given = self._proposal.features(x), self._proposal, self._energy.given(x)
+            draw = partial(proposal.sample, mixture, generator=generator)
+            log_density = partial(proposal.log_prob, mixture)
+            return adaptive_importance_sample(given, draw, log_density, self.n_importance, generator, n_rounds)
 
     def _units(self, y: Tensor) -> np.ndarray:
         return y.cpu().double().numpy() * self._scale + self._location
@@ -418,15 +430,21 @@ class MultivariateDistribution:
         return np.concatenate([w.pareto_k for _, w in self._weighted()])
 
     def log_prob(self, y: np.ndarray) -> np.ndarray:
-        """Log density ``[B]`` of y ``[B, K]``, in nats; log Z estimated by importance sampling."""
+        """Log density in nats, log Z estimated by importance sampling.
+
+        Args:
+            y: ``[B, K]``, which gives ``[B]``, or m places for each row ``[B, m, K]``, which give ``[B, m]``.
+        """
         y = np.asarray(y, np.float64)
-        if y.shape != (len(self), len(self._scale)):
-            raise ValueError(f"y must be [{len(self)}, {len(self._scale)}], got {list(y.shape)}")
+        b, k = len(self), len(self._scale)
+        if y.ndim not in (2, 3) or (y.shape[0], y.shape[-1]) != (b, k):
+            raise ValueError(f"y must be [{b}, {k}] or [{b}, m, {k}], got {list(y.shape)}")
         values = torch.as_tensor((y - self._location) / self._scale, dtype=torch.float32).to(self._x.device)
         parts = []
         for rows, weighted in self._weighted():
             with torch.no_grad():
-                parts.append(-self._energy.given(self._x[rows])(values[rows]) - weighted.log_normaliser)
+                log_z = weighted.log_normaliser.reshape(-1, *[1] * (y.ndim - 2))
+                parts.append(-self._energy.given(self._x[rows])(values[rows]) - log_z)
         return torch.cat(parts).cpu().double().numpy() - np.log(self._scale).sum()
 
     def mean(self) -> np.ndarray:

@@ -86,7 +86,7 @@ class EnergyRegressor(RegressorMixin, TableInputs, Estimator):
 
     Attributes:
         energy_: the trained energy, over standardised targets.
-        resolution_: spacing found, 0 if the target isn't rounded.
+        resolution_: spacing found, 0 if the target isn't rounded; of several targets one each ``[K]``.
         atoms_: values that the target takes with positive probability beside a continuous part.
         validation_nll_: mean held-out negative log-likelihood, nats per unit of the target. Each row is judged by
             a network that did not learn from it, at the epoch best on other rows held out; what all networks
@@ -190,6 +190,10 @@ class EnergyRegressor(RegressorMixin, TableInputs, Estimator):
         self.resolution_ = self._find_resolution(targets)
         self._find_scale(targets)
         scaled = self._standardised(targets).astype(np.float32)
+        if self.n_outputs_ > 1:
+            # One target is spread afresh at every step, by its objective.
+            uniform = np.random.RandomState(seed).uniform(size=targets.shape)
+            scaled += (self.resolution_ / self.scale_ * (uniform - 0.5)).astype(np.float32)
         # Where an energy that is normalised numerically lives: beyond the targets seen by three tenths of their
         # range, which is as far as the noise of its training reaches. Further out it has learned nothing.
         margin = 0.3 * float(np.ptp(scaled))
@@ -253,10 +257,10 @@ class EnergyRegressor(RegressorMixin, TableInputs, Estimator):
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be in (0, 1), got {self.validation_fraction!r}")
 
-    def _find_resolution(self, targets: np.ndarray) -> float:
-        if self.resolution != "auto":
-            return float(self.resolution)
-        return find_resolution(targets[:, 0]) if targets.shape[1] == 1 else 0.0
+    def _find_resolution(self, targets: np.ndarray) -> Any:
+        auto = self.resolution == "auto"
+        found = np.array([find_resolution(y) if auto else float(self.resolution) for y in targets.T])
+        return float(found[0]) if len(found) == 1 else found
 
     def _find_scale(self, targets: np.ndarray) -> None:
         """How targets are standardised, and the values that one target takes with positive probability.
@@ -364,7 +368,7 @@ class EnergyRegressor(RegressorMixin, TableInputs, Estimator):
         name, k, architecture = self.objective_name, self.n_outputs_, self.architecture_
         hidden = check_widths(self.hidden)
         n_inputs, width = architecture["n_inputs"], hidden[-1]
-        resolution = self.resolution_ / float(self.scale_[0])
+        resolution = self.resolution_ / float(self.scale_[0]) if k == 1 else 0.0
         stds = [float(s) for s in self.noise_stds]
         if self.energy is not None:
             energy = copy.deepcopy(self.energy)
@@ -467,7 +471,7 @@ class EnergyRegressor(RegressorMixin, TableInputs, Estimator):
             "location": self.location_.tolist(),
             "scale": self.scale_.tolist(),
             "bounds": list(self.bounds_),
-            "resolution": self.resolution_,
+            "resolution": self.resolution_ if self.n_outputs_ == 1 else list(self.resolution_),
             "curved": self.curved_,
             "atoms": self.atoms_,
             "architecture": self.architecture_,
@@ -485,6 +489,9 @@ class EnergyRegressor(RegressorMixin, TableInputs, Estimator):
         self.scale_ = np.array(config["scale"])
         self.bounds_ = tuple(config["bounds"])
         self.resolution_ = config["resolution"]
+        if self.n_outputs_ > 1:
+            # The first models of several targets took no account of rounding.
+            self.resolution_ = np.broadcast_to(np.array(self.resolution_), self.n_outputs_).copy()
         self.curved_ = bool(config.get("curved", False))
         nll = config["validation_nll"]
         self.validation_nll_ = math.nan if nll is None else nll

@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazily(
     {
         "ascent": ["gradient_ascent"],
         "completion": ["Candidates", "Posterior", "complete", "denoise", "posterior"],
-        "importance": ["WeightedSamples", "importance_sample", "log_normaliser"],
+        "importance": ["WeightedSamples", "adaptive_importance_sample", "importance_sample", "log_normaliser"],
         "quadrature": ["PiecewiseDensity", "normalise"],
     },
 )

@@ -89,7 +89,7 @@ def _table_card(comparison: Comparison) -> Card:
         )
     rows = table_rows(comparison.contenders)
     best = {(0, 1)} if comparison.contenders[0].nll else set()
-    return Card("The figures", text, head=HEAD, rows=rows, best=best, notes=[*notes, *comparison.data.remarks])
+    return Card("The figures", text, head=HEAD, rows=rows, best=best, notes=[*notes, *comparison.remarks])
 
 
 def _maps_card(comparison: Comparison, ended: list[Contender]) -> Card:

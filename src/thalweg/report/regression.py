@@ -13,7 +13,7 @@ from thalweg.report import charts
 from thalweg.report.page import Card, Tile, footer_of, render_page
 from thalweg.report.words import duration, gain_in_words
 from thalweg.runs.base import MODEL_NAME
-from thalweg.runs.regression import RegressionRun
+from thalweg.runs.regression import RegressionRun, not_trusted_in_words, rounded_in_words
 
 _MAX_BARS = 25
 _MAX_POINTS = 1200
@@ -65,7 +65,7 @@ def _data_card(run: RegressionRun) -> Card:
     if run.test_rows is not None:
         parts["test"] = run.test_rows
     pictures = [
-        charts.histogram({k: v[t].to_numpy(float) for k, v in parts.items()}, t, run.model.resolution_)
+        charts.histogram({k: v[t].to_numpy(float) for k, v in parts.items()}, t, run.figures["resolution"][t])
         for t in run.targets
     ]
     kinds = {c["name"]: c["kind"] for c in run.model.encoder_.columns} if run.model.encoder_ else {}
@@ -86,8 +86,8 @@ def _data_card(run: RegressionRun) -> Card:
         "The distribution of the target, and a summary of every input. The model learns from the training rows "
         "only."
     )
-    if run.model.resolution_:
-        text += f" The target is rounded to multiples of {run.model.resolution_:g}."
+    if rounded := rounded_in_words(run.figures["resolution"]):
+        text += f" Rounded: {rounded}."
     head = ["input", "kind", "gaps", "median or most frequent", "range"]
     return Card("The data", text, pictures, head, rows, folded=len(rows) > 20)
 
@@ -289,7 +289,8 @@ def _scores_card(run: RegressionRun) -> Card:
                     best.add((len(lines), 1 + int(np.argmin(values))))
                 shown = [f"{100 * v:.1f} %" if key == "coverage" else f"{v:.4g}" for v in values]
                 lines.append([f"{target}: {label}", *shown])
-        return Card("Beside two baselines", text, head=["figure", *scores], rows=lines, best=best)
+        notes = not_trusted_in_words(scores)
+        return Card("Beside two baselines", text, head=["figure", *scores], rows=lines, best=best, notes=notes)
     columns = {"nll": "NLL", "crps": "CRPS", "rmse": "RMSE", "mae": "MAE", "coverage": "90 % coverage", "width":
                "interval width"}  # fmt: skip
     rows, best = [], set()

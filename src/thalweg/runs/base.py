@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import torch.distributed as dist
+from threadpoolctl import threadpool_limits
 
 from thalweg.data.tables import read_table, write_table
 from thalweg.runs import found, settings_of
@@ -208,6 +209,11 @@ def fit_run(
         ValueError: for data or settings that can't be used, or a folder that holds another run.
         DivergenceError: if training can't be kept from diverging.
     """
+    with threadpool_limits(settings.threads):
+        return _fit_run(folder, settings, resume, overwrite, verbose, tell)
+
+
+def _fit_run(folder: Path, settings: RunSettings, resume: bool, overwrite: bool, verbose: bool, tell: Tell) -> Any:
     cls, first = run_class(type(settings)), process_rank() == 0
     if (first or resume) and check_run(folder, settings, resume=resume, overwrite=overwrite):
         tell("This run is finished already.")

@@ -28,11 +28,13 @@ from thalweg.runs.tables import (
     as_numbers,
     columns_of,
     completed_tables,
+    few_held_out,
     model_settings,
     refuse_counter,
     scored,
     scored_rows,
     thinned,
+    warned,
     with_error,
     without_infinities,
 )
@@ -67,7 +69,7 @@ class BoltzmannRun(Run):
     settings_class = BoltzmannSettings
     needed = frozenset(
         {"data", "shape", "columns", "constant", "types", "visible", "remarks", "rows", "training_rows",
-         "test_rows", "hidden", "log_normaliser", "log_normaliser_error", "scores", "training_log_prob"}
+         "test_rows", "hidden", "log_normaliser", "log_normaliser_error", "scores", "held_out_log_prob"}
     )  # fmt: skip
 
     @property
@@ -124,7 +126,7 @@ class BoltzmannRun(Run):
             "constant": data.constant,
             "types": data.types,
             "visible": data.kind,
-            "remarks": [*data.remarks, *bound, *_warned(model), *model.history_.events],
+            "remarks": [*data.remarks, *bound, *warned(model), *few_held_out(len(test)), *model.history_.events],
             "rows": data.n_rows,
             "training_rows": len(data.training),
             "test_rows": len(data.test),
@@ -132,7 +134,7 @@ class BoltzmannRun(Run):
             "log_normaliser": model.log_normaliser_,
             "log_normaliser_error": model.log_normaliser_error_,
             "scores": _scores(model, data.training, test),
-            "training_log_prob": thinned(model.score_samples(data.training)),
+            "held_out_log_prob": thinned(model.score_samples(test)),
         }
         figures["seconds"] = {"measuring": time.monotonic() - start}
         if data.labels is not None and data.kind == "binary" and settings.kind == "restricted":
@@ -158,7 +160,7 @@ class BoltzmannRun(Run):
 
     def score(self, path: Path) -> pd.DataFrame:
         """How likely each row or image of a file is (see :func:`scored_rows`); for deep machines a lower bound."""
-        return scored_rows(self.model, self._asked(path), self.figures["training_log_prob"])
+        return scored_rows(self.model, self._asked(path), self.figures["held_out_log_prob"])
 
     def impute(self, path: Path, draws: int = 1, seed: int = 0) -> pd.DataFrame:
         """The table of a file with the gaps in the model's columns filled by draws given the rest of the row.
@@ -250,12 +252,6 @@ class BoltzmannRun(Run):
             rows.append([name, likelihood, f"± {off:.3f}" if off else "exact", shown])
         head = ["model", "log-likelihood, nats", "log Z", "reconstruction error"]
         return [TextTable(title, head, rows)]
-
-
-def _warned(model: Machine) -> list[str]:
-    """What the figures hide: log Z, and all log-likelihoods with it, may be off by more than is stated."""
-    warning = model.log_normaliser_warning_
-    return [] if warning is None else [f"log Z may be off by more than its error: {warning}"]
 
 
 def _asked_rows(data: Rows, settings: BoltzmannSettings) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from thalweg.data.target import find_resolution
 from thalweg.estimators.density import EnergyDensity
@@ -32,6 +33,7 @@ class Contender:
         nll: mean held-out NLL of each fit that ended, in nats.
         nll_error: standard error over the test rows, of the first fit.
         log_normaliser_errors: error of log Z of each fit that ended.
+        log_normaliser_warning: why log Z of a fit may be further off than that, or None.
         cpu_seconds: CPU time of each fit.
         diverged: number of fits that diverged.
         model: the first fit that ended, None if there is none.
@@ -44,6 +46,7 @@ class Contender:
     nll: list[float] = field(default_factory=list)
     nll_error: float = float("nan")
     log_normaliser_errors: list[float] = field(default_factory=list)
+    log_normaliser_warning: str | None = None
     cpu_seconds: list[float] = field(default_factory=list)
     diverged: int = 0
     model: EnergyDensity | None = None
@@ -68,6 +71,7 @@ class Contender:
             "nll_spread": self.spread if len(self.nll) > 1 else None,
             "nll_error": self.nll_error if np.isfinite(self.nll_error) else None,
             "log_normaliser_errors": self.log_normaliser_errors,
+            "log_normaliser_warning": self.log_normaliser_warning,
             "cpu_seconds": self.cpu_seconds,
             "diverged": self.diverged,
         }
@@ -82,6 +86,15 @@ class Comparison:
     contenders: list[Contender]
     baselines: dict[str, float]
     seconds: float
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know about the table and about the figures."""
+        warned = ((c.name, c.log_normaliser_warning) for c in self.contenders if c.log_normaliser_warning)
+        return self.data.remarks + [
+            f"log Z of {name!r}, and its NLL with it, may be off by more than its error: {warning}"
+            for name, warning in warned
+        ]
 
 
 def compare_densities(
@@ -98,6 +111,13 @@ def compare_densities(
     Raises:
         ValueError: for data or settings that can't be used.
     """
+    with threadpool_limits(settings.threads):
+        return _compared(settings, tell, add)
+
+
+def _compared(
+    settings: CompareSettings, tell: Callable[[str], None], add: Callable[[Contender], None]
+) -> Comparison:
     begun = time.monotonic()
     data = read_numbers(settings.data, settings.drop, settings.test_fraction, settings.seed)
     contenders = []
@@ -132,6 +152,7 @@ def _contender(name: str, settings: CompareSettings, data: Numbers) -> Contender
             continue
         contender.nll.append(float(-log_prob.mean()))
         contender.log_normaliser_errors.append(model.log_normaliser_error_)
+        contender.log_normaliser_warning = contender.log_normaliser_warning or model.log_normaliser_warning_
         if contender.model is None:
             contender.model = model
             contender.nll_error = (

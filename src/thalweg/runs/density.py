@@ -19,12 +19,14 @@ from thalweg.runs.tables import (
     as_numbers,
     columns_of,
     completed_tables,
+    few_held_out,
     model_settings,
     read_numbers,
     refuse_counter,
     scored,
     scored_rows,
     thinned,
+    warned,
     with_error,
     without_infinities,
 )
@@ -38,7 +40,7 @@ class DensityRun(Run):
     settings_class = DensitySettings
     needed = frozenset(
         {"table", "columns", "constant", "remarks", "rows", "training_rows", "test_rows", "validation_nll",
-         "scores", "outliers", "training_log_prob"}
+         "scores", "outliers", "held_out_log_prob"}
     )  # fmt: skip
 
     @property
@@ -67,13 +69,13 @@ class DensityRun(Run):
         tell("Scoring the model and three baselines on the held-out rows." if n_test else "No rows were held out.")
         scores, seconds = _scores(model, data, settings.seed) if n_test else ({}, {})
         start = time.monotonic()
-        outliers = _outliers(model, data)
+        rows, log_prob = _judged_rows(model, data)
         seconds["looking for outliers"] = time.monotonic() - start
         return {
             "table": Path(settings.data).name,
             "columns": list(data.training.columns),
             "constant": data.constant,
-            "remarks": data.remarks + _remarks(model, data),
+            "remarks": data.remarks + _remarks(model, data) + few_held_out(len(rows)),
             "rows": data.n_rows,
             "training_rows": len(data.training),
             "test_rows": n_test,
@@ -82,8 +84,8 @@ class DensityRun(Run):
             "log_normaliser_error": model.log_normaliser_error_,
             "validation_nll": None if np.isnan(model.validation_nll_) else model.validation_nll_,
             "scores": scores,
-            "outliers": outliers,
-            "training_log_prob": thinned(model.training_log_prob_),
+            "outliers": _outliers(rows, log_prob, len(rows) - n_test),
+            "held_out_log_prob": thinned(log_prob),
             "seconds": seconds,
         }
 
@@ -109,11 +111,8 @@ class DensityRun(Run):
         return table
 
     def score(self, path: Path) -> pd.DataFrame:
-        """How likely each row of a file is (see :func:`scored_rows`).
-
-        Training rows are scored by networks that did not learn from them.
-        """
-        return scored_rows(self.model, self._columns(read_table(path)), self.figures["training_log_prob"])
+        """How likely each row of a file is (see :func:`scored_rows`)."""
+        return scored_rows(self.model, self._columns(read_table(path)), self.figures["held_out_log_prob"])
 
     def impute(self, path: Path, draws: int = 1, seed: int = 0, candidates: int = 256) -> pd.DataFrame:
         """The table of a file with the gaps in the model's columns filled by draws given the rest of the row.
@@ -222,19 +221,25 @@ class _Unnamed:
         return self.model.score_samples(pd.DataFrame(X, columns=self.model.feature_names_in_))
 
 
-def _outliers(model: EnergyDensity, data: Numbers) -> list[dict[str, Any]]:
-    """The rows least likely under the model, least likely first; rows are counted from 1 in the table.
+def _judged_rows(model: EnergyDensity, data: Numbers) -> tuple[pd.DataFrame, np.ndarray]:
+    """Training rows, then test rows, that the model did not learn from, and log p of each ``[rows]``.
 
     Training rows are scored by networks that did not learn from them, or every test row would look unlikely.
     """
-    rows = pd.concat([data.training, data.test])
-    log_prob = model.training_log_prob_
+    judged = ~np.isnan(model.held_out_log_prob_)
+    rows, log_prob = data.training[judged], model.held_out_log_prob_[judged]
     if len(data.test):
+        rows = pd.concat([rows, data.test])
         log_prob = np.concatenate([log_prob, model.score_samples(data.test)])
+    return rows, log_prob
+
+
+def _outliers(rows: pd.DataFrame, log_prob: np.ndarray, n_training: int) -> list[dict[str, Any]]:
+    """The rows least likely under the model, least likely first; rows are counted from 1 in the table."""
     found = []
     for i in np.argsort(log_prob, kind="stable")[:_N_OUTLIERS]:
         place = int(rows.index[i])
-        entry = {"row": place + 1, "log_prob": float(log_prob[i]), "training": bool(i < len(data.training))}
+        entry = {"row": place + 1, "log_prob": float(log_prob[i]), "training": bool(i < n_training)}
         found.append(entry | {"values": [float(v) for v in rows.iloc[i]]})
     return found
 
@@ -249,6 +254,7 @@ def _remarks(model: EnergyDensity, data: Numbers) -> list[str]:
             f"Rounded columns: {', '.join(rounded[:most])}{more}. Their values are spread over the rounding cells "
             "(dequantised) in training and for all figures, and draws are rounded."
         )
+    remarks += warned(model)
     if model.log_normaliser_error_ > 0.1:
         remarks.append(
             f"log Z is known only to ± {model.log_normaliser_error_:.2g} nats; all log densities share this "

@@ -16,7 +16,7 @@ from thalweg.data.target import check_target
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
 from thalweg.estimators.regressor import EnergyRegressor
 from thalweg.evaluation.baselines import BASELINES, WithAtoms
-from thalweg.evaluation.regression import pit_values, score, score_rows, score_targets
+from thalweg.evaluation.regression import joint_log_prob, pit_values, score, score_rows, score_targets
 from thalweg.runs.base import MODEL_NAME, Run, Tell, TextTable
 from thalweg.runs.folder import listed
 from thalweg.runs.settings.regression import RegressionSettings
@@ -116,11 +116,11 @@ class RegressionRun(Run):
             "inputs": list(data.X.columns),
             "dates": data.dates,
             "ignored": model.encoder_.ignored,
-            "remarks": _remarks(data.X, data.y, model, settings),
+            "remarks": _remarks(data.X, data.y, model, settings) + not_trusted_in_words(scores),
             "rows": len(data.X),
             "training_rows": len(data.training),
             "test_rows": len(data.test),
-            "resolution": model.resolution_,
+            "resolution": dict(zip(settings.targets, np.atleast_1d(model.resolution_).tolist(), strict=True)),
             "validation_nll": None if np.isnan(model.validation_nll_) else model.validation_nll_,
             "scores": scores,
             "seconds": seconds,
@@ -211,7 +211,7 @@ class RegressionRun(Run):
             "table": f"{figures['table']}: {figures['training_rows']} training rows, {figures['test_rows']} test "
             f"rows (seed {self.settings.seed})",
             "inputs": ", ".join(kinds),
-            "rounded to": f"{model.resolution_:g}" if model.resolution_ else "not rounded",
+            "rounded": rounded_in_words(figures["resolution"]) or "no",
             "training": f"{figures['seconds']['training']:.1f} s, {len(model.history_.epochs)} epochs, "
             f"ended: {model.history_.stopped}",
         }
@@ -296,14 +296,17 @@ def _scores(
     start = time.monotonic()
     distribution = model.predict_distribution(X.iloc[test])
     if isinstance(distribution, MultivariateDistribution):
-        scores[MODEL_NAME] = score_targets(y[test], distribution, settings.targets)
+        scores[MODEL_NAME] = score_targets(
+            y[test], distribution, settings.targets, model.resolution_, settings.seed
+        )
         seconds["scoring"] = time.monotonic() - start
         for baseline in BASELINES:
             start = time.monotonic()
             parts = {}
             for k, name in enumerate(settings.targets):
-                fitted = baseline().fit(X.iloc[training], y[training, k])
-                parts[name] = score(y[test, k], fitted.predict_distribution(X.iloc[test]))
+                width = float(model.resolution_[k])
+                fitted = baseline().fit(X.iloc[training], y[training, k], width)
+                parts[name] = score(y[test, k], fitted.predict_distribution(X.iloc[test]), width)
             rows = np.sum([p.log_score for p in parts.values()], axis=0)
             scores[baseline.name] = {
                 "n_rows": len(rows),
@@ -354,10 +357,16 @@ def _remarks(X: pd.DataFrame, y: np.ndarray, model: EnergyRegressor, settings: R
                     f"Column {column['name']!r} has {n} different texts; the {_MAX_TEXTS} most frequent are used. "
                     "If it names the rows, drop it."
                 )
-    if model.resolution_:
+    rounded = dict(zip(settings.targets, np.atleast_1d(model.resolution_).tolist(), strict=True))
+    if any(rounded.values()):
+        scored = "the probability of the cell."
+        if len(rounded) > 1:
+            scored = (
+                "the mean log density over its cell; of the baselines it is the log of the cell's probability."
+            )
         remarks.append(
-            f"The target is rounded to multiples of {model.resolution_:g}: it was spread over its rounding cells "
-            "in training (dequantised), and is scored by the probability of the cell."
+            f"Rounded: {rounded_in_words(rounded)}. Such a target was spread over its rounding cells in training "
+            f"(dequantised), and is scored by {scored}"
         )
     for k, name in enumerate(settings.targets):
         values = y if y.ndim == 1 else y[:, k]
@@ -421,8 +430,25 @@ def _predictions(
                 pit = np.where(known, pit_values(filled[:, 0], distribution, resolution), np.nan)
                 columns["log_prob"], columns["pit"] = log_prob, pit
             else:
-                columns["log_prob"] = np.where(known, distribution.log_prob(filled), np.nan)
+                log_prob = joint_log_prob(filled, distribution, run.model.resolution_)
+                columns["log_prob"] = np.where(known, log_prob, np.nan)
     return pd.DataFrame(columns)
+
+
+def rounded_in_words(resolution: dict[str, float]) -> str:
+    """Which targets are rounded, and to what: "" if none is."""
+    return ", ".join(f"{target} to multiples of {step:g}" for target, step in resolution.items() if step)
+
+
+def not_trusted_in_words(scores: dict[str, Any]) -> list[str]:
+    """For how many rows the joint likelihood of several targets can't be trusted; nothing if for none."""
+    share = scores.get(MODEL_NAME, {}).get("not_trusted", 0.0)
+    if not share:
+        return []
+    return [
+        f"For {100 * share:.1f} % of the test rows few importance samples have the weight (Pareto k above 0.7): "
+        "log Z is too low there, and the joint NLL of the model looks better than it is."
+    ]
 
 
 def _looks_like_date(column: pd.Series) -> bool:

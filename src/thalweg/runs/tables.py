@@ -16,6 +16,9 @@ from thalweg.data.tables import column_names, read_table
 from thalweg.runs.folder import listed
 from thalweg.runs.settings import Settings
 
+# With fewer rows to compare with no outlier score can be above 0.95.
+_FEWEST_FOR_SCORES = 20
+
 
 @dataclass
 class Numbers:
@@ -208,25 +211,44 @@ def without_infinities(summary: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in summary.items()}
 
 
-def scored_rows(model: Any, X: pd.DataFrame, training_log_prob: list[float]) -> pd.DataFrame:
+def scored_rows(model: Any, X: pd.DataFrame, held_out_log_prob: list[float]) -> pd.DataFrame:
     """How likely each row is, one line for each; empty for rows with gaps.
 
     Args:
         model: with ``score_samples``.
         X: the model's columns.
-        training_log_prob: log p of training rows, sorted.
+        held_out_log_prob: log p of rows that the model did not learn from, sorted.
 
     Returns:
-        ``log_prob`` in nats, the higher the likelier; ``outlier_score``, the share of the training rows that are
-        likelier: 1 is less likely than all of them.
+        ``log_prob`` in nats, the higher the likelier; ``outlier_score``, how many of the n rows held out are
+        likelier, divided by n + 1. Of rows from the same source at most one in twenty scores above 0.95.
+
+    Source: one minus a conformal p-value [Vovk 2005].
     """
     known = X.notna().all(axis=1).to_numpy()
     log_prob, score = np.full(len(X), np.nan), np.full(len(X), np.nan)
     if known.any():
         log_prob[known] = model.score_samples(X[known])
-        training = np.array(training_log_prob)
-        score[known] = 1 - np.searchsorted(training, log_prob[known], side="right") / len(training)
+        held_out = np.array(held_out_log_prob)
+        likelier = len(held_out) - np.searchsorted(held_out, log_prob[known], side="right")
+        score[known] = likelier / (len(held_out) + 1)
     return pd.DataFrame({"log_prob": log_prob, "outlier_score": score})
+
+
+def warned(model: Any) -> list[str]:
+    """What the figures of an estimator hide: log Z, and log p with it, may be off by more than is stated."""
+    warning = model.log_normaliser_warning_
+    return [] if warning is None else [f"log Z may be off by more than its error: {warning}"]
+
+
+def few_held_out(n: int) -> list[str]:
+    """What a user should know about outlier scores, where few rows are held out."""
+    if n >= _FEWEST_FOR_SCORES:
+        return []
+    return [
+        f"Outlier scores compare new rows with {n} held-out rows only, so none is above {n / (n + 1):.2f}: hold "
+        "out more (--test-fraction)."
+    ]
 
 
 def refuse_counter(table: pd.DataFrame, n_draws: int) -> None:

@@ -71,7 +71,7 @@ class Settings:
     data: str
     test_fraction: float = option(0.1, "Share of the rows that are held out to measure the model.")
     seed: int = option(0, "Seed of the split and of the training.", least=0)
-    threads: int | None = option(None, "Number of PyTorch threads. [default: by the size of the work]", least=1)
+    threads: int | None = option(None, "Number of threads, baselines included. [default: by the work]", least=1)
     device: str = option("cpu", "Device to train on: cpu, cuda, mps or auto.")
     precision: str = option("32-true", "Numerical precision of the training, such as bf16-mixed.")
 
