@@ -352,3 +352,33 @@ def test_what_log_z_may_be_off_by_is_told_kept_and_loaded(monkeypatch, tmp_path:
         CompareSettings(data=str(table), drop=["species"], objectives="nce", steps=5, fits=1)
     )
     assert any("'nce'" in remark and "Few chains have it all." in remark for remark in compared.remarks)
+
+
+def test_atoms_are_told_and_the_baselines_have_them_too(tmp_path: Path) -> None:
+    from thalweg.runs.base import fit_run
+    from thalweg.runs.density import atoms_scored
+    from thalweg.runs.settings.density import DensitySettings
+
+    rng, n = np.random.default_rng(0), 300
+    x = rng.normal(size=n)
+    rain = np.where(rng.uniform(size=n) < 0.5, 0.0, rng.lognormal(x))
+    pd.DataFrame({"x": x, "rain": rain}).to_csv(tmp_path / "t.csv", index=False)
+    runs = {
+        name: fit_run(
+            tmp_path / name,
+            DensitySettings(data=str(tmp_path / "t.csv"), objective=name, epochs=30, members=2),
+            verbose=False,
+        )
+        for name in ("auto", "nce")
+    }
+    assert atoms_scored(runs["auto"].model) == [[], [0.0]]
+    assert atoms_scored(runs["nce"].model) == [[], []]
+    for name, words in (("auto", "so are the baselines"), ("nce", "spikes can inflate")):
+        told = [r for r in runs[name].figures["remarks"] if "'rain' (0)" in r]
+        assert len(told) == 1
+        assert words in told[0]
+    # A kernel on every row would put a needle on all the zeros.
+    scores = runs["auto"].figures["scores"]
+    assert scores["kernel density estimate"]["nll"] > 1
+    assert scores["thalweg"]["nll"] < scores["one Gaussian"]["nll"]
+    assert "patterns of atoms" in scores["Gaussian mixture"]["detail"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,66 @@ class _Scaler:
 
 
 BASELINES = (GaussianBaseline, MixtureBaseline, KernelBaseline)
+
+
+class BesideAtoms:
+    """A baseline of rows whose columns take some values with positive probability: what scores with a model that
+    has point masses there.
+
+    Rows are of one pattern if the same columns are at the same atoms. A row has the probability of its pattern
+    times the density of its other columns: of the baseline fitted to the rows of the pattern, or, where these are
+    few, to all rows in which those columns are at no atom.
+
+    Args:
+        baseline: :class:`GaussianBaseline` or another of its kind.
+        atoms: atoms of each column.
+    """
+
+    n_enough = 50
+
+    def __init__(self, baseline: type[GaussianBaseline], atoms: Sequence[Sequence[float]]):
+        self.baseline, self.atoms = baseline, atoms
+        self.name = baseline.name
+
+    def fit(self, X: np.ndarray, seed: int = 0) -> BesideAtoms:
+        """Fit rows ``[rows, columns]``."""
+        self.X, self.seed, self.patterns = X, seed, self._patterns(X)
+        unique, counts = np.unique(self.patterns, axis=0, return_counts=True)
+        self.counts = {tuple(p): int(n) for p, n in zip(unique, counts, strict=True)}
+        self.fitted: dict[tuple[int, ...], GaussianBaseline] = {}
+        self.detail = f"and {len(self.counts)} patterns of atoms"
+        return self
+
+    def _patterns(self, X: np.ndarray) -> np.ndarray:
+        """The number of the atom that each entry is at, -1 for none ``[rows, columns]``."""
+        found = np.full(X.shape, -1)
+        for d, atoms in enumerate(self.atoms):
+            for k, atom in enumerate(atoms):
+                found[X[:, d] == atom, d] = k
+        return found
+
+    def log_prob(self, X: np.ndarray) -> np.ndarray:
+        """Log mass of the entries at atoms, and log density of the others ``[rows]``, in nats."""
+        log_prob = np.empty(len(X))
+        unique, which = np.unique(self._patterns(X), axis=0, return_inverse=True)
+        for k, pattern in enumerate(map(tuple, unique)):
+            rows, free = which.reshape(-1) == k, np.flatnonzero(np.array(pattern) < 0)
+            # Half a row more for each pattern, and for one that was never seen.
+            count = self.counts.get(pattern, 0) + 0.5
+            log_prob[rows] = np.log(count / (len(self.X) + 0.5 * (len(self.counts) + 1)))
+            if len(free):
+                log_prob[rows] += self._of(pattern, free).log_prob(X[np.ix_(rows, free)])
+        return log_prob
+
+    def _of(self, pattern: tuple[int, ...], free: np.ndarray) -> GaussianBaseline:
+        if pattern not in self.fitted:
+            own = self.X[(self.patterns == pattern).all(1)][:, free]
+            if len(own) < self.n_enough or (np.ptp(own, 0) == 0).any():
+                own = self.X[(self.patterns[:, free] < 0).all(1)][:, free]
+            if len(own) < 2 or (np.ptp(own, 0) == 0).any():
+                own = self.X[:, free]
+            self.fitted[pattern] = self.baseline().fit(own, self.seed)
+        return self.fitted[pattern]
 
 
 class BernoulliMixture:

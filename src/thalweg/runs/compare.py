@@ -16,7 +16,7 @@ from thalweg.estimators.density import EnergyDensity
 from thalweg.objectives.catalogue import METHODS
 from thalweg.runs.density import baseline_scores, held_out_log_prob
 from thalweg.runs.settings.compare import CompareSettings
-from thalweg.runs.tables import Numbers, model_settings, read_numbers
+from thalweg.runs.tables import Numbers, atoms_in_words, model_settings, read_numbers
 from thalweg.training.loop import DivergenceError
 
 _TRIAL_STEPS = 40
@@ -90,11 +90,18 @@ class Comparison:
     @property
     def remarks(self) -> list[str]:
         """What a user should know about the table and about the figures."""
-        warned = ((c.name, c.log_normaliser_warning) for c in self.contenders if c.log_normaliser_warning)
-        return self.data.remarks + [
-            f"log Z of {name!r}, and its NLL with it, may be off by more than its error: {warning}"
-            for name, warning in warned
-        ]
+        remarks = list(self.data.remarks)
+        if told := atoms_in_words(self.data.training):
+            remarks.append(
+                f"Values of positive probability beside others: {told}. 'auto' scores them by a log mass, the "
+                "others and the baselines by a density, which spikes can inflate: their NLLs do not compare."
+            )
+        for c in self.contenders:
+            if warning := c.log_normaliser_warning:
+                remarks.append(
+                    f"log Z of {c.name!r}, and its NLL with it, may be off by more than its error: {warning}"
+                )
+        return remarks
 
 
 def compare_densities(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import pandas as pd
 
 from thalweg.data.tables import read_table
 from thalweg.estimators.density import EnergyDensity
-from thalweg.evaluation.density_baselines import BASELINES
+from thalweg.evaluation.density_baselines import BASELINES, BesideAtoms
 from thalweg.runs.base import MODEL_NAME, Run, Tell, TextTable
 from thalweg.runs.settings.density import DensitySettings
 from thalweg.runs.tables import (
     Numbers,
     as_numbers,
+    atoms_in_words,
     columns_of,
     completed_tables,
     few_held_out,
@@ -181,17 +183,30 @@ def held_out_log_prob(
     return total / n_spreads
 
 
-def baseline_scores(data: Numbers, resolution: np.ndarray, seed: int) -> dict[str, tuple[np.ndarray, str, float]]:
-    """For each baseline: log p of the test rows, what was chosen, and the seconds that it took."""
+def baseline_scores(
+    data: Numbers, resolution: np.ndarray, seed: int, atoms: Sequence[Sequence[float]] = ()
+) -> dict[str, tuple[np.ndarray, str, float]]:
+    """For each baseline: log p of the test rows, what was chosen, and the seconds that it took.
+
+    Args:
+        resolution: step of rounding of each column, 0 where it is not rounded.
+        atoms: values of each column that are scored by their log mass.
+    """
     training, test = data.training.to_numpy(), data.test.to_numpy()
     spread = training + resolution * (np.random.RandomState(seed).uniform(size=training.shape) - 0.5)
     found = {}
-    for baseline in BASELINES:
+    for kind in BASELINES:
         start = time.monotonic()
-        fitted = baseline().fit(spread, seed)
+        baseline = BesideAtoms(kind, atoms) if any(map(len, atoms)) else kind()
+        fitted = baseline.fit(spread, seed)
         log_prob = held_out_log_prob(fitted, test, resolution, seed)
-        found[baseline.name] = (log_prob, fitted.detail, time.monotonic() - start)
+        found[kind.name] = (log_prob, fitted.detail, time.monotonic() - start)
     return found
+
+
+def atoms_scored(model: EnergyDensity) -> list[list[float]]:
+    """Values of each column that the model scores by their log mass; of rounded columns that of a cell is."""
+    return [[] if step else atoms for step, atoms in zip(model.resolution_, model.atoms_, strict=True)]
 
 
 def _scores(model: EnergyDensity, data: Numbers, seed: int) -> tuple[dict[str, Any], dict[str, float]]:
@@ -201,7 +216,9 @@ def _scores(model: EnergyDensity, data: Numbers, seed: int) -> tuple[dict[str, A
     detail = "log Z exact" if exact else f"log Z ± {model.log_normaliser_error_:.2g}"
     scores = {MODEL_NAME: without_infinities({**scored(ours), "detail": detail})}
     seconds = {"scoring": time.monotonic() - start}
-    for name, (log_prob, detail, took) in baseline_scores(data, model.resolution_, seed).items():
+    for name, (log_prob, detail, took) in baseline_scores(
+        data, model.resolution_, seed, atoms_scored(model)
+    ).items():
         gain = scored(ours - log_prob)
         # Both were scored on the same rows, so the difference is more precise than either figure.
         entry = {**scored(log_prob), "detail": detail, "nll_gain": -gain["nll"]}
@@ -244,6 +261,23 @@ def _outliers(rows: pd.DataFrame, log_prob: np.ndarray, n_training: int) -> list
     return found
 
 
+def _atoms_remarks(model: EnergyDensity, data: Numbers) -> list[str]:
+    told = atoms_in_words(data.training)
+    if not told:
+        return []
+    if any(atoms_scored(model)):
+        text = (
+            "The model has point masses there. It is scored by their log mass, at all other values by the log "
+            "density; so are the baselines."
+        )
+    else:
+        text = (
+            f"The objective {model.objective!r} has a density there, which spikes can inflate: no NLL here says "
+            "how good a model is. Take the objective 'auto'."
+        )
+    return [f"Values of positive probability beside others: {told}. {text}"]
+
+
 def _remarks(model: EnergyDensity, data: Numbers) -> list[str]:
     remarks = []
     rounded = [f"{c!r} to {r:g}" for c, r in zip(data.training.columns, model.resolution_, strict=True) if r]
@@ -254,7 +288,7 @@ def _remarks(model: EnergyDensity, data: Numbers) -> list[str]:
             f"Rounded columns: {', '.join(rounded[:most])}{more}. Their values are spread over the rounding cells "
             "(dequantised) in training and for all figures, and draws are rounded."
         )
-    remarks += warned(model)
+    remarks += [*_atoms_remarks(model, data), *warned(model)]
     if model.log_normaliser_error_ > 0.1:
         remarks.append(
             f"log Z is known only to ± {model.log_normaliser_error_:.2g} nats; all log densities share this "

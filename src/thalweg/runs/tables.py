@@ -13,6 +13,7 @@ import pandas as pd
 
 from thalweg.data.encoding import is_number
 from thalweg.data.tables import column_names, read_table
+from thalweg.data.target import find_atoms, find_resolution
 from thalweg.runs.folder import listed
 from thalweg.runs.settings import Settings
 
@@ -233,6 +234,13 @@ def scored_rows(model: Any, X: pd.DataFrame, held_out_log_prob: list[float]) -> 
         likelier = len(held_out) - np.searchsorted(held_out, log_prob[known], side="right")
         score[known] = likelier / (len(held_out) + 1)
     return pd.DataFrame({"log_prob": log_prob, "outlier_score": score})
+
+
+def atoms_in_words(table: pd.DataFrame) -> str:
+    """Columns that take some values with positive probability beside others, and the values; "" if none does."""
+    found = {name: column.to_numpy() for name, column in table.items()}
+    atoms = {name: [] if find_resolution(x) else find_atoms(x) for name, x in found.items()}
+    return ", ".join(f"{name!r} ({', '.join(f'{a:g}' for a in some)})" for name, some in atoms.items() if some)
 
 
 def warned(model: Any) -> list[str]:
