@@ -215,7 +215,7 @@ def test_a_method_that_diverges_is_counted(tmp_path: Path, monkeypatch: pytest.M
     ("spoil", "words"),
     [
         (lambda t: t.assign(length=["long"] * len(t)), "--drop 'length'"),
-        (lambda t: t.assign(length="2024-01-01"), "holds texts"),
+        (lambda t: t.assign(length="2024-01-01"), "holds dates"),
         (lambda t: t.assign(length=np.nan), "no value at all"),
         (lambda t: t.assign(length=np.inf), "infinite value (row 1)"),
         (lambda t: t.assign(length=1e200 * t["length"]), "too large"),
@@ -262,7 +262,7 @@ def test_bad_arguments_are_refused_in_one_line(fitted, tmp_path: Path) -> None:
         (("sample", run, "-n", 0), 2, "-n"),
         (("sample", tmp_path), 1, "no run"),
         (("score", run, tmp_path / "lacks.csv"), 1, "lacks 'petals'"),
-        (("score", run, tmp_path / "text.csv"), 1, "holds texts"),
+        (("score", run, tmp_path / "text.csv"), 1, "held numbers in training"),
         (("impute", run, tmp_path / "lacks.csv"), 1, "lacks 'petals'"),
         (("impute", run, table, "--draws", 0), 2, "--draws"),
         (("impute", run, tmp_path / "absent.csv"), 1, "no file"),

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-_MISSING = "(missing)"
+from thalweg.data.columns import decide, read_as, row_of
+
+MISSING = "(missing)"
+# Of a category with more values it is not kept which there were.
+_MOST_KNOWN = 1000
 
 
 class TableEncoder:
@@ -51,20 +56,36 @@ class TableEncoder:
     def _fit_column(self, name: str, values: pd.Series, n_bins: int) -> dict[str, Any]:
         if values.isna().all():
             raise ValueError(f"column {name!r} has no value at all: drop it")
-        if not is_number(values):
-            text = _as_text(values)
-            counts = text.value_counts()
-            kept = [str(v) for v in counts.index[: self.max_categories]]
-            return {"name": name, "kind": "constant" if len(counts) < 2 else "category", "values": kept}
-        numbers = _as_numbers(name, values)
+        found = decide(values)
+        if found.kind == "text":
+            counts = found.values.value_counts()
+            counts = counts[counts > 0]
+            kept, rare = counts.index[: self.max_categories], counts.index[self.max_categories : _MOST_KNOWN]
+            return {
+                "name": name,
+                "read": "text",
+                "kind": "constant" if len(counts) + int(found.values.isna().any()) < 2 else "category",
+                "values": [str(v) for v in kept],
+                "rare": [str(v) for v in rare] if len(counts) <= _MOST_KNOWN else None,
+                "has_gaps": bool(found.values.isna().any()),
+            }
+        numbers = _as_numbers(name, found.values)
         known = numbers[~np.isnan(numbers)]
         has_gaps = len(known) < len(numbers)
+        if not len(known):
+            raise ValueError(f"column {name!r} has no value at all: drop it")
         mean, std = float(known.mean()), float(known.std())
         if not std > 1e-12 * max(1.0, abs(mean)):
-            return {"name": name, "kind": "gap-only" if has_gaps else "constant", "values": []}
+            return {
+                "name": name,
+                "read": found.kind,
+                "kind": "gap-only" if has_gaps else "constant",
+                "values": [],
+            }
         edges = np.unique(np.quantile(known, np.linspace(0, 1, n_bins + 1)))
         return {
             "name": name,
+            "read": found.kind,
             "kind": "number",
             "median": float(np.median(known)),
             "mean": mean,
@@ -78,20 +99,47 @@ class TableEncoder:
 
         Raises:
             ValueError: if the columns are not those of the training table, or a value is infinite.
+
+        Warns:
+            UserWarning: where a category is one that no training row had.
         """
         if table.shape[1] != len(self.columns):
             raise ValueError(f"expected {len(self.columns)} columns, got {table.shape[1]}")
         parts: list[np.ndarray] = []
         for i, column in enumerate(self.columns):
-            values = table.iloc[:, i]
+            if column["kind"] == "constant":
+                continue
+            values = self._read(table.iloc[:, i].rename(column["name"]), column)
             if column["kind"] == "category":
-                text = _as_text(values).to_numpy()
-                parts += [(text == v).astype(np.float32) for v in column["values"]]
+                text = values.astype(object).where(values.notna(), MISSING).to_numpy()
+                wanted = [*column["values"], *([MISSING] if column.get("has_gaps") else [])]
+                parts += [(text == v).astype(np.float32) for v in wanted]
             elif column["kind"] == "gap-only":
                 parts.append(values.isna().to_numpy(np.float32))
-            elif column["kind"] == "number":
+            else:
                 parts += self._encode_number(column, _as_numbers(column["name"], values))
         return np.stack(parts, 1).astype(np.float32) if parts else np.zeros((len(table), 1), np.float32)
+
+    @staticmethod
+    def _read(values: pd.Series, column: dict[str, Any]) -> pd.Series:
+        """A column as what it was in training."""
+        read = column.get("read")
+        if read is None:
+            # The first models kept no more than the kind.
+            read = "text" if column["kind"] == "category" else decide(values).kind
+        if read != "text":
+            return read_as(values, read)
+        seen = [*column["values"], *(column.get("rare") or [])]
+        found = read_as(values, "text", known=seen)
+        if column.get("rare") is not None:
+            new = found[found.notna() & ~found.isin(seen)]
+            if len(new):
+                warnings.warn(
+                    f"column {column['name']!r} has {new.iloc[0]!r} in row {row_of(new)}, which no training row "
+                    f"had: the model knows nothing of such values, which {len(new)} of {len(found)} rows have",
+                    stacklevel=2,
+                )
+        return found
 
     @staticmethod
     def _encode_number(column: dict[str, Any], numbers: np.ndarray) -> list[np.ndarray]:
@@ -136,49 +184,16 @@ class TableEncoder:
 
 def is_number(values: pd.Series) -> bool:
     """Whether a column holds numbers (truth values, dates and spans of time count as numbers)."""
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        return False
-    if pd.api.types.is_numeric_dtype(values) or pd.api.types.is_datetime64_any_dtype(values):
-        return True
-    if pd.api.types.is_timedelta64_dtype(values):
-        return True
-    return bool(values.map(lambda v: isinstance(v, int | float | np.number) or v is None or v is pd.NA).all())
+    return decide(values).kind != "text"
 
 
 def _as_numbers(name: str, values: pd.Series) -> np.ndarray:
     if pd.api.types.is_datetime64_any_dtype(values):
-        days = (values - pd.Timestamp("1970-01-01", tz=values.dt.tz)) / pd.Timedelta(days=1)
-        return days.to_numpy(np.float64)
+        return ((values - pd.Timestamp("1970-01-01")) / pd.Timedelta(days=1)).to_numpy(np.float64)
     if pd.api.types.is_timedelta64_dtype(values):
         return (values / pd.Timedelta(days=1)).to_numpy(np.float64)
-    try:
-        numbers = pd.to_numeric(values).to_numpy(np.float64, na_value=np.nan)
-    except (ValueError, TypeError):
-        example = next(v for v in values if pd.isna(pd.to_numeric(pd.Series([v]), errors="coerce")).all())
-        raise ValueError(
-            f"column {name!r} held numbers in training, but now has {example!r}: give a number or leave it empty"
-        ) from None
+    numbers = values.to_numpy(np.float64, na_value=np.nan)
     if np.isinf(numbers).any():
         row = int(np.flatnonzero(np.isinf(numbers))[0])
-        raise ValueError(f"column {name!r} has an infinite value (first in row {row}): replace or remove it")
+        raise ValueError(f"column {name!r} has an infinite value (first in row {row + 1}): replace or remove it")
     return numbers
-
-
-def check_entries(values: pd.Series) -> None:
-    """Refuse a column that holds lists, arrays or the like.
-
-    Raises:
-        ValueError: in words.
-    """
-    known = values.dropna()
-    foreign = known[[isinstance(v, dict | list | set | tuple | np.ndarray) for v in known]]
-    if len(foreign):
-        raise ValueError(
-            f"column {values.name!r} holds a {type(foreign.iloc[0]).__name__} (row {foreign.index[0]}): an entry "
-            "must be a number, a text or a date"
-        )
-
-
-def _as_text(values: pd.Series) -> pd.Series:
-    check_entries(values)
-    return values.astype(object).where(values.notna(), _MISSING).map(str)

@@ -1,18 +1,75 @@
-"""Tables in and out: CSV and Parquet."""
+"""Tables in and out: CSV and Parquet. One reader for all: cells first, then what the columns are."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import pyarrow.parquet as pq
 
-_DECIMAL_COMMA = r"\s*[+-]?\d+(,\d+)?([eE][+-]?\d+)?\s*"
+from thalweg.data.columns import Column, as_text, decide, read_as
+
+_DECIMAL_COMMA = r"[+-]?\d+(\.\d{3})*,\d+"
 
 
-def read_table(path: Path) -> pd.DataFrame:
+class Cells(NamedTuple):
+    """A table as it stands in a file.
+
+    Attributes:
+        table: texts of a CSV, of a Parquet file what it holds; names are texts.
+        decimal: sign of decimals in a CSV: a comma where it is seen between digits, and semicolons between fields.
+    """
+
+    table: pd.DataFrame
+    decimal: str = "."
+
+    def decided(self, text: Collection[str] = (), missing: Collection[str] = ()) -> dict[str, Column]:
+        """What each column is (see :func:`~thalweg.data.columns.decide`).
+
+        Args:
+            text: columns that are texts, whatever they hold.
+            missing: further words that stand for a gap.
+
+        Raises:
+            ValueError: for a column in doubt.
+        """
+        return {
+            name: as_text(column, missing) if name in text else decide(column, missing, self.decimal)
+            for name, column in self.table.items()
+        }
+
+    def again(
+        self,
+        kinds: Mapping[str, str],
+        missing: Collection[str] = (),
+        known: Mapping[str, Sequence[str]] | None = None,
+    ) -> pd.DataFrame:
+        """The columns that a model was trained on, each read as what it was then.
+
+        Args:
+            kinds: what each column was.
+            missing: further words that stand for a gap.
+            known: the texts of columns.
+
+        Raises:
+            ValueError: if the table lacks a column, or one holds something else now; in words.
+        """
+        lacking = [name for name in kinds if name not in self.table.columns]
+        if lacking:
+            shown = ", ".join(map(repr, lacking))
+            raise ValueError(f"the table lacks {shown}, which the model was trained on")
+        return pd.DataFrame(
+            {
+                name: read_as(self.table[name], kind, missing, self.decimal, (known or {}).get(name, ()))
+                for name, kind in kinds.items()
+            }
+        )
+
+
+def read_cells(path: Path) -> Cells:
     """Read a CSV (also .tsv, also compressed) or Parquet file. A CSV may be separated by semicolons instead.
 
     Raises:
@@ -20,13 +77,22 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     kind = _kind_of_file(path)
     with _errors_in_words(path, kind):
-        names, table = _read_parquet(path) if kind == "parquet" else _read_text(path, kind)
+        names, table, decimal = _read_parquet(path) if kind == "parquet" else _read_text(path, kind)
     if table.shape[0] == 0 or table.shape[1] == 0:
         raise ValueError(f"{path} has no rows")
     doubled = names[names.duplicated()]
     if len(doubled):
         raise ValueError(f"{path} has the column {doubled[0]!r} more than once: rename or remove one")
-    return table
+    return Cells(table.set_axis(table.columns.map(str), axis=1), decimal)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table whose columns have the types that suit what they hold (see :func:`read_cells`).
+
+    Raises:
+        ValueError: if the file can't be read, or a column is in doubt; in words.
+    """
+    return pd.DataFrame({name: column.values for name, column in read_cells(path).decided().items()})
 
 
 def column_names(path: Path) -> list[str]:
@@ -61,37 +127,21 @@ def _errors_in_words(path: Path, kind: str) -> Iterator[None]:
         raise ValueError(f"{path} can't be read as {kind}: {reason}") from error
 
 
-def _read_parquet(path: Path) -> tuple[pd.Index, pd.DataFrame]:
+def _read_parquet(path: Path) -> tuple[pd.Index, pd.DataFrame, str]:
     table = pd.read_parquet(path)
-    for name in table.columns[~table.columns.duplicated()]:
-        table[name] = _plain(table[name])
-    return table.columns.map(str), table
+    return table.columns.map(str), table, "."
 
 
-def _plain(column: pd.Series) -> pd.Series:
-    """Decimals, days and spans of time, which pandas keeps as objects, as numbers and dates."""
-    if pd.api.types.is_timedelta64_dtype(column):
-        return column / pd.Timedelta(days=1)
-    if column.dtype == object:
-        kind = pd.api.types.infer_dtype(column, skipna=True)
-        if kind == "decimal":
-            return column.astype(float)
-        if kind == "date":
-            return column.astype("datetime64[s]")  # in nanoseconds a date such as 9999-12-31 has no place
-    return column
-
-
-def _read_text(path: Path, kind: str) -> tuple[pd.Index, pd.DataFrame]:
-    """The names as they stand in the file (pandas renames the second of two alike), and the table."""
+def _read_text(path: Path, kind: str) -> tuple[pd.Index, pd.DataFrame, str]:
+    """The names as they stand in the file (pandas renames the second of two), the cells, the decimal sign."""
     separator, names = _read_head(path, kind)
-    # The parser that is quick by default is off in the last digit of some numbers.
-    table = pd.read_csv(path, sep=separator, float_precision="round_trip")
+    table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, na_filter=False)
     if not isinstance(table.index, pd.RangeIndex):
         raise ValueError("the rows have more fields than the first line has names")
-    if separator == ";":
-        for name in table.columns:
-            table[name] = _with_decimal_points(table[name])
-    return names, table
+    comma = separator == ";" and any(
+        table[name].str.strip().str.fullmatch(_DECIMAL_COMMA).any() for name in table.columns
+    )
+    return names, table, "," if comma else "."
 
 
 def _read_head(path: Path, kind: str) -> tuple[str, pd.Index]:
@@ -102,14 +152,6 @@ def _read_head(path: Path, kind: str) -> tuple[str, pd.Index]:
         separator = ";"
         head = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str)
     return separator, pd.Index(head.iloc[0].dropna())
-
-
-def _with_decimal_points(column: pd.Series) -> pd.Series:
-    """Numbers, if a column of texts holds nothing but numbers with decimal commas."""
-    known = column.dropna()
-    if pd.api.types.is_numeric_dtype(column) or not known.astype(str).str.fullmatch(_DECIMAL_COMMA).all():
-        return column
-    return pd.to_numeric(column.astype(str).str.replace(",", "."), errors="coerce")
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor
 from thalweg.energies.base import Energy
 from thalweg.energies.densities import AutoregressiveEnergy, GaussianMixtureEnergy
 
+_FARTHEST = 1e12
+
 
 class Rescaled(Energy):
     """The energy of rows in their own units, from one over (x - location) / scale.
@@ -27,7 +29,8 @@ class Rescaled(Energy):
         self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float64))
 
     def forth(self, x: Tensor) -> Tensor:
-        return ((x - self.location) / self.scale).float()
+        # Beyond that squares are infinite in single precision; a row so far out is as unlikely as one there.
+        return ((x - self.location) / self.scale).clamp(-_FARTHEST, _FARTHEST).float()
 
     def back(self, z: Tensor) -> Tensor:
         return self.location + self.scale * z.double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,10 @@ class TableInputs:
         if y is None:
             raise ValueError("This EnergyRegressor estimator requires y to be passed, but the target y is None")
         y = np.asarray(y)
+        if y.dtype.kind in "mM" or (y.dtype == object and _holds_times(y)):
+            raise ValueError(
+                "the target holds dates or spans of time: turn it into numbers, such as days since a date"
+            )
         if y.dtype == object or y.dtype.kind in "US":
             try:
                 y = y.astype(np.float64)
@@ -76,6 +81,12 @@ class TableInputs:
         if np.isinf(array).any():
             raise ValueError("Input X contains infinity or a value too large for dtype('float64').")
         return pd.DataFrame(array)
+
+
+def _holds_times(y: np.ndarray) -> bool:
+    return any(
+        isinstance(v, datetime.date | datetime.timedelta | np.datetime64 | np.timedelta64) for v in y.ravel()
+    )
 
 
 def _has_text(X: Any) -> bool:

@@ -14,7 +14,7 @@ import torch
 from scipy.stats import norm
 
 from thalweg.data.images import read_images
-from thalweg.data.tables import read_table
+from thalweg.data.tables import Cells, read_cells
 from thalweg.energies.machines import Gaussian
 from thalweg.estimators.belief import DeepBeliefNetwork
 from thalweg.estimators.boltzmann import RestrictedBoltzmannMachine
@@ -23,10 +23,8 @@ from thalweg.evaluation.density_baselines import GaussianBaseline
 from thalweg.runs.base import MODEL_NAME, Run, Tell, TextTable
 from thalweg.runs.settings import Verb
 from thalweg.runs.settings.boltzmann import BoltzmannSettings
-from thalweg.runs.states import Rows, as_categories, binary_rows, read_rows
+from thalweg.runs.states import Rows, binary_rows, read_rows
 from thalweg.runs.tables import (
-    as_numbers,
-    columns_of,
     completed_tables,
     few_held_out,
     model_settings,
@@ -69,7 +67,8 @@ class BoltzmannRun(Run):
     settings_class = BoltzmannSettings
     needed = frozenset(
         {"data", "shape", "columns", "constant", "types", "visible", "remarks", "rows", "training_rows",
-         "test_rows", "hidden", "log_normaliser", "log_normaliser_error", "scores", "held_out_log_prob"}
+         "test_rows", "hidden", "log_normaliser", "log_normaliser_error", "scores", "held_out_log_prob",
+         "kinds"}
     )  # fmt: skip
 
     @property
@@ -124,6 +123,7 @@ class BoltzmannRun(Run):
             "shape": data.shape,
             "columns": list(data.training.columns),
             "constant": data.constant,
+            "kinds": data.kinds,
             "types": data.types,
             "visible": data.kind,
             "remarks": [*data.remarks, *bound, *warned(model), *few_held_out(len(test)), *model.history_.events],
@@ -174,11 +174,11 @@ class BoltzmannRun(Run):
                 f"{self.folder} holds a deep belief network, which can't fill gaps: there is no exact way to draw "
                 "a row given a part of it. Fit with --kind deep or restricted"
             )
-        table = read_table(path)
-        refuse_counter(table, draws)
-        X = self._columns(table)
+        cells = read_cells(path)
+        refuse_counter(cells.table, draws)
+        X = self._columns(cells)
         filled = self.model.impute(X, n_draws=draws, random_state=seed)
-        return self._in_their_types(completed_tables(table, X, filled, self.figures["constant"]))
+        return completed_tables(cells.table, X, filled, self.figures["constant"])
 
     def _in_their_types(self, table: pd.DataFrame) -> pd.DataFrame:
         """Columns without gaps as the training table had them: whole numbers as such, truth values too."""
@@ -195,7 +195,7 @@ class BoltzmannRun(Run):
 
     def _asked(self, path: Path) -> pd.DataFrame:
         if self.shape is None:
-            return self._columns(read_table(path))
+            return self._columns(read_cells(path))
         pixels = read_images(path).pixels
         if list(pixels.shape[1:]) != self.shape:
             raise ValueError(
@@ -206,17 +206,16 @@ class BoltzmannRun(Run):
         cut = self.figures["visible"] == "binary" and not self.settings.grey
         return pd.DataFrame((flat > 0.5).astype(np.float64) if cut else flat, columns=self.columns)
 
-    def _columns(self, table: pd.DataFrame) -> pd.DataFrame:
-        columns, encoder = columns_of(table, self.columns), self.model.encoder_
-        empty = np.full(len(table), np.nan)
+    def _columns(self, cells: Cells) -> pd.DataFrame:
+        encoder = self.model.encoder_
+        known = {c: texts for c, texts in zip(self.columns, encoder.categories, strict=True) if texts}
+        found = cells.again(self.figures["kinds"], self.settings.missing, known)
         return pd.DataFrame(
             {
-                c: as_categories(columns[c], known)
-                if known
-                else empty
-                if columns[c].isna().all()
-                else as_numbers(columns[c])
-                for c, known in zip(self.columns, encoder.categories, strict=True)
+                c: found[c].astype(object).where(found[c].notna(), np.nan)
+                if self.figures["kinds"][c] == "text"
+                else found[c].to_numpy(np.float64, na_value=np.nan)
+                for c in self.columns
             }
         )
 

@@ -126,7 +126,7 @@ def _compared(
     settings: CompareSettings, tell: Callable[[str], None], add: Callable[[Contender], None]
 ) -> Comparison:
     begun = time.monotonic()
-    data = read_numbers(settings.data, settings.drop, settings.test_fraction, settings.seed)
+    data = read_numbers(settings)
     contenders = []
     for i, name in enumerate(settings.names):
         tell(f"{name} ({i + 1} of {len(settings.names)})")

@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from thalweg.data.tables import read_table
+from thalweg.data.tables import Cells, read_cells
 from thalweg.estimators.density import EnergyDensity
 from thalweg.evaluation.density_baselines import BASELINES, BesideAtoms
 from thalweg.runs.base import MODEL_NAME, Run, Tell, TextTable
 from thalweg.runs.settings.density import DensitySettings
 from thalweg.runs.tables import (
     Numbers,
-    as_numbers,
     atoms_in_words,
-    columns_of,
     completed_tables,
     few_held_out,
     model_settings,
@@ -42,7 +40,7 @@ class DensityRun(Run):
     settings_class = DensitySettings
     needed = frozenset(
         {"table", "columns", "constant", "remarks", "rows", "training_rows", "test_rows", "validation_nll",
-         "scores", "outliers", "held_out_log_prob"}
+         "scores", "outliers", "held_out_log_prob", "kinds"}
     )  # fmt: skip
 
     @property
@@ -53,7 +51,7 @@ class DensityRun(Run):
 
     @classmethod
     def read(cls, settings: DensitySettings) -> Numbers:
-        return read_numbers(settings.data, settings.drop, settings.test_fraction, settings.seed)
+        return read_numbers(settings)
 
     @classmethod
     def build(cls, settings: DensitySettings, data: Numbers, verbose: bool) -> EnergyDensity:
@@ -77,6 +75,7 @@ class DensityRun(Run):
             "table": Path(settings.data).name,
             "columns": list(data.training.columns),
             "constant": data.constant,
+            "kinds": {name: data.kinds[name] for name in data.training.columns},
             "remarks": data.remarks + _remarks(model, data) + few_held_out(len(rows)),
             "rows": data.n_rows,
             "training_rows": len(data.training),
@@ -114,25 +113,22 @@ class DensityRun(Run):
 
     def score(self, path: Path) -> pd.DataFrame:
         """How likely each row of a file is (see :func:`scored_rows`)."""
-        return scored_rows(self.model, self._columns(read_table(path)), self.figures["held_out_log_prob"])
+        return scored_rows(self.model, self._columns(read_cells(path)), self.figures["held_out_log_prob"])
 
     def impute(self, path: Path, draws: int = 1, seed: int = 0, candidates: int = 256) -> pd.DataFrame:
         """The table of a file with the gaps in the model's columns filled by draws given the rest of the row.
 
         Several filled tables are stacked, and a column ``imputation`` counts them from 1.
         """
-        table = read_table(path)
-        refuse_counter(table, draws)
-        X = self._columns(table)
+        cells = read_cells(path)
+        refuse_counter(cells.table, draws)
+        X = self._columns(cells)
         filled = self.model.impute(X, n_draws=draws, random_state=seed, n_candidates=candidates)
-        return completed_tables(table, X, filled, self.figures["constant"])
+        return completed_tables(cells.table, X, filled, self.figures["constant"])
 
-    def _columns(self, table: pd.DataFrame) -> pd.DataFrame:
-        columns = columns_of(table, self.columns)
-        empty = np.full(len(table), np.nan)
-        return pd.DataFrame(
-            {c: empty if columns[c].isna().all() else as_numbers(columns[c]) for c in self.columns}
-        )
+    def _columns(self, cells: Cells) -> pd.DataFrame:
+        found = cells.again(self.figures["kinds"], self.settings.missing)
+        return found.apply(lambda column: column.to_numpy(np.float64, na_value=np.nan))
 
     # -- what is shown of it -------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from thalweg.data.encoding import check_entries
-from thalweg.data.tables import read_table
+from thalweg.data.columns import row_of, to_numbers
+from thalweg.data.tables import Cells, read_cells
 from thalweg.data.target import check_target
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
 from thalweg.estimators.regressor import EnergyRegressor
@@ -21,16 +21,16 @@ from thalweg.runs.base import MODEL_NAME, Run, Tell, TextTable
 from thalweg.runs.folder import listed
 from thalweg.runs.settings.regression import RegressionSettings
 from thalweg.runs.tables import (
-    columns_of,
+    Typed,
     fingerprint_of,
     model_settings,
-    refuse_unknown_columns,
+    read_typed,
     split_rows,
     without_infinities,
 )
 
-_ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ].*)?$"
 _MAX_TEXTS = 32
+_ROWS_AT_ONCE = 10_000
 
 
 @dataclass
@@ -40,14 +40,16 @@ class Rows:
     Attributes:
         X: the inputs of all rows.
         y: the target ``[rows]``, or the targets ``[rows, K]``.
-        dates: columns of X that hold dates.
+        kinds: what each column of X is (see :data:`~thalweg.data.columns.KINDS`).
+        remarks: what a user should know about how the columns were read.
         training, test: positions of the training rows and of the held-out rows.
         fingerprint: a hash of the table.
     """
 
     X: pd.DataFrame
     y: np.ndarray
-    dates: list[str]
+    kinds: dict[str, str]
+    remarks: list[str]
     training: np.ndarray
     test: np.ndarray
     fingerprint: str
@@ -58,7 +60,7 @@ class RegressionRun(Run):
 
     settings_class = RegressionSettings
     needed = frozenset(
-        {"table", "inputs", "dates", "ignored", "remarks", "rows", "training_rows", "test_rows", "validation_nll",
+        {"table", "inputs", "kinds", "ignored", "remarks", "rows", "training_rows", "test_rows", "validation_nll",
          "scores"}
     )  # fmt: skip
 
@@ -79,11 +81,11 @@ class RegressionRun(Run):
 
     @classmethod
     def read(cls, settings: RegressionSettings) -> Rows:
-        table = read_table(Path(settings.data))
-        table.columns = table.columns.map(str)
-        X, y, dates = _split_columns(table, settings)
+        typed = read_typed(settings, settings.targets)
+        X, y = _split_columns(typed, settings)
         training, test = split_rows(len(X), settings.test_fraction, settings.seed)
-        return Rows(X, y, dates, training, test, fingerprint_of(table.drop(columns=settings.drop)))
+        kinds = {name: typed.kinds[name] for name in X.columns}
+        return Rows(X, y, kinds, typed.remarks, training, test, fingerprint_of(typed.table))
 
     @classmethod
     def build(cls, settings: RegressionSettings, data: Rows, verbose: bool) -> EnergyRegressor:
@@ -114,9 +116,9 @@ class RegressionRun(Run):
         return {
             "table": Path(settings.data).name,
             "inputs": list(data.X.columns),
-            "dates": data.dates,
+            "kinds": data.kinds,
             "ignored": model.encoder_.ignored,
-            "remarks": _remarks(data.X, data.y, model, settings) + not_trusted_in_words(scores),
+            "remarks": data.remarks + _remarks(data.X, data.y, model, settings) + not_trusted_in_words(scores),
             "rows": len(data.X),
             "training_rows": len(data.training),
             "test_rows": len(data.test),
@@ -134,7 +136,7 @@ class RegressionRun(Run):
             [data.X, pd.DataFrame(data.y, columns=settings.targets, index=data.X.index)], axis=1
         )
         cls.keep_rows(folder, everything.iloc[data.training], everything.iloc[data.test], settings.seed)
-        origin = ("table", "inputs", "dates", "training_rows", "test_rows", "scores")
+        origin = ("table", "inputs", "kinds", "training_rows", "test_rows", "scores")
         cls.keep_model(
             folder, model, {name: figures[name] for name in origin} | {"targets": settings.targets}, settings
         )
@@ -158,9 +160,7 @@ class RegressionRun(Run):
             levels = [float(p) for p in quantiles.split(",") if p.strip()]
         except ValueError:
             raise ValueError(f"--quantiles takes numbers separated by commas, got {quantiles!r}") from None
-        return self.predict_table(
-            read_table(path), quantiles=levels, coverage=coverage, n_samples=samples, seed=seed
-        )
+        return self._predict(read_cells(path), levels, coverage, samples, seed)
 
     def predict_table(
         self,
@@ -170,7 +170,6 @@ class RegressionRun(Run):
         coverage: float,
         n_samples: int = 0,
         seed: int = 0,
-        chunk_rows: int = 10_000,
     ) -> pd.DataFrame:
         """The predictions for a table, one line for each of its rows.
 
@@ -183,19 +182,25 @@ class RegressionRun(Run):
         Raises:
             ValueError: if the table lacks a column that the model was trained on, or a value can't be used.
         """
+        named = table.set_axis(table.columns.map(str), axis=1).reset_index(drop=True)
+        return self._predict(Cells(named), quantiles, coverage, n_samples, seed)
+
+    def _predict(
+        self, cells: Cells, quantiles: list[float], coverage: float, n_samples: int, seed: int
+    ) -> pd.DataFrame:
         for p in quantiles:
             if not 0 < p < 1:
                 raise ValueError(f"a quantile must lie strictly between 0 and 1, got {p:g}")
         if not 0 < coverage < 1:
             raise ValueError(f"the coverage must lie strictly between 0 and 1, got {coverage:g}")
-        X = _with_dates(columns_of(table, list(self.figures["inputs"])), self.figures["dates"])
-        table = table.set_axis(table.columns.map(str), axis=1)
-        rng = np.random.RandomState(seed)
-        parts = []
-        for start in range(0, len(X), chunk_rows):
-            rows = slice(start, start + chunk_rows)
+        known = {c["name"]: c["values"] for c in self.model.encoder_.columns if c["kind"] == "category"}
+        X = cells.again(self.figures["kinds"], self.settings.missing, known)
+        rng, parts = np.random.RandomState(seed), []
+        for start in range(0, len(X), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
             distribution = self.model.predict_distribution(X.iloc[rows])
-            parts.append(_predictions(self, distribution, table.iloc[rows], quantiles, coverage, n_samples, rng))
+            truth = cells._replace(table=cells.table.iloc[rows])
+            parts.append(_predictions(self, distribution, truth, quantiles, coverage, n_samples, rng))
         return pd.concat(parts, ignore_index=True)
 
     # -- what is shown of it -------------------------------------------------------------------------
@@ -243,41 +248,34 @@ def _cell(value: float, name: str) -> str:
     return f"{100 * value:.1f} %" if name == "coverage" else f"{value:.4g}" if name != "nll" else f"{value:.4f}"
 
 
-def _split_columns(
-    table: pd.DataFrame, settings: RegressionSettings
-) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
-    name = Path(settings.data).name
-    refuse_unknown_columns(settings.named_columns, list(table.columns), name)
-    y = np.column_stack([_numbers(table[t], t) for t in settings.targets])
-    X = table.drop(columns=[*settings.targets, *(d for d in settings.drop if d not in settings.targets)])
+def _split_columns(typed: Typed, settings: RegressionSettings) -> tuple[pd.DataFrame, np.ndarray]:
+    name, table = Path(settings.data).name, typed.table
+    y = np.column_stack([_numbers(table[t], typed.kinds[t]) for t in settings.targets])
+    X = table.drop(columns=settings.targets)
     if X.shape[1] == 0:
         raise ValueError(f"{name} has no column left to predict from")
     if len(X) < 10:
         raise ValueError(f"{name} has {len(X)} rows: at least 10 are needed")
-    for column in X.columns:
-        if pd.api.types.is_object_dtype(X[column]):
-            check_entries(X[column])
-    dates = [c for c in X.columns if _looks_like_date(X[c])]
-    X = _with_dates(X, dates)
-    dates += [c for c in X.columns if pd.api.types.is_datetime64_any_dtype(X[c]) and c not in dates]
-    return X, y[:, 0] if y.shape[1] == 1 else y, dates
+    return X, y[:, 0] if y.shape[1] == 1 else y
 
 
-def _numbers(column: pd.Series, name: str) -> np.ndarray:
-    if not pd.api.types.is_numeric_dtype(column):
-        converted = pd.to_numeric(column, errors="coerce")
-        bad = column[converted.isna() & column.notna()]
-        if len(bad):
-            example = f"{bad.iloc[0]!r} in row {bad.index[0]}"
-            raise ValueError(
-                f"the target {name!r} must hold numbers, but has {example}: correct or remove such rows"
-            )
-        column = converted
+def _numbers(column: pd.Series, kind: str) -> np.ndarray:
+    if kind in ("date", "span"):
+        what = "dates" if kind == "date" else "spans of time"
+        raise ValueError(
+            f"the target {column.name!r} holds {what}: turn it into a number first, such as days since a date"
+        )
+    if kind == "text":
+        known = column.dropna()
+        raise ValueError(
+            f"the target {column.name!r} must hold numbers, but has {known.iloc[0]!r} in row {row_of(known)}: "
+            "correct or remove such rows"
+        )
     values = column.to_numpy(np.float64, na_value=np.nan)
     try:
         check_target(values[:, None])
     except ValueError as error:
-        raise ValueError(f"column {name!r}: {error}") from None
+        raise ValueError(f"column {column.name!r}: {error}") from None
     return values
 
 
@@ -385,7 +383,7 @@ def _remarks(X: pd.DataFrame, y: np.ndarray, model: EnergyRegressor, settings: R
 def _predictions(
     run: RegressionRun,
     distribution: PredictiveDistribution | MultivariateDistribution,
-    table: pd.DataFrame,
+    cells: Cells,
     quantiles: list[float],
     coverage: float,
     n_samples: int,
@@ -417,11 +415,11 @@ def _predictions(
         draws = distribution.sample(n_samples, rng)
         for i in range(n_samples):
             add(f"sample_{i + 1}", draws[:, i])
-    if all(t in table.columns for t in run.targets):
-        truth = table[run.targets].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    if all(t in cells.table.columns for t in run.targets):
+        truth = _truth_of(cells, run.targets, run.settings.missing)
         known = np.isfinite(truth).all(1)
         if known.any():
-            log_prob, pit = np.full(len(table), np.nan), np.full(len(table), np.nan)
+            log_prob, pit = np.full(len(truth), np.nan), np.full(len(truth), np.nan)
             # Rows without the truth are scored at any value, and left empty.
             filled = np.where(known[:, None], truth, np.asarray(run.model.location_))
             if isinstance(distribution, PredictiveDistribution):
@@ -451,26 +449,7 @@ def not_trusted_in_words(scores: dict[str, Any]) -> list[str]:
     ]
 
 
-def _looks_like_date(column: pd.Series) -> bool:
-    """Whether a column of texts holds nothing but dates as 2024-05-31, with a time or without."""
-    if pd.api.types.is_numeric_dtype(column) or isinstance(column.dtype, pd.CategoricalDtype):
-        return False
-    known = column.dropna()
-    if not len(known) or not known.map(lambda v: isinstance(v, str)).all():
-        return False
-    if not known.str.match(_ISO_DATE).all():
-        return False
-    return bool(pd.to_datetime(known, format="ISO8601", errors="coerce", utc=True).notna().all())
-
-
-def _with_dates(X: pd.DataFrame, dates: list[str]) -> pd.DataFrame:
-    X = X.copy()
-    for name in dates:
-        column = X[name]
-        parsed = pd.to_datetime(column, format="ISO8601", errors="coerce", utc=True).dt.tz_localize(None)
-        bad = column[parsed.isna() & column.notna()]
-        if len(bad):
-            example = f"{bad.iloc[0]!r} in row {bad.index[0]}"
-            raise ValueError(f"column {name!r} held dates in training, but has {example}: write it as 2024-05-31")
-        X[name] = parsed
-    return X
+def _truth_of(cells: Cells, targets: list[str], missing: list[str]) -> np.ndarray:
+    """The targets of rows that are predicted ``[rows, K]``; NaN where they are not known, or no numbers."""
+    found = [to_numbers(cells.table[target], missing, cells.decimal) for target in targets]
+    return np.column_stack(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from thalweg.data.encoding import is_number
 from thalweg.data.images import Images, read_images
 from thalweg.data.states import StateEncoder
 from thalweg.data.target import whole_numbers
 from thalweg.runs.folder import listed
 from thalweg.runs.settings.boltzmann import BoltzmannSettings
-from thalweg.runs.tables import as_numbers, fingerprint_of, read_numbers, split_rows
+from thalweg.runs.tables import Typed, as_numbers, fingerprint_of, read_numbers, split_rows
 
 _MOST_CATEGORIES = 50
 
@@ -29,6 +27,7 @@ class Rows:
     Attributes:
         training, test: complete rows.
         encoder: how rows become states of the visible units.
+        kinds: what each column of a table is, without constant ones.
         types: the type of each column of a table, constant ones included: "text", "truth", "whole" or "number".
         shape: (C, H, W) for images, None for a table.
         constant: columns that were left out because they never change, with their values.
@@ -41,6 +40,7 @@ class Rows:
     training: pd.DataFrame
     test: pd.DataFrame
     encoder: StateEncoder
+    kinds: dict[str, str]
     types: dict[str, str]
     shape: list[int] | None
     constant: dict[str, Any]
@@ -73,13 +73,7 @@ def _table_rows(settings: BoltzmannSettings) -> Rows:
     if settings.grey:
         raise ValueError("--grey is for images")
     types: dict[str, str] = {}
-    found = read_numbers(
-        settings.data,
-        settings.drop,
-        settings.test_fraction,
-        settings.seed,
-        partial(_as_states, visible=settings.visible, types=types),
-    )
+    found = read_numbers(settings, partial(_as_states, visible=settings.visible, types=types))
     training, test = found.training, found.test
     # Numbers of a table are not read as probabilities.
     visible = "mixed" if settings.visible == "auto" else settings.visible
@@ -102,14 +96,18 @@ def _table_rows(settings: BoltzmannSettings) -> Rows:
         )
     test = test[known]
     encoder.encode(test.to_numpy(), training.columns)
-    return Rows(training, test, encoder, types, None, found.constant, remarks, found.n_rows, found.fingerprint)
+    kinds = {str(name): found.kinds[name] for name in training.columns}
+    return Rows(
+        training, test, encoder, kinds, types, None, found.constant, remarks, found.n_rows, found.fingerprint
+    )
 
 
 def _image_rows(settings: BoltzmannSettings, images: Images) -> Rows:
     if settings.visible in ("categorical", "mixed"):
         raise ValueError("pixels are all of one kind: give --visible auto, binary or gaussian")
-    if settings.drop:
-        raise ValueError("--drop is for columns of tables")
+    for option in ("drop", "text", "missing"):
+        if getattr(settings, option):
+            raise ValueError(f"--{option} is for columns of tables")
     flat = images.pixels.reshape(len(images.pixels), -1).astype(np.float64)
     kind = "binary" if settings.visible == "auto" else settings.visible
     two = bool(((flat == 0) | (flat == 1)).all())
@@ -131,6 +129,7 @@ def _image_rows(settings: BoltzmannSettings, images: Images) -> Rows:
         table.iloc[test],
         StateEncoder(kind).fit(table.iloc[training].to_numpy(), table.columns),
         {},
+        {},
         list(images.pixels.shape[1:]),
         {},
         remarks,
@@ -140,9 +139,10 @@ def _image_rows(settings: BoltzmannSettings, images: Images) -> Rows:
     )
 
 
-def _as_states(table: pd.DataFrame, visible: str, types: dict[str, str]) -> pd.DataFrame:
+def _as_states(typed: Typed, visible: str, types: dict[str, str]) -> pd.DataFrame:
     """Columns as numbers or as categories; what they are goes to ``types``."""
-    types.update({c: _type_of(table[c]) for c in table.columns})
+    table = typed.table
+    types.update({c: _type_of(table[c], typed.kinds[c]) for c in table.columns})
     constant = {c for c in table.columns if table[c].nunique() == 1}  # they say nothing of the others
     mixed = visible in ("auto", "mixed")
     return pd.DataFrame(
@@ -155,48 +155,24 @@ def _as_states(table: pd.DataFrame, visible: str, types: dict[str, str]) -> pd.D
     )
 
 
-def _type_of(column: pd.Series) -> str:
-    if not is_number(column):
-        return "text"
-    known = column.dropna()
-    if len(known) and known.map(lambda v: isinstance(v, bool | np.bool_)).all():
-        return "truth"
-    if not pd.api.types.is_numeric_dtype(column) and known.dtype != object:
-        return "number"  # dates and spans, which are refused
-    values = known.to_numpy(np.float64)
+def _type_of(column: pd.Series, kind: str) -> str:
+    if kind != "number":
+        return kind if kind in ("text", "truth") else "number"  # dates and spans, which are refused
+    values = column.dropna().to_numpy(np.float64)
     return "whole" if len(values) and whole_numbers(values).all() else "number"
 
 
-def as_categories(column: pd.Series, known: Sequence[Any] = ()) -> pd.Series:
-    """A column as texts, or as numbers if all values are numbers; a later file follows the known categories."""
+def as_categories(column: pd.Series) -> pd.Series:
+    """A column as texts, or as numbers if it holds numbers; gaps are NaN."""
     n = column.nunique()
     if n > _MOST_CATEGORIES:
-        numbers = pd.to_numeric(column, errors="coerce")
-        odd = column[numbers.isna() & column.notna()]
-        hint = ""
-        if 0 < len(odd) < len(column) / 2:
-            example = f"{odd.iloc[0]!r} in row {int(odd.index[0]) + 1}"
-            hint = f"it holds numbers except for texts such as {example}: correct these, or "
         raise ValueError(
             f"column {column.name!r} has {n} different values, too many for categories (at most "
-            f"{_MOST_CATEGORIES}): {hint}leave it out (--drop)"
+            f"{_MOST_CATEGORIES}): leave it out (--drop)"
         )
-    if any(isinstance(v, str) for v in known):
-        # A file that lacks the texts of the training table has numbers where that had "1".
-        kept = column.map(lambda v: _text(v, known), na_action="ignore")
-    elif is_number(column):
-        kept = column.astype(float)
-    elif known:
-        numbers = pd.to_numeric(column, errors="coerce")
-        kept = numbers.astype(object).where(numbers.notna(), column)
-    else:
-        kept = column.map(str, na_action="ignore")
-    return kept.astype(object).where(column.notna(), np.nan)
-
-
-def _text(value: Any, known: Sequence[Any]) -> str:
-    text = str(value)
-    return str(int(value)) if text not in known and isinstance(value, float) and value.is_integer() else text
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.astype(object).where(column.notna(), np.nan)
+    return pd.Series(as_numbers(column), column.index, name=column.name).astype(object)
 
 
 def binary_rows(rows: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from thalweg.data.encoding import is_number
-from thalweg.data.tables import column_names, read_table
+from thalweg.data.columns import decide, row_of
+from thalweg.data.tables import column_names, read_cells
 from thalweg.data.target import find_atoms, find_resolution
 from thalweg.runs.folder import listed
 from thalweg.runs.settings import Settings
@@ -28,6 +28,7 @@ class Numbers:
     Attributes:
         training, test: complete rows, indexed by their places in the table.
         constant: columns that were left out because they never change, with their values.
+        kinds: what each column of the table is.
         remarks: what a user should know about how the table was read.
         n_rows: number of rows in the table.
         fingerprint: a hash of the table.
@@ -36,41 +37,70 @@ class Numbers:
     training: pd.DataFrame
     test: pd.DataFrame
     constant: dict[str, Any]
+    kinds: dict[str, str]
     remarks: list[str]
     n_rows: int
     fingerprint: str
 
 
-def numbers_of(table: pd.DataFrame) -> pd.DataFrame:
+class Typed(NamedTuple):
+    """A table whose columns have the types that suit them.
+
+    Attributes:
+        table: the columns that are not dropped.
+        kinds: what each is, one of :data:`~thalweg.data.columns.KINDS`.
+        remarks: what a user should know about how they were read.
+    """
+
+    table: pd.DataFrame
+    kinds: dict[str, str]
+    remarks: list[str]
+
+
+def read_typed(settings: Any, kept: Collection[str] = ()) -> Typed:
+    """Read the table of a task, and decide what its columns are.
+
+    Args:
+        settings: with ``data``, ``drop``, ``text`` and ``missing``.
+        kept: columns that are not dropped even if the settings say so.
+
+    Raises:
+        ValueError: for columns that there are not, or that are in doubt; in words.
+    """
+    path = Path(settings.data)
+    cells = read_cells(path)
+    refuse_unknown_columns(settings.named_columns, list(cells.table.columns), path.name)
+    table = cells.table.drop(columns=[name for name in settings.drop if name not in kept])
+    if table.shape[1] == 0:
+        raise ValueError(f"{path.name} has no column left")
+    found = cells._replace(table=table).decided(settings.text, settings.missing)
+    return Typed(
+        pd.DataFrame({name: column.values for name, column in found.items()}),
+        {name: column.kind for name, column in found.items()},
+        [remark for column in found.values() for remark in column.remarks],
+    )
+
+
+def numbers_of(typed: Typed) -> pd.DataFrame:
     """The columns as float64."""
-    return pd.DataFrame({c: as_numbers(table[c]) for c in table.columns})
+    return pd.DataFrame({c: as_numbers(typed.table[c]) for c in typed.table.columns})
 
 
-def read_numbers(
-    path: str,
-    drop: list[str],
-    test_fraction: float,
-    seed: int,
-    convert: Callable[[pd.DataFrame], pd.DataFrame] = numbers_of,
-) -> Numbers:
+def read_numbers(settings: Any, convert: Callable[[Typed], pd.DataFrame] = numbers_of) -> Numbers:
     """Read a table, leave out rows with gaps and constant columns, and split the rows.
 
     Args:
+        settings: of a task on tables.
         convert: turns the columns into those that a model takes.
 
     Raises:
         ValueError: for columns that a model can't take, or too few complete rows; in words.
     """
-    table = read_table(Path(path))
-    table.columns = table.columns.map(str)
-    name = Path(path).name
-    refuse_unknown_columns(drop, list(table.columns), name)
-    table = table.drop(columns=drop)
-    if table.shape[1] == 0:
-        raise ValueError(f"{name} has no column left")
+    name, typed = Path(settings.data).name, read_typed(settings)
+    table, test_fraction, seed = typed.table, settings.test_fraction, settings.seed
     fingerprint = fingerprint_of(table)
-    numbers = convert(table)
-    remarks = []
+    numbers = convert(typed)
+    remarks = list(typed.remarks)
     complete = numbers.dropna()
     if len(complete) < 10:
         gaps = numbers.isna().sum().sort_values(ascending=False)
@@ -95,7 +125,7 @@ def read_numbers(
         steps = numbers[column].diff().iloc[1:]
         if len(steps) and (steps == 1).all():
             remarks.append(f"Column {column!r} numbers the rows: leave it out (--drop) unless it means something.")
-    return Numbers(training, test, constant, remarks, len(table), fingerprint)
+    return Numbers(training, test, constant, typed.kinds, remarks, len(table), fingerprint)
 
 
 def refuse_unknown_columns(named: list[str], known: list[str], file: str) -> None:
@@ -122,19 +152,19 @@ def as_numbers(column: pd.Series) -> np.ndarray:
     Raises:
         ValueError: if it holds something else.
     """
-    if pd.api.types.is_datetime64_any_dtype(column):
+    found = decide(column)
+    if found.kind in ("date", "span"):
+        what = "dates" if found.kind == "date" else "spans of time"
         raise ValueError(
-            f"column {column.name!r} holds dates, and a density is over numbers: leave it out (--drop)"
+            f"column {column.name!r} holds {what}, and a density is over numbers: leave it out (--drop)"
         )
-    converted = pd.to_numeric(column, errors="coerce") if not is_number(column) else pd.to_numeric(column)
-    bad = column[converted.isna() & column.notna()]
-    if len(bad):
-        example = f"{bad.iloc[0]!r} in row {int(bad.index[0]) + 1}"
+    if found.kind == "text":
+        known = found.values.dropna()
         raise ValueError(
-            f"column {column.name!r} holds texts ({example}), and a density is over numbers: correct the row, or "
-            f"fit without the column (--drop {column.name!r})"
+            f"column {column.name!r} holds texts ({known.iloc[0]!r} in row {row_of(known)}), and a density is "
+            f"over numbers: correct the rows, or fit without the column (--drop {column.name!r})"
         )
-    values = converted.to_numpy(np.float64, na_value=np.nan)
+    values = found.values.to_numpy(np.float64, na_value=np.nan)
     if np.isnan(values).all():
         raise ValueError(f"column {column.name!r} has no value at all: leave it out (--drop)")
     if np.isinf(values).any():
@@ -162,9 +192,10 @@ def fingerprint_of(table: pd.DataFrame) -> str:
 def completed_tables(
     table: pd.DataFrame, known: pd.DataFrame, filled: np.ndarray, constant: dict[str, Any]
 ) -> pd.DataFrame:
-    """A table with its gaps filled, once for each imputation, one below the other.
+    """A table with its gaps filled, once for each imputation, one below the other; all else stays as it was.
 
     Args:
+        table: as it stands in the file.
         known: the model's columns of the table ``[rows, columns]``.
         filled: ``[n, rows, columns]``.
         constant: columns that never changed, with their values.
@@ -172,27 +203,32 @@ def completed_tables(
     n, stacked = len(filled), []
     for i in range(n):
         completed = table.copy()
-        completed.columns = completed.columns.map(str)
         for k, name in enumerate(known.columns):
             gaps = known[name].isna().to_numpy()
             if gaps.any():
-                completed[name] = np.where(gaps, filled[i, :, k], known[name])
+                completed[name] = _with_filled(completed[name], gaps, filled[i, :, k])
         for name, value in constant.items():
-            if name in completed.columns and completed[name].isna().any():
-                completed[name] = completed[name].fillna(value)
+            if name in completed.columns:
+                gaps = completed[name].isna() | (completed[name] == "")
+                if gaps.any():
+                    completed[name] = _with_filled(completed[name], gaps.to_numpy(), np.full(len(table), value))
+        # An empty text would be written as "", and a gap as nothing.
+        completed = completed.mask(completed == "", None)
         if n > 1:
             completed.insert(0, "imputation", i + 1)
         stacked.append(completed)
     return pd.concat(stacked, ignore_index=True)
 
 
-def columns_of(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """The columns that a model was trained on."""
-    table = table.set_axis(table.columns.map(str), axis=1)
-    missing = [c for c in names if c not in table.columns]
-    if missing:
-        raise ValueError(f"the table lacks {listed(missing)}, which the model was trained on")
-    return table[names]
+def _with_filled(column: pd.Series, gaps: np.ndarray, values: np.ndarray) -> pd.Series:
+    """Values put into the gaps of a column: into texts as texts, whole numbers without a point."""
+    if pd.api.types.is_numeric_dtype(column) and not column.isna().all():
+        numbers = column.to_numpy(np.float64, na_value=np.nan)
+        return pd.Series(np.where(gaps, values.astype(np.float64), numbers), column.index)
+    written = [str(int(v)) if isinstance(v, float) and v.is_integer() else v for v in values.tolist()]
+    out = column.astype(object).copy()
+    out[gaps] = [v for v, gap in zip(written, gaps, strict=True) if gap]
+    return out
 
 
 def scored(log_prob: np.ndarray) -> dict[str, Any]:

@@ -8,6 +8,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+# Of tasks on tables.
+TEXT_HELP = "Column to read as texts (categories), whatever it holds; repeat the option for several."
+MISSING_HELP = "Word that stands for a gap, such as -9999; repeat the option for several."
+
 
 def option(
     default: Any,
@@ -17,6 +21,7 @@ def option(
     least: float | None = None,
     choices: Sequence[str] = (),
     hidden: bool = False,
+    columns: bool = True,
 ) -> Any:
     """A field of :class:`Settings` that is an option of ``thalweg fit``.
 
@@ -28,8 +33,16 @@ def option(
         least: the least value that it takes.
         choices: the values that it takes.
         hidden: whether the help leaves it out.
+        columns: whether a list of texts names columns.
     """
-    metadata = {"help": help, "flags": tuple(flags), "least": least, "choices": tuple(choices), "hidden": hidden}
+    metadata = {
+        "help": help,
+        "flags": tuple(flags),
+        "least": least,
+        "choices": tuple(choices),
+        "hidden": hidden,
+        "columns": columns,
+    }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -102,8 +115,9 @@ class Settings:
 
     @property
     def named_columns(self) -> list[str]:
-        """The columns that the options name: those of every option that takes a list of texts."""
-        lists = [getattr(self, entry.name) for entry in fields(self) if entry.metadata]
+        """The columns that the options name."""
+        named = [entry.name for entry in fields(self) if entry.metadata and entry.metadata["columns"]]
+        lists = [getattr(self, name) for name in named]
         return [one for values in lists if isinstance(values, list) for one in values if isinstance(one, str)]
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from thalweg.runs.settings.base import RunSettings, Verb, option
+from thalweg.runs.settings.base import MISSING_HELP, TEXT_HELP, RunSettings, Verb, option
 
 KINDS = ("restricted", "deep", "belief")
 VISIBLE = ("auto", "binary", "gaussian", "categorical", "mixed")
@@ -38,6 +38,8 @@ class BoltzmannSettings(RunSettings):
     needs_test_rows = True
 
     drop: list[str] = option([], "Column of a table to leave out; repeat the option for several.")
+    text: list[str] = option([], TEXT_HELP)
+    missing: list[str] = option([], MISSING_HELP, columns=False)
     visible: str = option("auto", "Kind of the visible units.", choices=VISIBLE)
     kind: str = option(
         "restricted",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from thalweg.objectives.names import DENSITY
-from thalweg.runs.settings.base import Settings, option
+from thalweg.runs.settings.base import MISSING_HELP, TEXT_HELP, Settings, option
 
 OBJECTIVES = ("auto", *DENSITY)
 
@@ -26,6 +26,8 @@ class CompareSettings(Settings):
 
     test_fraction: float = option(0.2, "Share of the rows that are held out for the figures.")
     drop: list[str] = option([], "Column to leave out; repeat the option for several.")
+    text: list[str] = option([], TEXT_HELP)
+    missing: list[str] = option([], MISSING_HELP, columns=False)
     objectives: str = option(
         ",".join(OBJECTIVES), "Names of the methods, separated by commas, such as auto,nce,dsm."
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from thalweg.objectives.names import DENSITY
-from thalweg.runs.settings.base import RunSettings, Verb, option
+from thalweg.runs.settings.base import MISSING_HELP, TEXT_HELP, RunSettings, Verb, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,8 @@ class DensitySettings(RunSettings):
     }
 
     drop: list[str] = option([], "Column to leave out; repeat the option for several.")
+    text: list[str] = option([], TEXT_HELP)
+    missing: list[str] = option([], MISSING_HELP, columns=False)
     objective: str = option(
         "auto",
         "How the energy learns; 'auto' normalises exactly, and `thalweg compare density` compares them all.",

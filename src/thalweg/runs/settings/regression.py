@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from thalweg.objectives.names import CONDITIONAL
-from thalweg.runs.settings.base import RunSettings, Verb, option
+from thalweg.runs.settings.base import MISSING_HELP, TEXT_HELP, RunSettings, Verb, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,8 @@ class RegressionSettings(RunSettings):
 
     targets: list[str] = option([], "Column to predict; repeat the option for several.", flags=("--target", "-t"))
     drop: list[str] = option([], "Column to leave out; repeat the option for several.")
+    text: list[str] = option([], TEXT_HELP)
+    missing: list[str] = option([], MISSING_HELP, columns=False)
     objective: str = option(
         "auto",
         "How the energy learns; 'auto' chooses the best objective that suits the target.",
