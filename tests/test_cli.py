@@ -87,7 +87,7 @@ def test_fit_writes_a_run_and_tells_of_it(call, tmp_path: Path) -> None:
     }
     figures = json.loads((run / "figures.json").read_text())
     assert figures["test_rows"] == 16
-    assert figures["dates"] == ["sold"]
+    assert [name for name, kind in figures["kinds"].items() if kind == "date"] == ["sold"]
     assert figures["inputs"] == ["sold", "district", "area", "always"]
     assert set(figures["scores"]) == {"thalweg", "Gaussian by least squares", "gradient boosting, quantiles"}
 
@@ -162,14 +162,16 @@ def test_predict_writes_what_was_asked(call, fitted, tmp_path: Path) -> None:
     assert frame["log_prob"].isna().tolist() == [i == 3 for i in range(160)]
 
 
-def test_prediction_in_chunks_is_the_same(fitted) -> None:
+def test_prediction_in_chunks_is_the_same(fitted, monkeypatch) -> None:
+    from thalweg.runs import regression
     from thalweg.runs.base import load_run
 
     table, run = fitted
     rows = pd.read_csv(table)
     asked = {"quantiles": [0.3], "coverage": 0.5, "n_samples": 1}
     whole = load_run(run).predict_table(rows, **asked)
-    parts = load_run(run).predict_table(rows, chunk_rows=37, **asked)
+    monkeypatch.setattr(regression, "_ROWS_AT_ONCE", 37)
+    parts = load_run(run).predict_table(rows, **asked)
     pd.testing.assert_frame_equal(whole, parts, rtol=1e-4)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,6 +18,23 @@ if TYPE_CHECKING:
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+_ASCII = {"±": "+-", "≤": "<=", "≥": ">=", "…": "..."}
+
+
+def write_any_text() -> None:
+    """Have stdout and stderr write what their encoding lacks in ASCII, instead of ending the command."""
+    codecs.register_error("thalweg.ascii", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="thalweg.ascii")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """Handle an encoding error: a "?" would lose whether a target is a least or a greatest value."""
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    return "".join(_ASCII.get(c, c.encode("ascii", "backslashreplace").decode()) for c in lacking), error.end
 
 
 def say_error(message: str) -> None:
@@ -88,10 +107,24 @@ def write_result(result: Any, path: Path | None, what: str) -> None:
         write_images(result, path)
         err.print(f"{len(result)} images written to {escape(str(path))}", soft_wrap=True)
     elif path is None:
-        result.to_csv(sys.stdout, index=False)
-        sys.stdout.flush()
+        _write_csv(result)
     else:
         from thalweg.data.tables import write_table
 
         write_table(result, path)
         err.print(f"{len(result)} {what} written to {escape(str(path))}")
+
+
+def _write_csv(table: Any) -> None:
+    """Write a table to stdout, as UTF-8 whatever the encoding of stdout.
+
+    The table is data for a file or another program: it has the bytes that a file named with --out would have,
+    which can be read back, while letters that the encoding of stdout lacks would be lost.
+    """
+    text = table.to_csv(index=False)
+    sys.stdout.flush()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.buffer.write(text.encode())
+    else:  # a stream that has no bytes beneath, as of a notebook or a test
+        sys.stdout.write(text)
+    sys.stdout.flush()

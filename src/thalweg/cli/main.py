@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from thalweg.cli.compare import add_comparisons
-from thalweg.cli.console import say_error
+from thalweg.cli.console import say_error, write_any_text
 from thalweg.cli.demo import demo
 from thalweg.cli.fit import add_tasks
 from thalweg.cli.reproduce import reproduce
@@ -51,6 +51,7 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Run the command and exit: 0 only on success; an error is one line that says what to do."""
+    write_any_text()
     usage_error: Any = typer.BadParameter.__base__
     try:
         code = build()(standalone_mode=False, prog_name="thalweg") or 0

@@ -167,9 +167,12 @@ def _ask(
             raise ValueError(f"--{name} does not apply to a run of `thalweg fit {settings.task}`: leave it out")
     if data is not None and not data.exists():
         raise ValueError(f"there is no file {data}")
+    from thalweg.data.tables import check_writable
     from thalweg.runs.base import load_run
 
     run = load_run(run_folder)
+    if out_file is not None and not run.makes_images(verb):
+        check_writable(out_file)
     if run.makes_images(verb) and out_file is None:
         raise ValueError("name an .npz or a folder for the images with --out")
     given = {name: value for name, value in options.items() if name in taken}

@@ -5,7 +5,8 @@ from thalweg._lazy import lazily
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
-        "encoding": ["TableEncoder", "check_entries", "is_number"],
+        "columns": ["Column", "KINDS", "as_text", "check_entries", "decide", "read_as"],
+        "encoding": ["TableEncoder", "is_number"],
         "images": [
             "Images",
             "as_images",
@@ -41,7 +42,7 @@ __getattr__, __dir__, __all__ = lazily(
         "states": ["KINDS", "StateEncoder"],
         "synthetic": ["BRANCHES", "FUNNEL", "ToyProblem", "mean_kl"],
         "systems": ["Series", "ar1", "bimodal_noise", "chen", "gaussian_noise"],
-        "tables": ["read_table", "write_table"],
+        "tables": ["Cells", "check_writable", "read_cells", "read_table", "write_table"],
         "tanks": ["lagged", "load_tanks", "simulate_tanks"],
         "target": [
             "check_target",

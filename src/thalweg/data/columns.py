@@ -42,8 +42,8 @@ class Column(NamedTuple):
     """A column whose kind is known.
 
     Attributes:
-        values: numbers as ``int64`` or ``float64``, dates as ``datetime64`` in UTC, spans as ``timedelta64``,
-            truth values as ``bool`` (``object`` beside gaps), texts as a categorical; gaps are NaN, NaT or None.
+        values: numbers as ``int64`` or ``float64``, dates as ``datetime64`` in UTC, spans in days, truth values as
+            ``bool`` (``object`` beside gaps), texts as a categorical; gaps are NaN, NaT or None.
         kind: one of :data:`KINDS`.
         remarks: what a user should know about how it was read.
     """
@@ -136,7 +136,7 @@ def _native(column: pd.Series) -> Column:
     if pd.api.types.is_datetime64_any_dtype(dtype):
         return Column(column.dt.tz_convert("UTC").dt.tz_localize(None) if column.dt.tz else column, "date")
     if pd.api.types.is_timedelta64_dtype(dtype):
-        return Column(column, "span")
+        return Column(_days(column), "span")
     if pd.api.types.is_bool_dtype(dtype) and not pd.api.types.is_object_dtype(dtype):
         whole = not column.isna().any()
         values = column.astype(bool) if whole else column.astype(object).where(column.notna(), None)
@@ -152,6 +152,10 @@ def _native(column: pd.Series) -> Column:
     raise ValueError(f"column {column.name!r} has the type {dtype}: give numbers, texts or dates")
 
 
+def _days(spans: pd.Series) -> pd.Series:
+    return spans / pd.Timedelta(days=1)
+
+
 def _floats(column: pd.Series) -> pd.Series:
     return pd.Series(column.to_numpy(np.float64, na_value=np.nan), column.index, name=column.name)
 
@@ -165,7 +169,7 @@ def _of_objects(column: pd.Series) -> Column:
         values = pd.to_datetime(column, utc=True).dt.tz_localize(None) if inferred != "date" else column
         return Column(values.astype("datetime64[us]"), "date")
     if inferred in ("timedelta", "timedelta64"):
-        return Column(pd.to_timedelta(column), "span")
+        return Column(_days(pd.to_timedelta(column)), "span")
     if inferred == "period":
         return Column(pd.Series(pd.PeriodIndex(column).to_timestamp(), column.index, name=column.name), "date")
     if inferred == "boolean":
@@ -295,7 +299,7 @@ def _texts_as(texts: pd.Series, kind: str, missing: Collection[str], decimal: st
     elif kind == "span":
         spans = pd.to_timedelta(rest, errors="coerce")
         if spans.notna().all():
-            return pd.to_timedelta(cells.where(~empty))
+            return _days(pd.to_timedelta(cells.where(~empty)))
         odd = rest[spans.isna()]
     else:
         truth = rest.str.casefold().isin([*_TRUTH, "0", "1"])

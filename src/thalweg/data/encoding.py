@@ -190,8 +190,6 @@ def is_number(values: pd.Series) -> bool:
 def _as_numbers(name: str, values: pd.Series) -> np.ndarray:
     if pd.api.types.is_datetime64_any_dtype(values):
         return ((values - pd.Timestamp("1970-01-01")) / pd.Timedelta(days=1)).to_numpy(np.float64)
-    if pd.api.types.is_timedelta64_dtype(values):
-        return (values / pd.Timedelta(days=1)).to_numpy(np.float64)
     numbers = values.to_numpy(np.float64, na_value=np.nan)
     if np.isinf(numbers).any():
         row = int(np.flatnonzero(np.isinf(numbers))[0])

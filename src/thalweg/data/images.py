@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterable, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+_WHITE_16 = 2**16 - 1
+# Tags of TIFF.
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
 
 
 class Images(NamedTuple):
@@ -66,40 +72,41 @@ def cifar10() -> tuple[Images, Images]:
 def read_images(path: Path) -> Images:
     """A folder of pictures of one size (PNG, JPEG, ...), or an ``.npz`` with ``X`` or ``X_train`` (and ``y``...).
 
-    A folder whose pictures lie in subfolders takes these as labels. Arrays are ``[n, H, W]``, ``[n, H, W, C]`` or
-    ``[n, C, H, W]``, bytes from 0 to 255 or numbers in [0, 1].
+    A folder whose pictures lie in subfolders takes these as labels; hidden files and folders are passed over.
+    Pictures have 8 or 16 bits and no transparent pixel. Arrays are ``[n, H, W]``, ``[n, H, W, C]`` or
+    ``[n, C, H, W]``; their values are those of :func:`as_images`. Labels that are texts, and subfolders, are
+    numbered from 0 in the order of the alphabet, or of their numbers if they are all numbers.
 
     Raises:
-        ValueError: if there is nothing to read, or the pictures are not alike; in words.
+        ValueError: if there is nothing to read, a picture has several pages, transparent pixels or values of which
+            white is not known, or the pictures are not alike; in words.
     """
     if not path.exists():
         raise ValueError(f"there is no file or folder {path}")
-    return _read_folder(path) if path.is_dir() else _read_arrays(path, "train")
+    if path.is_dir():
+        return _read_folder(path)
+    pixels, labels = _load(path, ("X_train", "X", "images", "x"), ("y_train", "y", "labels"))
+    return _named(path, pixels, labels, labels)
 
 
 def read_split(path: Path) -> tuple[Images, Images]:
-    """Training and test images of an ``.npz`` with ``X_train`` and ``X_test``."""
-    return _read_arrays(path, "train"), _read_arrays(path, "test")
+    """Training and test images of an ``.npz`` with ``X_train`` and ``X_test`` (and ``y_train``, ``y_test``).
 
-
-def _read_arrays(path: Path, part: str) -> Images:
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is no .npz: images come as a folder of pictures or as an .npz")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = {"x": [f"X_{part}", "X", "images", "x"], "y": [f"y_{part}", "y", "labels"]}
-            found = {k: next((n for n in v if n in file), None) for k, v in names.items()}
-            if found["x"] is None:
-                raise ValueError(f"{path} holds no array X_{part} or X: it has {', '.join(file)}")
-            pixels = file[found["x"]]
-            labels = None if found["y"] is None else np.asarray(file[found["y"]]).astype(np.int64)
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{path} can't be read as .npz: {error}") from error
-    return as_images(pixels, labels)
+    Raises:
+        ValueError: if it lacks either, or they can't be used; in words.
+    """
+    pixels, labels = _load(path, ("X_train",), ("y_train",))
+    test_pixels, test_labels = _load(path, ("X_test",), ("y_test",))
+    return _named(path, pixels, labels, labels), _named(path, test_pixels, test_labels, labels)
 
 
 def as_images(pixels: np.ndarray, labels: np.ndarray | None = None) -> Images:
     """Arrays as images; see :func:`read_images` for the shapes.
+
+    Args:
+        pixels: numbers in [0, 1]; bytes from 0 to 255, also as whole numbers of another type if the largest is
+            above 127; ``uint16`` from 0 to 65535; or whole numbers that are all 0 or 1, which are black and white.
+        labels: ``[n]``.
 
     Raises:
         ValueError: for other shapes or values.
@@ -109,49 +116,234 @@ def as_images(pixels: np.ndarray, labels: np.ndarray | None = None) -> Images:
         pixels = pixels[:, None]
     elif pixels.ndim == 4 and pixels.shape[-1] in (1, 3) and pixels.shape[1] not in (1, 3):
         pixels = pixels.transpose(0, 3, 1, 2)
-    if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or len(pixels) == 0:
+    if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or pixels.size == 0:
         raise ValueError(f"images must be [n, H, W], [n, H, W, C] or [n, C, H, W], got {pixels.shape}")
-    if pixels.dtype == np.uint8:
-        pixels = pixels.astype(np.float32) / 255
-    pixels = pixels.astype(np.float32)
-    if not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 1:
-        raise ValueError("pixels must be bytes from 0 to 255, or numbers in [0, 1] without NaN")
-    if np.ptp(pixels) == 0:
+    return _scaled(*with_white(pixels), labels)
+
+
+def with_white(pixels: np.ndarray) -> tuple[np.ndarray, int]:
+    """The pixels as float32, uint8 or uint16, and the value that is white.
+
+    Raises:
+        ValueError: if that value is not known.
+    """
+    kind, words = pixels.dtype.kind, str(pixels.dtype)
+    is_byte, is_deep = (kind == "u" and pixels.dtype.itemsize == size for size in (1, 2))
+    if kind == "f":
+        with np.errstate(over="ignore"):
+            pixels = pixels.astype(np.float32, copy=False)
+    if kind in "buif":
+        low, high = pixels.min(), pixels.max()
+        if low >= 0 and high <= 1:
+            return pixels if kind == "f" else pixels.astype(np.uint8), 1
+        is_whole = kind != "f" or bool((pixels == np.floor(pixels)).all())
+        # Bytes in another type are known by values above 127: a largest value of 16 or 100 may be white itself.
+        if is_byte or (not is_deep and is_whole and low >= 0 and 127 < high <= 255):
+            return pixels.astype(np.uint8), 255
+        if is_deep and high > 255:
+            return pixels.astype(np.uint16), _WHITE_16
+        words += f" from {low:g} to {high:g}"
+    raise ValueError(
+        "pixels must be bytes from 0 to 255, 16-bit numbers (uint16) from 0 to 65535, or numbers in [0, 1] "
+        f"without NaN; these are {words}: divide them by the value that is white"
+    )
+
+
+def _scaled(pixels: np.ndarray, white: int, labels: np.ndarray | None) -> Images:
+    """Images of pixels ``[n, C, H, W]`` from 0 to ``white``."""
+    high = pixels.max()
+    if pixels.min() == high:
         raise ValueError("all pixels are the same: there is nothing to learn")
     if labels is not None and len(labels) != len(pixels):
         raise ValueError(f"there are {len(pixels)} images and {len(labels)} labels")
-    values = np.unique(pixels[: min(len(pixels), 200)])
-    gaps = np.diff(values)
-    resolution = float(gaps.min()) if 0 < len(gaps) < 300 else 0.0
-    return Images(np.ascontiguousarray(pixels), labels, resolution)
+    if pixels.dtype.kind != "f" and high == 1:
+        white = 1
+    scaled = pixels.astype(np.float32, order="C")
+    scaled /= white
+    return Images(scaled, labels, _smallest_gap(pixels) / white)
+
+
+def _smallest_gap(pixels: np.ndarray) -> float:
+    """The smallest gap between two values; 0 for floating-point numbers with so many that they have no grid."""
+    values = pixels[:0].ravel()
+    for start in range(0, len(pixels), 200):
+        values = np.union1d(values, pixels[start : start + 200])
+        if pixels.dtype.kind == "f" and len(values) > 300:
+            return 0.0
+    return float(np.diff(values).min())
+
+
+# -- arrays -----------------------------------------------------------------------------------------------
+
+
+def _load(path: Path, x_names: Sequence[str], y_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray | None]:
+    """The first array of an ``.npz`` that has one of the names: of the pixels, and of the labels if any."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no .npz: images come as a folder of pictures or as an .npz")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            present = list(file)
+            found = [next((file[n] for n in names if n in present), None) for names in (x_names, y_names)]
+    except Exception as error:  # a damaged zip file has errors of its own
+        raise ValueError(f"{path} can't be read as .npz: {error}") from error
+    if found[0] is None:
+        raise ValueError(f"{path} holds no array {' or '.join(x_names[:2])}: it has {', '.join(present)}")
+    return found[0], found[1]
+
+
+def _named(path: Path, pixels: np.ndarray, labels: np.ndarray | None, known: np.ndarray | None) -> Images:
+    """Images, or an error that names the file; ``known`` are the labels by which texts are numbered."""
+    try:
+        return as_images(pixels, None if labels is None else _numbered(labels, known))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _numbered(labels: np.ndarray, known: np.ndarray | None) -> np.ndarray:
+    """Labels as whole numbers ``[n]``.
+
+    Raises:
+        ValueError: for labels that are neither whole numbers nor texts that are known.
+    """
+    if labels.shape[1:] == (1,):
+        labels = labels[:, 0]
+    kind, texts_are_known = labels.dtype.kind, known is not None and known.dtype.kind == "U"
+    is_whole = kind in "biu" or (
+        kind == "f" and np.isfinite(labels).all() and bool((labels == np.floor(labels)).all())
+    )
+    if labels.ndim != 1 or not (kind == "U" if texts_are_known else is_whole):
+        raise ValueError(
+            "labels must be one whole number or one text for each image, without NaN, and alike for training and "
+            f"test, got {labels.dtype} {list(labels.shape)}"
+        )
+    if known is None or not texts_are_known:
+        return labels.astype(np.int64)
+    classes = _in_order(known.ravel().tolist())
+    unknown = sorted(set(labels.tolist()) - set(classes))
+    if unknown:
+        raise ValueError(f"no training image has the label {unknown[0]!r}")
+    return _positions(labels.tolist(), classes)
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """The distinct names in the order of the alphabet, or by number if they are all numbers: 2 before 10."""
+    distinct = sorted(set(names))
+    return sorted(distinct, key=int) if all(name.isdecimal() for name in distinct) else distinct
+
+
+def _positions(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    numbers = {name: k for k, name in enumerate(classes)}
+    return np.array([numbers[name] for name in names], np.int64)
+
+
+# -- pictures ---------------------------------------------------------------------------------------------
+
+
+class _Picture(NamedTuple):
+    """A picture: its pixels ``[H, W]`` or ``[H, W, 3]``, the value of white, and whether it had a palette."""
+
+    pixels: np.ndarray
+    white: int
+    has_palette: bool = False
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether it has no colour; RGB is colour even if it shows none."""
+        return self.pixels.ndim == 2 or (self.has_palette and not np.ptp(self.pixels, -1).any())
 
 
 def _read_folder(folder: Path) -> Images:
-    from PIL import Image, UnidentifiedImageError
-
-    kinds = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in kinds)
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES)
+    files = [f for f in files if not any(map(_is_hidden, f.relative_to(folder).parts))]
     if not files:
         raise ValueError(f"{folder} holds no pictures")
-    pixels, names = [], []
-    for file in files:
-        try:
-            with Image.open(file) as picture:
-                grey = picture.mode in ("1", "L", "I;16", "I")
-                pixels.append(np.asarray(picture.convert("L" if grey else "RGB")))
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{file} can't be read as a picture ({error}): mend or remove it") from error
-        names.append(file.parent.relative_to(folder).as_posix())
-    shapes = {p.shape for p in pixels}
+    pictures = [_read_picture(file) for file in files]
+    if all(picture.is_grey for picture in pictures):
+        # A palette is no sign of colour: GIF and small PNG files of grey pictures have one too.
+        pictures = [p._replace(pixels=p.pixels if p.pixels.ndim == 2 else p.pixels[..., 0]) for p in pictures]
+    shapes = {p.pixels.shape: f.relative_to(folder) for f, p in zip(files, pictures, strict=True)}
     if len(shapes) > 1:
+        some = [f"{f} is {s[0]} x {s[1]} in {'colour' if s[2:] else 'grey'}" for s, f in shapes.items()]
         raise ValueError(
-            f"the pictures in {folder} differ in size or colour: {sorted(shapes)[:3]}; make them alike"
+            f"the pictures in {folder} differ in size or colour: {', '.join(some[:3])}; make them alike"
         )
-    labels = None
-    if len(set(names)) > 1:
-        known = sorted(set(names))
-        labels = np.array([known.index(n) for n in names], np.int64)
-    return as_images(np.stack(pixels), labels)
+    if len({picture.white for picture in pictures}) == 1:
+        white, pixels = pictures[0].white, np.stack([p.pixels for p in pictures])
+    else:
+        white, pixels = 1, np.stack([p.pixels.astype(np.float32) / p.white for p in pictures])
+    names = [file.parent.relative_to(folder).as_posix() for file in files]
+    classes = _in_order(names)
+    labels = _positions(names, classes) if len(classes) > 1 else None
+    try:
+        return _scaled(pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2), white, labels)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _read_picture(file: Path) -> _Picture:
+    """A picture, upright.
+
+    Raises:
+        ValueError: if it can't be read, has several pages or transparent pixels, or it is not known what is white.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        # Pillow maps a file that it opens by name into memory, and scrambles a grey TIFF that is to be turned.
+        with file.open("rb") as stream, Image.open(stream) as opened:
+            # The further pictures in an MPO, as phones save JPEG, are previews of the first.
+            n_pages = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
+            tags = getattr(opened, "tag_v2", {})
+            n_bits, is_negative = tags.get(_BITS_PER_SAMPLE, (16,))[0], tags.get(_PHOTOMETRIC) == 0
+            picture = ImageOps.exif_transpose(opened)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{file} can't be read as a picture: mend or remove it") from error
+    except Exception as error:  # a damaged picture has errors of many kinds
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{file} can't be read as a picture ({reason}): mend or remove it") from error
+    if n_pages > 1:
+        raise ValueError(f"{file} has {n_pages} pages or frames: save each as a picture of its own")
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        found = _deep_picture(file, np.asarray(picture), n_bits)
+        clear = np.asarray(picture) == picture.info.get("transparency", -1)
+        # Pillow turns a negative (white is 0) round for 8 bits, and not for more.
+        found = found._replace(pixels=found.white - found.pixels) if is_negative else found
+    else:
+        has_alpha = picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info
+        clear = np.asarray(picture.convert("RGBA"))[..., 3] < 255 if has_alpha else np.zeros(1, bool)
+        picture.info.pop("transparency", None)
+        is_grey = picture.mode in ("1", "L", "LA")
+        pixels = np.asarray(picture.convert("L" if is_grey else "RGB"))
+        found = _Picture(pixels, 255, picture.mode in ("P", "PA"))
+    if clear.any():
+        raise ValueError(f"{file} has transparent pixels: flatten it on a background first")
+    return found
+
+
+def _deep_picture(file: Path, values: np.ndarray, n_bits: int) -> _Picture:
+    """A grey picture of more than 8 bits, of values ``[H, W]``."""
+    low, high = values.min(), values.max()
+    if values.dtype.kind == "f":
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"{file} has floating-point values from {low:g} to {high:g}: scale them to [0, 1], or save it "
+                "with 8 or 16 bits"
+            )
+        return _Picture(values, 1)
+    if low < 0 or high > _WHITE_16:
+        raise ValueError(f"{file} has whole numbers from {low} to {high}: save it with 8 or 16 bits")
+    if n_bits == 32 and 0 < high <= 255:
+        raise ValueError(
+            f"{file} has 32 bits and values up to {high}, which may be those of 8 or 16 bits: save it with either"
+        )
+    return _Picture(values.astype(np.uint16), 2 ** min(n_bits, 16) - 1)
+
+
+# -- images out -------------------------------------------------------------------------------------------
 
 
 def write_images(pixels: np.ndarray, path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -155,18 +157,45 @@ def _read_head(path: Path, kind: str) -> tuple[str, pd.Index]:
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a CSV or Parquet file, by the name's ending; an existing file is replaced whole or not at all."""
+    """Write a CSV (also compressed) or Parquet file, by the name's ending.
+
+    An existing file is replaced whole or not at all.
+
+    Raises:
+        ValueError: if the ending is none of those that :func:`check_writable` takes.
+    """
+    check_writable(path)
     kind = _kind(path)
-    aside = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    # Under its own name, which tells pandas the compression and is kept inside a .zip or .gz file.
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=path.parent) as folder:
+        aside = Path(folder) / path.name
         if kind == "parquet":
             table.to_parquet(aside, index=False)
         else:
-            table.to_csv(aside, index=False, sep="\t" if kind == "tsv" else ",", compression=None)
+            table.to_csv(aside, index=False, sep="\t" if kind == "tsv" else ",")
         aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file name under which no table can be written, before there is a table.
+
+    Raises:
+        ValueError: unless the name ends in .csv or .tsv, with or without .gz, .bz2, .xz, .zip or .zst, or in
+            .parquet.
+    """
+    kind, ending = _kind(path), path.suffix.lower()
+    if ending in (".csv", ".tsv", ".parquet", ".pq"):
+        return
+    if kind == "parquet":
+        raise ValueError(f"{path.name}: a Parquet file is compressed in itself: name it .parquet")
+    if path.with_suffix("").suffix.lower() != f".{kind}" or ending not in (".gz", ".bz2", ".xz", ".zip", ".zst"):
+        raise ValueError(
+            f"{path.name}: name the file .{kind}, or for a compressed one .{kind}.gz, .{kind}.bz2, .{kind}.xz, "
+            f".{kind}.zip or .{kind}.zst"
+        )
+    if ending == ".zst" and importlib.util.find_spec("zstandard") is None:
+        raise ValueError(f"{path.name}: .zst needs the package zstandard: install it, or name the file .{kind}.gz")
 
 
 def _kind(path: Path) -> str:

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from thalweg._torch_state import seeded
-from thalweg.data.images import as_images
+from thalweg.data.images import as_images, with_white
 from thalweg.energies.conditioning import ClampedEnergy
 from thalweg.energies.densities import UniformEnergy
 from thalweg.energies.labelled import LabelledEnergy, LabelledEnsemble
@@ -394,7 +394,10 @@ class ImageEBM(Estimator):
 
     def _pixels(self, images: np.ndarray) -> Tensor:
         found = np.asarray(images)
-        found = found.astype(np.float32) / 255 if found.dtype == np.uint8 else found.astype(np.float32)
+        if found.dtype.kind in "iu":
+            found, white = with_white(found)
+            found = found / np.float32(white)
+        found = found.astype(np.float32)
         if found.ndim == 3:
             found = found[:, None]
         if found.shape[1:] != self.image_shape_:
