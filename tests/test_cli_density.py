@@ -131,7 +131,7 @@ def test_score(call, fitted, tmp_path: Path) -> None:
     assert "8 of 120 rows have gaps" in shown.err
     scores = pd.read_csv(io.StringIO(shown.out))
     assert scores["log_prob"].isna().sum() == 8
-    assert scores["outlier_score"].dropna().between(0, 1, inclusive="left").all()
+    assert scores["outlier_score"].dropna().between(0, 1).all()
     ranks = scores.dropna().sort_values("log_prob")["outlier_score"]
     assert ranks.is_monotonic_decreasing
     # A row from another world, with columns in another order.
@@ -139,8 +139,7 @@ def test_score(call, fitted, tmp_path: Path) -> None:
     odd.to_csv(tmp_path / "odd.csv", index=False)
     assert call("score", run, tmp_path / "odd.csv", "--out", tmp_path / "scores.csv").code == 0
     scores = pd.read_csv(tmp_path / "scores.csv")
-    # Less likely than all of the 112 complete rows, none of which the networks that judge it have seen.
-    assert scores["outlier_score"][1] == pytest.approx(112 / 113)
+    assert scores["outlier_score"][1] == 1.0
     assert scores["log_prob"][1] < scores["log_prob"][0] - 5
 
 
@@ -382,3 +381,48 @@ def test_atoms_are_told_and_the_baselines_have_them_too(tmp_path: Path) -> None:
     assert scores["kernel density estimate"]["nll"] > 1
     assert scores["thalweg"]["nll"] < scores["one Gaussian"]["nll"]
     assert "patterns of atoms" in scores["Gaussian mixture"]["detail"]
+
+
+def test_fill_values_are_the_oddest_rows_of_all(call, fitted, tmp_path: Path) -> None:
+    """1e20, 9.97e36 and -3.4e38 are gaps to climate and raster files, and numbers here."""
+    far = pd.DataFrame({"length": [1e6, 1e20, 9.96921e36, -3.4028235e38], "width": 2.5, "petals": 5.0})
+    far.to_csv(tmp_path / "far.csv", index=False)
+    scores = pd.read_csv(io.StringIO(call("score", fitted[1], tmp_path / "far.csv").out))
+    assert np.isfinite(scores["log_prob"]).all()
+    assert (scores["log_prob"][1:] < scores["log_prob"][0]).all()
+    assert (scores["outlier_score"] == 1).all()
+
+
+def test_what_a_file_means_by_a_gap_is_decided_by_the_user(call, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"x": rng.normal(size=80), "y": rng.normal(size=80).round(1)})
+    table["y"] = table["y"].astype(str).where(table.index % 20 > 0, "n. d.")
+    table.to_csv(tmp_path / "t.csv", index=False)
+    refused = call("fit", "density", tmp_path / "t.csv", "--out", tmp_path / "run", *SMALL)
+    assert refused.code == 1
+    assert "'y' holds numbers but for 'n. d.' in row 1 (4 of 80 cells)" in refused.err
+    assert not (tmp_path / "run").exists()
+    taken = call("fit", "density", tmp_path / "t.csv", "--missing", "n. d.", "--out", tmp_path / "run", *SMALL)
+    assert taken.code == 0, taken.err
+    assert "4 of 80 rows have gaps (in 'y')" in taken.out
+    filled = pd.read_csv(io.StringIO(call("impute", tmp_path / "run", tmp_path / "t.csv").out), dtype=str)
+    assert filled["y"][1:20].tolist() == table["y"][1:20].tolist()
+    assert np.isfinite(filled["y"].astype(float)).all()
+
+
+def test_other_columns_come_back_as_they_stand(call, fitted, tmp_path: Path) -> None:
+    text = (
+        "zip,account,country,flag,length,width,petals,always\n"
+        "05197,9007199254740995,NA,TRUE,5.50,,5,7\n"
+        "80331,,DE,false,5.25,2.50,,7.0\n"
+    )
+    (tmp_path / "t.csv").write_text(text)
+    done = call("impute", fitted[1], tmp_path / "t.csv")
+    lines = done.out.splitlines()
+    assert lines[0] == text.splitlines()[0]
+    first, second = lines[1].split(","), lines[2].split(",")
+    assert first[:5] + first[6:] == ["05197", "9007199254740995", "NA", "TRUE", "5.50", "5", "7"]
+    assert second[:6] + second[7:] == ["80331", "", "DE", "false", "5.25", "2.50", "7.0"]
+    assert float(first[5]) == pytest.approx(2.7, abs=3)
+    # Petals are whole numbers.
+    assert second[6].lstrip("-").isdigit()

@@ -19,7 +19,7 @@ from command import call
 from thalweg.cli import console
 from thalweg.data.tables import check_writable, read_table, write_table
 
-TABLE = pd.DataFrame({"x": [0.5, -1.25], "naïve": ["≤ 3", "größer"]})
+TABLE = pd.DataFrame({"x": [0.5, -1.25], "naïve": pd.Categorical(["≤ 3", "größer"])})
 TEXT = TABLE.to_csv(index=False, lineterminator="\n")
 
 

@@ -17,8 +17,8 @@ from thalweg.data.target import find_atoms, find_resolution
 from thalweg.runs.folder import listed
 from thalweg.runs.settings import Settings
 
-# With fewer rows to compare with no outlier score can be above 0.95.
-_FEWEST_FOR_SCORES = 20
+# With fewer rows to compare with more than one normal row in twenty has an outlier score above 0.95.
+_FEWEST_FOR_SCORES = 19
 
 
 @dataclass
@@ -258,7 +258,8 @@ def scored_rows(model: Any, X: pd.DataFrame, held_out_log_prob: list[float]) -> 
 
     Returns:
         ``log_prob`` in nats, the higher the likelier; ``outlier_score``, how many of the n rows held out are
-        likelier, divided by n + 1. Of rows from the same source at most one in twenty scores above 0.95.
+        likelier, divided by n + 1, or 1 where all are. Of rows from the same source at most one in twenty scores
+        above 0.95, if n is 19 or more.
 
     Source: one minus a conformal p-value [Vovk 2005].
     """
@@ -268,7 +269,7 @@ def scored_rows(model: Any, X: pd.DataFrame, held_out_log_prob: list[float]) -> 
         log_prob[known] = model.score_samples(X[known])
         held_out = np.array(held_out_log_prob)
         likelier = len(held_out) - np.searchsorted(held_out, log_prob[known], side="right")
-        score[known] = likelier / (len(held_out) + 1)
+        score[known] = np.where(likelier == len(held_out), 1.0, likelier / (len(held_out) + 1))
     return pd.DataFrame({"log_prob": log_prob, "outlier_score": score})
 
 
@@ -290,8 +291,8 @@ def few_held_out(n: int) -> list[str]:
     if n >= _FEWEST_FOR_SCORES:
         return []
     return [
-        f"Outlier scores compare new rows with {n} held-out rows only, so none is above {n / (n + 1):.2f}: hold "
-        "out more (--test-fraction)."
+        f"Outlier scores compare new rows with {n} held-out rows only: of rows of the same kind one in {n + 1} "
+        "scores 1. Hold out more (--test-fraction)."
     ]
 
 
