@@ -289,11 +289,17 @@ def test_what_is_refused(runs, tmp_path):
     mixed.assign(weight=odd).to_csv(tmp_path / "typo.csv", index=False)
     mixed.assign(colour=np.where(np.arange(300) == 1, "puce", mixed["colour"])).to_csv(tmp_path / "strange.csv")
     market().assign(stone=2).to_csv(tmp_path / "two.csv", index=False)
-    market().assign(weight="none").to_csv(tmp_path / "none.csv", index=False)
+    market().assign(weight="light").to_csv(tmp_path / "none.csv", index=False)
     for arguments, words in (
-        ((*fit, tmp_path / "typo.csv"), "texts such as 'heavy' in row 5: correct these"),
+        (
+            (*fit, tmp_path / "typo.csv"),
+            "'weight' holds numbers but for 'heavy' in row 5 (1 of 300 cells)",
+        ),
         (("score", runs["mixed"], tmp_path / "two.csv"), "'stone' holds 2"),
-        (("score", runs["mixed"], tmp_path / "none.csv"), "column 'weight' holds texts ('none' in row 1)"),
+        (
+            ("score", runs["mixed"], tmp_path / "none.csv"),
+            "held numbers in training, but has 'light' in row 1",
+        ),
         ((*fit, tmp_path / "mixed.csv", "--visible", "categorical"), "300 different values"),
         ((*fit, tmp_path / "mixed.csv", "--visible", "huge"), "--visible must be one of"),
         ((*fit, tmp_path / "mixed.csv", "--visible", "binary"), "'colour' holds texts"),

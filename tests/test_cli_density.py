@@ -426,3 +426,9 @@ def test_other_columns_come_back_as_they_stand(call, fitted, tmp_path: Path) -> 
     assert float(first[5]) == pytest.approx(2.7, abs=3)
     # Petals are whole numbers.
     assert second[6].lstrip("-").isdigit()
+    # A Parquet file has types: codes stay texts, numbers are numbers.
+    assert call("impute", fitted[1], tmp_path / "t.csv", "--out", tmp_path / "t.parquet").code == 0
+    typed = pd.read_parquet(tmp_path / "t.parquet")
+    assert typed["zip"].tolist() == ["05197", "80331"]
+    assert typed["length"].tolist() == [5.5, 5.25]
+    assert typed["flag"].tolist() == [True, False]

@@ -171,10 +171,20 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=path.parent) as folder:
         aside = Path(folder) / path.name
         if kind == "parquet":
-            table.to_parquet(aside, index=False)
+            table.apply(_with_a_type).to_parquet(aside, index=False)
         else:
             table.to_csv(aside, index=False, sep="\t" if kind == "tsv" else ",")
         aside.replace(path)
+
+
+def _with_a_type(column: pd.Series) -> pd.Series:
+    """A column of cells in the type that suits it, as a Parquet file wants it; one in doubt stays as it is."""
+    if not pd.api.types.is_object_dtype(column):
+        return column
+    try:
+        return decide(column).values
+    except ValueError:
+        return column.astype(str).where(column.notna(), None)
 
 
 def check_writable(path: Path) -> None:

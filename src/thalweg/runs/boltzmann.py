@@ -178,7 +178,7 @@ class BoltzmannRun(Run):
         refuse_counter(cells.table, draws)
         X = self._columns(cells)
         filled = self.model.impute(X, n_draws=draws, random_state=seed)
-        return completed_tables(cells.table, X, filled, self.figures["constant"])
+        return completed_tables(cells.table, X, filled, self.figures["constant"], self.figures["kinds"])
 
     def _in_their_types(self, table: pd.DataFrame) -> pd.DataFrame:
         """Columns without gaps as the training table had them: whole numbers as such, truth values too."""

@@ -124,7 +124,7 @@ class DensityRun(Run):
         refuse_counter(cells.table, draws)
         X = self._columns(cells)
         filled = self.model.impute(X, n_draws=draws, random_state=seed, n_candidates=candidates)
-        return completed_tables(cells.table, X, filled, self.figures["constant"])
+        return completed_tables(cells.table, X, filled, self.figures["constant"], self.figures["kinds"])
 
     def _columns(self, cells: Cells) -> pd.DataFrame:
         found = cells.again(self.figures["kinds"], self.settings.missing)

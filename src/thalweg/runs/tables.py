@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -190,7 +190,11 @@ def fingerprint_of(table: pd.DataFrame) -> str:
 
 
 def completed_tables(
-    table: pd.DataFrame, known: pd.DataFrame, filled: np.ndarray, constant: dict[str, Any]
+    table: pd.DataFrame,
+    known: pd.DataFrame,
+    filled: np.ndarray,
+    constant: dict[str, Any],
+    kinds: Mapping[str, str],
 ) -> pd.DataFrame:
     """A table with its gaps filled, once for each imputation, one below the other; all else stays as it was.
 
@@ -199,6 +203,7 @@ def completed_tables(
         known: the model's columns of the table ``[rows, columns]``.
         filled: ``[n, rows, columns]``.
         constant: columns that never changed, with their values.
+        kinds: what each of the model's columns is.
     """
     n, stacked = len(filled), []
     for i in range(n):
@@ -206,7 +211,7 @@ def completed_tables(
         for k, name in enumerate(known.columns):
             gaps = known[name].isna().to_numpy()
             if gaps.any():
-                completed[name] = _with_filled(completed[name], gaps, filled[i, :, k])
+                completed[name] = _with_filled(completed[name], gaps, filled[i, :, k], kinds[name])
         for name, value in constant.items():
             if name in completed.columns:
                 gaps = completed[name].isna() | (completed[name] == "")
@@ -220,14 +225,19 @@ def completed_tables(
     return pd.concat(stacked, ignore_index=True)
 
 
-def _with_filled(column: pd.Series, gaps: np.ndarray, values: np.ndarray) -> pd.Series:
-    """Values put into the gaps of a column: into texts as texts, whole numbers without a point."""
+def _with_filled(column: pd.Series, gaps: np.ndarray, values: np.ndarray, kind: str = "") -> pd.Series:
+    """Values put into the gaps of a column, written as it writes its own."""
     if pd.api.types.is_numeric_dtype(column) and not column.isna().all():
         numbers = column.to_numpy(np.float64, na_value=np.nan)
         return pd.Series(np.where(gaps, values.astype(np.float64), numbers), column.index)
+    words: dict[Any, Any] = {}
+    if kind == "truth":
+        texts = {str(v).casefold(): v for v in column[~gaps]}
+        words = {1: texts.get("true", True), 0: texts.get("false", False)}
+    # A whole number has no point among texts.
     written = [str(int(v)) if isinstance(v, float) and v.is_integer() else v for v in values.tolist()]
     out = column.astype(object).copy()
-    out[gaps] = [v for v, gap in zip(written, gaps, strict=True) if gap]
+    out[gaps] = [words.get(v, text) for v, text, gap in zip(values, written, gaps, strict=True) if gap]
     return out
 
 
