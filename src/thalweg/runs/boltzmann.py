@@ -13,9 +13,11 @@ import pandas as pd
 import torch
 from scipy.stats import norm
 
+from thalweg._torch_state import using_threads
 from thalweg.data.images import read_images
 from thalweg.data.tables import Cells, read_cells
 from thalweg.energies.machines import Gaussian
+from thalweg.estimators._base import suitable_threads
 from thalweg.estimators.belief import DeepBeliefNetwork
 from thalweg.estimators.boltzmann import RestrictedBoltzmannMachine
 from thalweg.estimators.deep import DeepBoltzmannMachine
@@ -57,7 +59,8 @@ _BOUND = {
     ),
 }
 INDEPENDENT = "independent columns"
-_CLASS_BATCH = 20
+# Of machines of classes: rows of an update, and least number of updates of an epoch.
+_CLASS_BATCH, _CLASS_EPOCH = 20, 50
 _BATCH = 64
 
 
@@ -269,10 +272,14 @@ def _classes(rows: Rows, test: pd.DataFrame, settings: BoltzmannSettings) -> dic
     data, held_out = (
         torch.from_numpy(t.to_numpy(np.float32)) for t in (binary_rows(rows.training, settings.seed), test)
     )
+    # An epoch has some work of its own at its end: small classes go through it several times in each.
     updates = max(1, smallest // _CLASS_BATCH)
-    n_epochs = max(10, 1600 // updates)
+    repeats = -(-_CLASS_EPOCH // updates)
+    n_epochs = max(10, 1600 // (updates * repeats))
     plan = machine_plan(max_epochs=n_epochs, batch_size=_CLASS_BATCH, learning_rate=0.1, seed=settings.seed)
-    machines = machines_of_classes(data, labels, min(64, max(12, data.shape[1] // 8)), plan)
+    n_hidden = min(64, max(12, data.shape[1] // 8))
+    with using_threads(settings.threads or suitable_threads(_CLASS_BATCH, data.shape[1] * n_hidden)):
+        machines = machines_of_classes(data.repeat(repeats, 1), labels.repeat(repeats), n_hidden, plan)
     offset = class_offsets(class_energies(machines, data), labels)
     energies = class_energies(machines, held_out) + offset
     means = torch.stack([energies[test_labels == k].mean(0) for k in range(len(names))])
