@@ -369,6 +369,47 @@ def test_a_rounded_value_that_is_an_atom_has_its_mass_spread_over_the_cell(curve
     assert float((back(moved) - back(y)).abs().max()) <= cell / 2 + 1e-6
 
 
+@pytest.mark.parametrize("curved", [False, True])
+def test_a_cell_that_reaches_over_a_limit_has_its_mass_on_this_side(curved):
+    """The mean over places of the cell is its probability per unit, by numeric integration up to the limit."""
+    torch.manual_seed(0)
+    limit, cell, n = 0.5, 0.2, 4000
+    ensemble = TiltedMixtureEnsemble(
+        1, 3, (6,), n_components=2, n_tilts=2, atoms=[limit], limits=(None, limit)
+    ).eval()
+    forth, back = (torch.asinh, torch.sinh) if curved else (lambda z: z, lambda z: z)
+    for y in (limit, 0.45, 0.1):
+        centre = float(back(torch.tensor(y)))
+        ends = torch.tensor([centre - cell / 2, min(centre + cell / 2, float(back(torch.tensor(limit))))])
+        grid = torch.linspace(*ends.tolist(), 401, dtype=torch.float64)[:-1].float()
+        one = ensemble.features(torch.zeros(1, 1))
+        density = ensemble.member_log_density(one, forth(grid)[None, :, None].expand(1, 400, 3)).exp()
+        # Per unit of what is rounded, where y is its asinh: the loss counts densities of y.
+        wanted = density.mean(1)[0] * float(ends[1] - ends[0]) / cell
+        if y == limit:
+            width = cell / np.cosh(y) if curved else cell
+            wanted = wanted + one[5][0, :, 0].exp() / width
+        many = ensemble.features(torch.zeros(n, 1))
+        found = rounded_log_prob(
+            ensemble, many, torch.full((n, 3), y), cell, torch.Generator().manual_seed(1), curved
+        )
+        assert torch.isfinite(found).all()
+        error = found.exp().std(0) / np.sqrt(n)
+        assert ((found.exp().mean(0) - wanted).abs() < 4 * error + 2e-3 * wanted).all()
+
+
+def test_values_beside_a_limit_that_rounding_takes_over_it_are_learned():
+    """A target rounded to 0.01 and capped at 0.403: the cell of 0.4 reaches over the cap."""
+    x, rng = inputs()
+    y = np.minimum(np.round(linear(x, rng), 2), 0.403)
+    model = EnergyRegressor(n_members=2, hidden=(24,), max_epochs=20, random_state=0).fit(x, y)
+    assert model.atoms_ == [0.403]
+    assert model.resolution_ == pytest.approx(0.01)
+    assert (y == 0.4).any()
+    assert not model.history_.events
+    assert np.isfinite(model.validation_nll_)
+
+
 def test_weights_of_several_targets_say_when_they_are_not_to_be_trusted():
     """A proposal like the density has light-tailed weights; one of a hundredth of its width has not."""
     from thalweg.energies import NetworkEnergy, mlp

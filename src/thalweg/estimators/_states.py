@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,11 @@ import torch
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from thalweg.data.columns import decide, read_as
 from thalweg.data.states import StateEncoder
 from thalweg.energies.machines.layered import LayeredMachine
 from thalweg.energies.machines.units import Binary, Categorical, Gaussian, Mixed, Units
-from thalweg.estimators._base import Estimator, check_count, generator_of
+from thalweg.estimators._base import Estimator, check_count, check_names, generator_of
 
 # exp of it is 0, and it is still a number in single precision.
 IMPOSSIBLE = -1e4
@@ -42,6 +43,9 @@ class StateRows(Estimator):
         return X
 
     def _validated(self, X: Any, reset: bool = False, gaps: bool = False) -> np.ndarray:
+        if isinstance(X, pd.DataFrame):
+            names = getattr(self, "feature_names_in_", [])
+            X = _plain(X, {} if reset else dict(zip(names, self.encoder_.categories, strict=False)))
         if reset:
             numbers = self.visible in ("binary", "gaussian") or (
                 self.visible in ("auto", "mixed") and not _holds_texts(X)
@@ -152,6 +156,30 @@ def _clamped(
         layers[0] = torch.where(known, fixed, layers[0])  # type: ignore[arg-type]
     assert layers[0] is not None
     return total, layers[0]
+
+
+def _plain(X: pd.DataFrame, categories: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    """Columns of every type as numbers or texts; categorical ones as they are.
+
+    Args:
+        categories: of each column, as a machine that is fitted knows them.
+    """
+    check_names(X)
+    plain = {}
+    for name in X.columns:
+        column, known = X[name], categories.get(name, ())
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            plain[name] = column
+        elif any(isinstance(v, str) for v in known):
+            plain[name] = read_as(column, "text", known=[v for v in known if isinstance(v, str)]).astype(object)
+        else:
+            found = decide(column)
+            if found.kind in ("date", "span"):
+                _refuse_dates(X)
+                raise ValueError(f"column {name!r} holds dates: turn them into numbers, or leave them out")
+            texts = found.kind == "text"
+            plain[name] = found.values.astype(object if texts else float)
+    return pd.DataFrame(plain, index=X.index)
 
 
 def _refuse_dates(X: Any) -> None:

@@ -92,13 +92,39 @@ def rounded_log_prob(
     """
     if not resolution:
         return energy.member_log_prob(features, y)
-    moved = dequantise(y, resolution, generator, curved)
-    log_prob = energy.member_log_density(features, moved)
+    if energy.limits == (None, None):
+        log_prob = energy.member_log_density(features, dequantise(y, resolution, generator, curved))
+    else:
+        moved, share = _within_limits(y, resolution, energy.limits, generator, curved)
+        log_prob = energy.member_log_density(features, moved) + share.log()
     if not len(energy.atoms):
         return log_prob
     width = math.log(resolution) - (torch.cosh(y).log() if curved else torch.zeros_like(y))
     log_mass = energy.member_log_mass(features, y, energy.at_atoms(y))
     return torch.logaddexp(log_prob, log_mass - width)
+
+
+def _within_limits(
+    y: Tensor,
+    resolution: float,
+    limits: tuple[float | None, float | None],
+    generator: torch.Generator | None,
+    curved: bool,
+) -> tuple[Tensor, Tensor]:
+    """A random place of each value's rounding cell within the limits, and the share of the cell that lies there.
+
+    Beyond a limit there is no density: a cell that reaches over it has all of its mass on this side.
+    """
+    centre = torch.sinh(y) if curved else y
+    low, high = centre - 0.5 * resolution, centre + 0.5 * resolution
+    least, most = (end if end is None or not curved else math.sinh(end) for end in limits)
+    # The limit itself is rounded to single precision: a hair inside of it.
+    hair = 1e-6 * max(1.0, *(abs(end) for end in (least, most) if end is not None))
+    low = low if least is None else low.clamp(min=least + hair)
+    high = high if most is None else high.clamp(max=most - hair)
+    share = ((high - low) / resolution).clamp(1e-6, 1.0)
+    place = low + (high - low) * torch.rand(y.shape, generator=generator, device=y.device)
+    return torch.asinh(place) if curved else place, share
 
 
 def dequantise(y: Tensor, resolution: float, generator: torch.Generator | None, curved: bool = False) -> Tensor:
