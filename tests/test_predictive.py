@@ -12,6 +12,7 @@ from thalweg.evaluation.baselines import GaussianPredictive, PredictiveWithAtoms
 from thalweg.evaluation.density_baselines import BesideAtoms, GaussianBaseline
 from thalweg.evaluation.regression import pit_values, score
 from thalweg.objectives.likelihood import dequantise, rounded_log_prob
+from thalweg.runs.density import held_out_log_prob
 
 N = 350
 
@@ -294,6 +295,31 @@ def test_a_zero_inflated_column_of_a_density_stays_what_it_is():
         first = model.energy_.inner.conditional_log_prob(model.energy_.forth(torch.from_numpy(rows[:1])), 0)
         marginal = float(first.detach().exp()) / float(model.energy_.scale[0])
         assert np.trapezoid(joint, grid) + at_zero == pytest.approx(marginal, rel=5e-3)
+
+
+def test_a_rounded_column_with_an_atom_is_a_density_over_its_cells():
+    """A column rounded to 0.01 and capped at 0.4, where a third of the rows stand: the atom's mass is all over its
+    cell, for the total to be 1 and for fresh rows, spread over their cells, to score as those held out."""
+
+    def rows(n, seed):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=n)
+        return np.c_[x, np.minimum(np.round(x + 0.5 * rng.normal(size=n), 2), 0.4)]
+
+    model = EnergyDensity(n_members=2, hidden=(24,), max_epochs=40, random_state=0).fit(rows(500, 0))
+    assert model.atoms_ == [[], [0.4]]
+    assert model.resolution_[1] == pytest.approx(0.01)
+    grid = np.linspace(-6, 3, 180_001)
+    for place in (-0.5, 0.5):
+        points = np.c_[np.full(len(grid), place), grid]
+        joint = np.exp(model.score_samples(points))
+        inner = model.energy_.inner
+        first = inner.conditional_log_prob(model.energy_.forth(torch.from_numpy(points[:1])), 0)
+        alone = float(first.detach().exp()) / float(model.energy_.scale[0])
+        assert np.trapezoid(joint, grid) == pytest.approx(alone, rel=0.01)
+    log_prob = held_out_log_prob(model, rows(2000, 1), model.resolution_, 0)
+    own = model.held_out_log_prob_
+    assert -own.mean() == pytest.approx(-log_prob.mean(), abs=4 * own.std() / np.sqrt(500))
 
 
 def test_a_baseline_of_rows_is_a_distribution_beside_atoms():

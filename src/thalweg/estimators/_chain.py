@@ -53,13 +53,13 @@ class Conditional(EnergyRegressor):
         return self._held_out_log_prob
 
 
-def conditionals_of_mixture(z: Tensor, places: Tensor, seed: int) -> tuple[GaussianMixtureEnergy, np.ndarray]:
+def conditionals_of_mixture(z: Tensor, seed: int) -> tuple[GaussianMixtureEnergy, np.ndarray]:
     """A Gaussian mixture of rows z ``[n, D]``, and what mixtures say of each row that have not learned from it.
 
-    Returns the mixture and log p(x_d | x_1..x_{d-1}) ``[n, D]`` at the places, or minus infinity if there are too
-    few rows to tell.
+    Returns the mixture and log p(x_d | x_1..x_{d-1}) ``[n, D]``, or minus infinity if there are too few rows to
+    tell. Rounded columns must be spread over their cells: a narrow component is highest in the middle of a cell.
     """
-    z, places = z.double(), places.double()
+    z = z.double()
     held_out = torch.full_like(z, -torch.inf)
     if len(z) < 20:
         return GaussianMixtureEnergy.from_moments(z), held_out.numpy()
@@ -70,7 +70,7 @@ def conditionals_of_mixture(z: Tensor, places: Tensor, seed: int) -> tuple[Gauss
         for kept, left in KFold(5, shuffle=True, random_state=seed).split(z):
             part = fit_gaussian_mixture(z[kept], seed=seed, **settings)
             for d in range(z.shape[1]):
-                held_out[left, d] = part.conditional_log_prob(places[left], d)
+                held_out[left, d] = part.conditional_log_prob(z[left], d)
     return mixture, held_out.numpy()
 
 

@@ -268,7 +268,7 @@ class EnergyDensity(DensityMixin, Normalised, Estimator):
             self.conditionals_.append(model)
             histories[f"column {d + 1}"] = model.history_
         self.history_ = History.joined(histories)
-        mixture, others = conditionals_of_mixture(z, torch.as_tensor(Z), seed)
+        mixture, others = conditionals_of_mixture(z, seed)
         # Where a log mass counts; the mixture has a density, and no mass on atoms.
         masses = np.column_stack(
             [np.isin(z, m.atoms_) & (not m.resolution_) for z, m in zip(Z.T, self.conditionals_, strict=True)]

@@ -75,7 +75,7 @@ class AutoregressiveEnergy(Density):
         if self.curved[d]:
             log_slope, z = log_slope - 0.5 * torch.log1p(z.square()), torch.asinh(z)
         log_prob = ensemble.log_density(features, z.unsqueeze(-1)) + log_slope
-        at = ensemble.at_atoms(z)
+        at = self._in_cells(x[:, d], d) if self.cells[d] else ensemble.at_atoms(z)
         at_atom = at.any(-1)
         if at_atom.any():
             log_mass = ensemble.log_mass(features, z.unsqueeze(-1), at.unsqueeze(-2))
@@ -90,6 +90,12 @@ class AutoregressiveEnergy(Density):
             # The mixture has a density, and no mass on atoms.
             other = other.masked_fill(at_atom, -torch.inf)
         return torch.logaddexp(log_prob + torch.log1p(-share), other + share.log())
+
+    def _in_cells(self, x: Tensor, d: int) -> Tensor:
+        """In the rounding cell of which atom values ``[N]`` of a coordinate lie, ``[N, n_atoms]``."""
+        atoms = self.conditionals[d].atoms.to(x.device)
+        atoms = self.location[d] + self.scale[d] * (torch.sinh(atoms) if self.curved[d] else atoms)
+        return (x.double().unsqueeze(-1) - atoms).abs() <= 0.5 * self.cells[d] * (1 + 1e-6)
 
     def at_atoms(self, x: Tensor) -> Tensor:
         """Which coordinates of x ``[..., D]`` are atoms of their conditionals."""
