@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from thalweg import EnergyDensity, EnergyRegressor
+from thalweg import EnergyDensity, EnergyRegressor, RestrictedBoltzmannMachine
 from thalweg.data.columns import as_text, decide, read_as, to_numbers
 from thalweg.data.encoding import TableEncoder
 from thalweg.data.tables import read_cells, read_table
@@ -308,3 +308,17 @@ def test_an_unknown_category_is_told_and_a_rare_one_is_not():
 def test_a_target_of_dates_is_refused(values):
     with pytest.raises(ValueError, match="the target holds"):
         EnergyRegressor().fit(pd.DataFrame({"x": [1.0, 2, 3]}), values)
+
+
+def test_a_machine_takes_columns_of_every_type_and_keeps_codes_as_texts():
+    rng = np.random.default_rng(0)
+    bit, number = rng.integers(0, 2, 60), rng.normal(size=60).round(2)
+    plain = pd.DataFrame({"bit": bit, "number": number, "code": rng.choice(["1", "2", "A"], 60)})
+    typed = plain.assign(bit=pd.array(bit, dtype="Int64"), number=[decimal.Decimal(f"{v:.2f}") for v in number])
+    model = RestrictedBoltzmannMachine(4, max_epochs=2, random_state=0).fit(plain)
+    assert model.encoder_.kinds == ["binary", "gaussian", "categorical"]
+    np.testing.assert_allclose(model.score_samples(typed), model.score_samples(plain))
+    # A file that lacks the texts has numbers where training had "1".
+    codes = plain[plain["code"] != "A"]
+    as_numbers = codes.assign(code=codes["code"].astype(float))
+    np.testing.assert_allclose(model.score_samples(as_numbers), model.score_samples(codes))

@@ -509,7 +509,7 @@ def test_bad_use_is_refused(small):
             "'t' holds Interval",
         ),
         ({"d": pd.date_range("2020", periods=40)}, "gaussian", "'d' holds dates"),
-        ({"d": pd.date_range("2020", periods=40)}, "categorical", "'d' holds Timestamp"),
+        ({"d": pd.date_range("2020", periods=40)}, "categorical", "'d' holds dates"),
     ],
 )
 def test_values_that_no_unit_takes_are_refused_by_name(table, visible, message):
