@@ -395,6 +395,42 @@ def test_a_rounded_value_that_is_an_atom_has_its_mass_spread_over_the_cell(curve
     assert float((back(moved) - back(y)).abs().max()) <= cell / 2 + 1e-6
 
 
+@pytest.mark.parametrize("limits", [(0.0, None), (None, 0.0), (-0.5, 0.5)])
+def test_a_mixture_far_beyond_a_limit_has_a_density_within_it_and_gradients(limits):
+    """Components a hundred standard deviations out leave e^-5000 within the limits, which no number holds."""
+    torch.manual_seed(0)
+    ensemble = TiltedMixtureEnsemble(1, 2, (6,), n_components=3, n_tilts=4, atoms=[0.0], limits=limits)
+    for away in (-100.0, 0.0, 100.0):
+        for x in (torch.zeros(1, 1), torch.ones(1, 1)):
+            with torch.no_grad():
+                raw = ensemble.features(x)
+            means, log_stds = raw[1] + away, raw[2]
+            moved = ensemble._within_reach(means, log_stds)
+            below, log_within = ensemble._within(raw[0], moved, log_stds)
+            assert float(log_within.min()) > -8
+            assert torch.isfinite(below).all()
+    # Where the mean is well inside, nothing is moved.
+    inside = torch.full_like(raw[1], 0.0 if limits == (-0.5, 0.5) else 30.0 if limits[1] is None else -30.0)
+    near = ensemble._within_reach(inside, torch.full_like(raw[2], -3.0))
+    torch.testing.assert_close(near, inside, atol=1e-4, rtol=1e-5)
+
+
+def test_zero_inflated_targets_train_without_a_roll_back():
+    """Targets of which half are zero and the others log-normal, whose log-scale follows x: four seeds."""
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=300)
+        y = np.where(rng.uniform(size=300) < 0.5, 0.0, rng.lognormal(x))
+        model = EnergyRegressor(n_members=3, hidden=(64, 64), max_epochs=40, random_state=seed).fit(x[:, None], y)
+        assert not model.history_.events
+        grid = np.linspace(1e-9, 400, 400_001)
+        distribution = model.predict_distribution([[0.0]])
+        density = np.exp(distribution.log_prob(grid[None]))[0]
+        total = np.trapezoid(density, grid) + distribution.cdf(np.zeros((1, 1)))[0, 0]
+        beyond = 1 - distribution.cdf(np.full((1, 1), 400.0))[0, 0]
+        assert total + beyond == pytest.approx(1, abs=5e-3)
+
+
 @pytest.mark.parametrize("curved", [False, True])
 def test_a_cell_that_reaches_over_a_limit_has_its_mass_on_this_side(curved):
     """The mean over places of the cell is its probability per unit, by numeric integration up to the limit."""

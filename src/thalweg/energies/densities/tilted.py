@@ -16,6 +16,8 @@ from thalweg.energies.densities.basic import ConditionalDensity
 from thalweg.energies.networks import NetworkEnergy
 from thalweg.energies.networks.dropout import Dropout
 
+# Standard deviations beyond a limit that a component's mean may lie.
+_REACH = 3.0
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -227,6 +229,8 @@ class TiltedMixtureEnsemble(ConditionalDensity):
         log_parts = torch.cat([log_weights[..., c:], log_rest], -1)
         log_weights = log_weights[..., :c] - log_rest
         log_stds = floored(log_stds, self.log_std_floor)
+        if self._limited:
+            means = self._within_reach(means, log_stds)
         below, log_within = self._within(log_weights, means, log_stds)
         if not self.n_tilts:
             return log_weights, means, log_stds, tilts, log_within, log_parts, below, log_within
@@ -234,6 +238,19 @@ class TiltedMixtureEnsemble(ConditionalDensity):
         exponent = -(tilts @ _cosines(nodes, self.n_tilts).T)
         log_normaliser = torch.logsumexp(exponent, -1) - math.log(len(nodes)) + log_within
         return log_weights, means, log_stds, tilts, log_normaliser, log_parts, below, log_within
+
+    def _within_reach(self, means: Tensor, log_stds: Tensor) -> Tensor:
+        """Means at most about three standard deviations beyond the limits, ``[B, n_members, n_components]``.
+
+        Further out, what is left within the limits is a tail whose shape no number tells any more: the mixture's
+        distribution function there is a difference of rounding errors. A narrower component has the same tail.
+        """
+        std, (low, high) = log_stds.exp(), self.limits
+        if low is not None:
+            means = low + std * (F.softplus((means - low) / std + _REACH) - _REACH)
+        if high is not None:
+            means = high - std * (F.softplus((high - means) / std + _REACH) - _REACH)
+        return means
 
     def _within(self, log_weights: Tensor, means: Tensor, log_stds: Tensor) -> tuple[Tensor, Tensor]:
         """The mixture's probability below the lower limit, and the log of that within both, ``[B, n_members]``."""
