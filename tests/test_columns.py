@@ -237,6 +237,24 @@ def test_numbers_among_other_cells():
     np.testing.assert_array_equal(to_numbers(column(["1", "-9999", ""]), ["-9999"]), [1, np.nan, np.nan])
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1.5, -9999.0, 2.0],
+        pd.array([1, -9999, 2], dtype="Int64"),
+        [decimal.Decimal("1.5"), decimal.Decimal("-9999"), decimal.Decimal("2")],
+        ["1.5", " -9999", "2"],
+    ],
+    ids=["float64", "Int64", "Decimal", "text"],
+)
+def test_a_word_for_a_gap_is_one_in_every_type(values):
+    found = decide(column(values), missing=["-9999"])
+    assert found.kind == "number"
+    assert found.values.isna().tolist() == [False, True, False]
+    assert read_as(column(values), "number", ["-9999"]).isna().tolist() == [False, True, False]
+    assert np.isnan(to_numbers(column(values), ["-9999"])).tolist() == [False, True, False]
+
+
 # -- files ------------------------------------------------------------------------------------------------
 
 

@@ -63,16 +63,17 @@ def decide(column: pd.Series, missing: Collection[str] = (), decimal: str = ".")
     Raises:
         ValueError: if it holds lists or the like, if it is in doubt, or if it mixes what does not go together.
     """
+    column = _with_gaps(column, missing)
     native = _native(column)
     if native.kind != "text" or isinstance(column.dtype, pd.CategoricalDtype):
         return native
-    return _of_texts(native.values, missing, decimal)
+    return _of_texts(native.values, decimal)
 
 
 def as_text(column: pd.Series, missing: Collection[str] = ()) -> Column:
     """The column as texts, whatever it holds; empty cells are gaps."""
-    texts = _labels(column)
-    return Column(_category(texts.where(~(texts.isin(list(missing)) | (texts == "")), None)), "text")
+    texts = _labels(_with_gaps(column, missing))
+    return Column(_category(texts.where(texts != "", None)), "text")
 
 
 def read_as(
@@ -93,13 +94,13 @@ def read_as(
             written = {text.casefold(): text for text in known}
             column = column.map(lambda v: written.get(str(v).casefold(), str(v)), na_action="ignore")
         return as_text(column, missing).values
-    native = _native(column)
+    native = _native(_with_gaps(column, missing))
     if native.kind == kind or (native.kind == "truth" and kind == "number"):
         return native.values
     if native.kind == "number" and kind == "truth" and native.values.dropna().isin((0, 1)).all():
         return native.values.map(bool, na_action="ignore")
     if native.kind == "text":
-        return _texts_as(native.values, kind, missing, decimal)
+        return _texts_as(native.values, kind, decimal)
     if native.values.isna().all():
         return native.values.astype(float)
     raise ValueError(_told_otherwise(column.name, kind, f"now holds {_PLURAL[native.kind]}"))
@@ -107,15 +108,23 @@ def read_as(
 
 def to_numbers(column: pd.Series, missing: Collection[str] = (), decimal: str = ".") -> np.ndarray:
     """The numbers of a column ``[rows]``, NaN where a cell is none."""
-    native = _native(column)
+    native = _native(_with_gaps(column, missing))
     if native.kind in ("number", "truth"):
         return native.values.to_numpy(np.float64, na_value=np.nan)
     if native.kind != "text":
         return np.full(len(column), np.nan)
-    cells, gaps, words = _sorted_out(native.values.astype(object), missing)
+    cells, gaps, words = _sorted_out(native.values.astype(object))
     rest = cells[~gaps & ~words]
     style, matching = _style(rest, decimal)
     return _to_numbers(cells.where(cells.index.isin(rest.index[matching])), style).to_numpy(np.float64)
+
+
+def _with_gaps(column: pd.Series, missing: Collection[str]) -> pd.Series:
+    """The column with gaps for the words that mean them, numbers included: -9999.0 is the word -9999 too."""
+    if not missing:
+        return column
+    meant = _labels(column).str.strip().isin(list(missing))
+    return column.mask(meant) if meant.any() else column
 
 
 # -- columns in a type of their own -----------------------------------------------------------------------
@@ -235,9 +244,9 @@ def _category(texts: pd.Series) -> pd.Series:
 # -- columns of texts -------------------------------------------------------------------------------------
 
 
-def _of_texts(texts: pd.Series, missing: Collection[str], decimal: str) -> Column:
+def _of_texts(texts: pd.Series, decimal: str) -> Column:
     """What a column of texts is."""
-    cells, gaps, words = _sorted_out(texts, missing)
+    cells, gaps, words = _sorted_out(texts)
     rest = cells[~gaps & ~words]
     if not len(rest):
         return Column(pd.Series(np.nan, texts.index, dtype=float, name=texts.name), "number")
@@ -279,9 +288,9 @@ def _of_texts(texts: pd.Series, missing: Collection[str], decimal: str) -> Colum
     return Column(_category(cells.where(~gaps, None)), "text", tuple(remarks))
 
 
-def _texts_as(texts: pd.Series, kind: str, missing: Collection[str], decimal: str) -> pd.Series:
+def _texts_as(texts: pd.Series, kind: str, decimal: str) -> pd.Series:
     """Texts read as numbers, dates, spans or truth values."""
-    cells, gaps, words = _sorted_out(texts, missing)
+    cells, gaps, words = _sorted_out(texts)
     empty = gaps | words
     rest = cells[~empty]
     if kind == "number":
@@ -328,10 +337,10 @@ def row_of(cells: pd.Series) -> Any:
     return int(first) + 1 if isinstance(first, int | np.integer) else first
 
 
-def _sorted_out(texts: pd.Series, missing: Collection[str]) -> tuple[pd.Series, pd.Series, pd.Series]:
-    """Cells without blanks around them; which are empty or missing; which are words for a gap."""
+def _sorted_out(texts: pd.Series) -> tuple[pd.Series, pd.Series, pd.Series]:
+    """Cells without blanks around them; which are empty; which are words for a gap."""
     cells = texts.str.strip()
-    gaps = cells.isna() | (cells == "") | cells.isin(list(missing))
+    gaps = cells.isna() | (cells == "")
     return cells, gaps, cells.isin(list(_PLAIN_WORDS | _OTHER_WORDS)) & ~gaps
 
 

@@ -88,13 +88,17 @@ def read_cells(path: Path) -> Cells:
     return Cells(table.set_axis(table.columns.map(str), axis=1), decimal)
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path, text: Collection[str] = (), missing: Collection[str] = ()) -> pd.DataFrame:
     """A table whose columns have the types that suit what they hold (see :func:`read_cells`).
+
+    Args:
+        text: columns that are texts, whatever they hold.
+        missing: further words that stand for a gap.
 
     Raises:
         ValueError: if the file can't be read, or a column is in doubt; in words.
     """
-    return pd.DataFrame({name: column.values for name, column in read_cells(path).decided().items()})
+    return pd.DataFrame({name: column.values for name, column in read_cells(path).decided(text, missing).items()})
 
 
 def column_names(path: Path) -> list[str]:
