@@ -119,6 +119,12 @@ def test_a_rounded_target_is_told(call, tmp_path: Path) -> None:
     done = call("fit", "regression", tmp_path / "grades.parquet", "-t", "grade", "--out", tmp_path / "run", *SMALL)
     assert done.code == 0, done.err
     assert "to multiples of 1" in done.out
+    # What is predicted at the truth is the log of the cell's probability, and is what the model says.
+    from thalweg.runs.base import load_run
+
+    frame = pd.read_csv(io.StringIO(call("predict", tmp_path / "run", tmp_path / "grades.parquet").out))
+    distribution = load_run(tmp_path / "run").model.predict_distribution(table[["x"]])
+    np.testing.assert_allclose(frame["log_prob"], distribution.log_mass(table["grade"].to_numpy()), rtol=1e-4)
 
 
 def test_no_test_rows_and_several_targets(call, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from command import are_refused, stop_in_training
+from thalweg.runs.tables import completed_tables
 
 SMALL = ("--epochs", 3, "--members", 2)
 
@@ -432,3 +433,18 @@ def test_other_columns_come_back_as_they_stand(call, fitted, tmp_path: Path) -> 
     assert typed["zip"].tolist() == ["05197", "80331"]
     assert typed["length"].tolist() == [5.5, 5.25]
     assert typed["flag"].tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("cells", "written"),
+    [
+        (["TRUE", "false", "", ""], ["TRUE", "false", "TRUE", "false"]),
+        ([True, None, None, None], [True, None, True, False]),
+    ],
+    ids=["texts", "truth values"],
+)
+def test_filled_truth_values_are_written_as_the_column_writes_them(cells, written) -> None:
+    table = pd.DataFrame({"flag": pd.Series(cells, dtype=object)})
+    known = pd.DataFrame({"flag": [1.0, 0.0 if cells[1] else 1.0, np.nan, np.nan]})
+    filled = completed_tables(table, known, np.array([[[1.0], [0.0], [1.0], [0.0]]]), {}, {"flag": "truth"})
+    assert filled["flag"].where(filled["flag"].notna(), None).tolist() == written
