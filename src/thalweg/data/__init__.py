@@ -5,7 +5,7 @@ from thalweg._lazy import lazily
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
-        "columns": ["Column", "KINDS", "as_text", "check_entries", "decide", "read_as"],
+        "columns": ["Column", "KINDS", "as_text", "check_entries", "decide", "only_numbers", "read_as"],
         "encoding": ["TableEncoder", "is_number"],
         "images": [
             "Images",

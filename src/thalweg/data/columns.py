@@ -106,6 +106,23 @@ def read_as(
     raise ValueError(_told_otherwise(column.name, kind, f"now holds {_PLURAL[native.kind]}"))
 
 
+def only_numbers(column: pd.Series, advice: str) -> np.ndarray:
+    """A column of numbers or truth values as float64 ``[rows]``, NaN where it has gaps.
+
+    Args:
+        advice: what to do about a column that holds something else, for the error.
+
+    Raises:
+        ValueError: if it does, naming the column and an example.
+    """
+    found = decide(column)
+    if found.kind in ("number", "truth"):
+        return found.values.to_numpy(np.float64, na_value=np.nan)
+    known = found.values.dropna()
+    example = f" ({known.iloc[0]!r} in row {row_of(known)})" if found.kind == "text" else ""
+    raise ValueError(f"column {column.name!r} holds {_PLURAL[found.kind]}{example}: {advice}")
+
+
 def to_numbers(column: pd.Series, missing: Collection[str] = (), decimal: str = ".") -> np.ndarray:
     """The numbers of a column ``[rows]``, NaN where a cell is none."""
     native = _native(_with_gaps(column, missing))

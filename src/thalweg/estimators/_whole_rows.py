@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from thalweg.data.columns import decide
+from thalweg.data.columns import only_numbers
 from thalweg.energies.base import Energy
 from thalweg.energies.densities import Density, GaussianMixtureEnergy, fit_gaussian_mixture
 from thalweg.estimators._base import check_names
@@ -113,7 +113,7 @@ def estimate_normaliser(energy: Energy, proposal: GaussianMixtureEnergy, data: T
     return found._replace(estimate=found.estimate + white.log_volume)
 
 
-def as_numbers(X: Any) -> Any:
+def table_of_numbers(X: Any) -> Any:
     """X with columns as numbers, if it is a table; other things as they are.
 
     Raises:
@@ -122,13 +122,5 @@ def as_numbers(X: Any) -> Any:
     if not isinstance(X, pd.DataFrame):
         return X
     check_names(X)
-    found = {}
-    for name in X.columns:
-        column = decide(X[name])
-        if column.kind not in ("number", "truth"):
-            what = {"date": "dates", "span": "spans of time"}.get(column.kind, "texts")
-            known = column.values.dropna()
-            example = f" ({known.iloc[0]!r})" if len(known) and what == "texts" else ""
-            raise ValueError(f"column {name!r} holds {what}{example}: a density is over numbers; leave it out")
-        found[name] = column.values.to_numpy(np.float64, na_value=np.nan)
-    return pd.DataFrame(found, index=X.index)
+    advice = "a density is over numbers; leave it out"
+    return pd.DataFrame({name: only_numbers(X[name], advice) for name in X.columns}, index=X.index)

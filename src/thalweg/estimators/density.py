@@ -44,10 +44,10 @@ from thalweg.estimators._normaliser import Normalised, Normaliser
 from thalweg.estimators._rescaled import Rescaled, Whitened
 from thalweg.estimators._whole_rows import (
     HeldOutLikelihood,
-    as_numbers,
     estimate_normaliser,
     mixture_proposal,
     resampled,
+    table_of_numbers,
 )
 from thalweg.inference import completion
 from thalweg.objectives.base import Batch
@@ -168,7 +168,7 @@ class EnergyDensity(DensityMixin, Normalised, Estimator):
             DivergenceError: if training can't be kept from diverging.
         """
         self._check_settings()
-        X = validate_data(self, as_numbers(X), dtype=np.float64, ensure_min_samples=2)
+        X = validate_data(self, table_of_numbers(X), dtype=np.float64, ensure_min_samples=2)
         self._check_columns(X)
         rng = check_random_state(self.random_state)
         seed = draw_seed(rng)
@@ -348,7 +348,7 @@ class EnergyDensity(DensityMixin, Normalised, Estimator):
     def _rows(self, X: Any, gaps: bool = False) -> np.ndarray:
         check_is_fitted(self, "energy_")
         if isinstance(X, pd.DataFrame) and hasattr(self, "feature_names_in_"):
-            X = as_numbers(X)
+            X = table_of_numbers(X)
             if set(X.columns) == set(self.feature_names_in_):
                 X = X[list(self.feature_names_in_)]
         finite = "allow-nan" if gaps else True

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from thalweg.data.columns import decide, row_of
+from thalweg.data.columns import only_numbers
 from thalweg.data.tables import column_names, read_cells
 from thalweg.data.target import find_atoms, find_resolution
 from thalweg.runs.folder import listed
@@ -152,19 +152,10 @@ def as_numbers(column: pd.Series) -> np.ndarray:
     Raises:
         ValueError: if it holds something else.
     """
-    found = decide(column)
-    if found.kind in ("date", "span"):
-        what = "dates" if found.kind == "date" else "spans of time"
-        raise ValueError(
-            f"column {column.name!r} holds {what}, and a density is over numbers: leave it out (--drop)"
-        )
-    if found.kind == "text":
-        known = found.values.dropna()
-        raise ValueError(
-            f"column {column.name!r} holds texts ({known.iloc[0]!r} in row {row_of(known)}), and a density is "
-            f"over numbers: correct the rows, or fit without the column (--drop {column.name!r})"
-        )
-    values = found.values.to_numpy(np.float64, na_value=np.nan)
+    values = only_numbers(
+        column,
+        f"a density is over numbers; correct such rows, or fit without the column (--drop {column.name!r})",
+    )
     if np.isnan(values).all():
         raise ValueError(f"column {column.name!r} has no value at all: leave it out (--drop)")
     if np.isinf(values).any():
