@@ -58,7 +58,7 @@ def test_the_page_is_whole_and_needs_nothing_else(run: RegressionRun) -> None:
         "Residuals", "Beside two baselines", "How it was made",
     ]  # fmt: skip
     assert not re.search(r'<(script|link|img)[^>]+(src|href)="', html)
-    assert html.count("plotly.js v") == 1
+    assert html.count('id="plotly-packed"') == 1
     assert "gradient boosting, quantiles" in html
     assert "<script>u" not in html
     assert "<b>kind" not in html

@@ -50,7 +50,7 @@ def test_the_page_is_whole_and_needs_nothing_else(run: DensityRun) -> None:
         "Beside three baselines", "How it was made",
     ]  # fmt: skip
     assert not re.search(r'<(script|link|img)[^>]+(src|href)="', html)
-    assert html.count("plotly.js v") == 1
+    assert html.count('id="plotly-packed"') == 1
     assert "<b>c1" not in html
     assert "&lt;b&gt;c1" in html
     assert "exact: it integrates to one" in html

@@ -10,7 +10,7 @@ import torch
 from thalweg.recipes.boltzmann_images import energies_matrix
 from thalweg.report import charts, density_charts
 from thalweg.report.images import wall
-from thalweg.report.page import Card, Tile, footer_of, render_page
+from thalweg.report.page import Card, Tile, checks_of, footer_of, render_page
 from thalweg.runs.base import MODEL_NAME
 from thalweg.runs.boltzmann import INDEPENDENT, NAMES, BoltzmannRun
 from thalweg.runs.states import Rows
@@ -34,7 +34,9 @@ def report(run: BoltzmannRun) -> str:
     subtitle = (
         f"A {NAMES[run.settings.kind]} with {_ADJECTIVES[figures['visible']]} visible and binary hidden units"
     )
-    return render_page(f"A Boltzmann machine of {figures['data']}", subtitle, _tiles(run), cards, footer_of(run))
+    return render_page(
+        f"A Boltzmann machine of {figures['data']}", subtitle, _tiles(run), cards, footer_of(run), checks_of(run)
+    )
 
 
 def _tiles(run: BoltzmannRun) -> list[Tile]:

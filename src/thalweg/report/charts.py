@@ -10,10 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from scipy.stats import binom
 
-INK, SOFT, LINE = "#1b2a3a", "#5d6b7a", "#e3e8ee"
-MODEL, TRUTH, ATOM = "#1f7a9c", "#d1495b", "#c47f17"
-COLOURS = [MODEL, "#8d99ae", "#e09f3e", "#6a4c93", "#588157"]
-WATER = [[0, "#ffffff"], [0.15, "#dcecf3"], [0.4, "#8cc3d9"], [0.7, "#2b87a9"], [1, "#0b3a52"]]
+from thalweg.report.theme import ATOM, COLOURS, DATA, INK, LINE, MODEL, POINTS, SOFT, TRUTH, WATER
 
 
 def styled(figure: go.Figure, height: int, **layout: Any) -> go.Figure:
@@ -35,6 +32,19 @@ def styled(figure: go.Figure, height: int, **layout: Any) -> go.Figure:
     return figure
 
 
+def panelled(figure: go.Figure, count: int, n_columns: int, narrow: int = 2) -> go.Figure:
+    """Say that a figure is of panels, which the page puts in fewer columns where it is narrow.
+
+    Args:
+        narrow: the number of columns there.
+    """
+    return figure.update_layout(
+        meta={"panels": {"count": count, "columns": n_columns, "narrow": min(narrow, n_columns)}},
+        margin={"l": 10, "r": 10, "t": 64, "b": 10},
+        legend={"yref": "container", "y": 1, "yanchor": "top"},
+    )
+
+
 def histogram(values: dict[str, np.ndarray], axis: str, resolution: float = 0.0) -> go.Figure:
     """Histograms on the same bins, each as a share of its own rows; bins hold whole rounding cells."""
     everything = np.concatenate(list(values.values()))
@@ -44,7 +54,7 @@ def histogram(values: dict[str, np.ndarray], axis: str, resolution: float = 0.0)
     most = int(np.clip(2 * np.sqrt(min(len(v) for v in values.values())), 8, 50))
     edges = bin_edges(everything.clip(low, high), resolution, most)
     figure = go.Figure()
-    for (name, part), colour in zip(values.items(), [MODEL, "#e09f3e"], strict=False):
+    for (name, part), colour in zip(values.items(), [MODEL, DATA], strict=False):
         counts = np.histogram(part.clip(low, high), edges)[0] / max(1, len(part))
         figure.add_bar(
             x=(edges[1:] + edges[:-1]) / 2, y=counts, name=name, marker_color=colour,
@@ -77,7 +87,7 @@ def curves(
 ) -> go.Figure:
     """Lines over one axis, with one place of the axis marked."""
     figure = go.Figure()
-    for (name, values), colour in zip(lines.items(), ["#8d99ae", MODEL, "#e09f3e"], strict=False):
+    for (name, values), colour in zip(lines.items(), ["#8d99ae", MODEL, DATA], strict=False):
         line = {"color": colour, "width": 2.2}
         figure.add_scatter(x=list(x), y=list(values), name=name, mode="lines", line=line)
     if marked is not None:
@@ -161,9 +171,7 @@ def density_grid(
         figure.update_xaxes(title=plain(axis), row=n_rows, col=column)
     styled(figure, 60 + 190 * n_rows)
     figure.update_xaxes(showticklabels=True)
-    return figure.update_layout(
-        margin={"l": 10, "r": 10, "t": 60, "b": 10}, legend={"y": 1.06 if n_rows > 1 else 1.16}
-    )
+    return panelled(figure, len(truth), n_columns)
 
 
 def density_map(
@@ -188,18 +196,17 @@ def density_map(
     figure = go.Figure()
     # A spike (a censoring limit, say) would leave all the rest white.
     top = float(np.quantile(density.max(0), 0.9))
-    shown = np.sqrt(np.clip(density / top, 0, 1))
     figure.add_heatmap(
-        x=list(x), y=y, z=shown, customdata=density, colorscale=WATER, zmin=0, zmax=1, zsmooth="best"
+        x=list(x), y=y, z=density, colorscale=WATER, zmin=0, zmax=top, zsmooth="best"
         if np.issubdtype(np.asarray(x).dtype, np.number) and len(y) > 60 else False,
-        hovertemplate="%{x}, %{y:.4g}: %{customdata:.3g}<extra></extra>",
-        colorbar={"title": {"text": unit, "side": "right"}, "tickvals": [0, 0.5, 0.7071, 1],
+        hovertemplate="%{x}, %{y:.4g}: %{z:.3g}<extra></extra>",
+        colorbar={"title": {"text": unit, "side": "right"}, "tickvals": [0, top / 4, top / 2, top],
                   "ticktext": ["0", f"{top / 4:.2g}", f"{top / 2:.2g}", f"≥ {top:.2g}"], "thickness": 12,
                   "outlinewidth": 0},
     )  # fmt: skip
     figure.add_scatter(
         x=list(points[0]), y=points[1], mode="markers", name="data", hoverinfo="skip",
-        marker={"size": 4.5, "color": "rgba(27,42,58,.30)", "line": {"width": 0}},
+        marker={"size": 4.5, "color": POINTS, "line": {"width": 0}},
     )  # fmt: skip
     for i, (name, values) in enumerate(lines.items()):
         figure.add_scatter(
@@ -223,7 +230,7 @@ def pit_histogram(counts: Sequence[int]) -> go.Figure:
     k = len(counts)
     low, high = binom.ppf(0.05, n, 1 / k) * k / n, binom.ppf(0.95, n, 1 / k) * k / n
     figure = go.Figure()
-    figure.add_hrect(y0=low, y1=high, fillcolor="#8d99ae", opacity=0.18, line_width=0)
+    figure.add_hrect(y0=low, y1=high, fillcolor="#8d99ae", opacity=0.25, line_width=0, layer="below")
     figure.add_bar(
         x=(np.arange(k) + 0.5) / k, y=np.asarray(counts) * k / n, marker_color=MODEL, showlegend=False,
         hovertemplate="%{x:.3f}: %{y:.2f}<extra></extra>",
@@ -326,7 +333,7 @@ def clouds(draws: np.ndarray, truth: np.ndarray, titles: Sequence[str], axes: tu
         figure.update_xaxes(title=plain(axes[0]), row=n_rows, col=column)
     figure.update_yaxes(title=plain(axes[1]), col=1)
     styled(figure, 60 + 230 * n_rows)
-    return figure.update_layout(margin={"l": 10, "r": 10, "t": 60, "b": 10}, legend={"y": 1.06})
+    return panelled(figure, len(truth), n_columns)
 
 
 def shortened(text: str, most: int = 28) -> str:

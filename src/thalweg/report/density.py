@@ -10,7 +10,7 @@ from sklearn.linear_model import LinearRegression
 
 from thalweg.estimators.density import EnergyDensity
 from thalweg.report import charts, density_charts
-from thalweg.report.page import Card, Tile, footer_of, render_page
+from thalweg.report.page import Card, Tile, checks_of, footer_of, render_page
 from thalweg.report.words import duration, gain_in_words
 from thalweg.runs.base import MODEL_NAME
 from thalweg.runs.density import DensityRun
@@ -44,6 +44,7 @@ def report(run: DensityRun) -> str:
         _tiles(run),
         cards,
         footer_of(run),
+        checks_of(run),
     )
 
 

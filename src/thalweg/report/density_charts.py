@@ -8,10 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from thalweg.report.charts import COLOURS, INK, LINE, MODEL, SOFT, WATER, bin_edges, plain, shortened, span, styled
-
-DATA = "#e09f3e"
-_TWO_SIDED = [[0, "#b5543f"], [0.25, "#e6b8a6"], [0.5, "#ffffff"], [0.75, "#8cc3d9"], [1, "#145a78"]]
+from thalweg.report.charts import bin_edges, panelled, plain, shortened, span, styled
+from thalweg.report.theme import COLOURS, DATA, INK, LINE, MODEL, SOFT, TWO_SIDED, WATER
 
 
 def marginals(data: np.ndarray, draws: np.ndarray, names: Sequence[str], resolution: Sequence[float]) -> go.Figure:
@@ -47,10 +45,7 @@ def marginals(data: np.ndarray, draws: np.ndarray, names: Sequence[str], resolut
         figure.update_yaxes(tickformat=".0%", rangemode="tozero", nticks=4, **place)
     figure.update_annotations(font_size=13, font_color=SOFT)
     styled(figure, 70 + 190 * n_rows)
-    return figure.update_layout(
-        margin={"l": 10, "r": 10, "t": 64, "b": 10},
-        legend={"y": 1 + 46 / (190 * n_rows)},
-    )
+    return panelled(figure, len(names), n_columns)
 
 
 def pairs(
@@ -120,7 +115,7 @@ def correlations(data: np.ndarray, draws: np.ndarray, names: Sequence[str]) -> g
             matrix = np.atleast_2d(np.corrcoef(values.T))
         text = np.char.mod("%.2f", matrix) if len(names) <= 8 else None
         figure.add_heatmap(
-            x=places, y=places, z=matrix, zmin=-1, zmax=1, colorscale=_TWO_SIDED, showscale=k == 1,
+            x=places, y=places, z=matrix, zmin=-1, zmax=1, colorscale=TWO_SIDED, showscale=k == 1,
             text=text, texttemplate="%{text}" if text is not None else None, textfont={"size": 11},
             customdata=[[f"{a} and {b}" for a in labels] for b in labels],
             hovertemplate="%{customdata}: %{z:.3f}<extra></extra>",
@@ -131,7 +126,7 @@ def correlations(data: np.ndarray, draws: np.ndarray, names: Sequence[str]) -> g
     figure.update_xaxes(tickvals=places, ticktext=labels, showgrid=False, tickangle=-40)
     figure.update_yaxes(tickvals=places, ticktext=labels, showgrid=False, autorange="reversed")
     figure.update_annotations(font_size=13, font_color=SOFT)
-    return figure.update_layout(margin={"l": 10, "r": 10, "t": 40, "b": 10})
+    return panelled(figure, 2, 2, narrow=1).update_layout(margin={"t": 40})
 
 
 def errors_by_column(names: Sequence[str], errors: Mapping[str, Sequence[float]]) -> go.Figure:
@@ -214,9 +209,8 @@ def maps(
     for k, density in enumerate(densities.values(), start=1):
         row, column = divmod(k, n_columns)
         figure.add_heatmap(
-            x=x, y=y, z=np.sqrt(np.clip(density / top, 0, 1)), customdata=density, colorscale=WATER, zmin=0,
-            zmax=1, showscale=False, zsmooth="best",
-            hovertemplate="%{x:.4g}, %{y:.4g}: %{customdata:.3g}<extra></extra>",
+            x=x, y=y, z=density, colorscale=WATER, zmin=0, zmax=top, showscale=False, zsmooth="best",
+            hovertemplate="%{x:.4g}, %{y:.4g}: %{z:.3g}<extra></extra>",
             row=row + 1, col=column + 1,
         )  # fmt: skip
     styled(figure, 60 + 290 * n_rows)
@@ -226,4 +220,4 @@ def maps(
     for column in range(1, n_columns + 1):
         figure.update_xaxes(title=plain(axes[0]), row=n_rows, col=column)
     figure.update_yaxes(title=plain(axes[1]), col=1)
-    return figure.update_layout(margin={"l": 10, "r": 10, "t": 40, "b": 10})
+    return panelled(figure, len(titles), n_columns).update_layout(margin={"t": 40})

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from thalweg.data.images import outliers, tile
 from thalweg.evaluation.generation import nearest_neighbours
 from thalweg.report import charts
-from thalweg.report.page import Card, Tile, footer_of, render_page
+from thalweg.report.page import Card, Tile, checks_of, footer_of, render_page
 from thalweg.runs.images import ImageRun
 
 
@@ -29,7 +29,12 @@ def report(run: ImageRun) -> str:
     ]  # fmt: skip
     cards = [_generated(run), _neighbours(run), _completed(run), _energies(run), _training(run), _scores(run)]
     return render_page(
-        f"Images of {figures['images']}", "An energy-based model of images", tiles, cards, footer_of(run)
+        f"Images of {figures['images']}",
+        "An energy-based model of images",
+        tiles,
+        cards,
+        footer_of(run),
+        checks_of(run),
     )
 
 

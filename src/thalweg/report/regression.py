@@ -10,7 +10,7 @@ import pandas as pd
 from thalweg.data.encoding import is_number
 from thalweg.estimators.distribution import PredictiveDistribution
 from thalweg.report import charts
-from thalweg.report.page import Card, Tile, footer_of, render_page
+from thalweg.report.page import Card, Tile, checks_of, footer_of, render_page
 from thalweg.report.words import duration, gain_in_words
 from thalweg.runs.base import MODEL_NAME
 from thalweg.runs.regression import RegressionRun, not_trusted_in_words, rounded_in_words
@@ -35,7 +35,7 @@ def report(run: RegressionRun) -> str:
     cards.append(_making_card(run))
     title = f"{', '.join(run.targets)} from {figures['table']}"
     subtitle = "The distribution of the target given the inputs, by an energy-based model"
-    return render_page(title, subtitle, _tiles(run), cards, footer_of(run))
+    return render_page(title, subtitle, _tiles(run), cards, footer_of(run), checks_of(run))
 
 
 def _tiles(run: RegressionRun) -> list[Tile]:
