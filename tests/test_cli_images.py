@@ -72,6 +72,9 @@ def test_a_damaged_or_unfinished_run_is_refused(run, tmp_path):
     figures = json.loads((copy / "figures.json").read_text())
     del figures["shape"]
     (copy / "figures.json").write_text(json.dumps(figures))
+    assert "figures.json was changed or damaged" in thalweg("info", copy, code=1).err
+    del figures["checksum"]
+    (copy / "figures.json").write_text(json.dumps(figures))
     assert "figures.json is damaged: it lacks 'shape'" in thalweg("info", copy, code=1).err
     (copy / "figures.json").unlink()
     assert f"not finished: `thalweg fit images --resume --out {copy}`" in thalweg("info", copy, code=1).err

@@ -134,9 +134,10 @@ def _check(run_folder: Path) -> Any:
         ValueError: if there is no finished run.
     """
     from thalweg.runs.folder import read_figures, task_of
+    from thalweg.runs.kinds import RunFigures
 
     settings = settings_of(task_of(run_folder))
-    read_figures(run_folder, settings.task, set())
+    read_figures(run_folder, settings.task, RunFigures)
     return settings
 
 

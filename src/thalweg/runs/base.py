@@ -17,6 +17,7 @@ from thalweg.data.tables import read_table, write_table
 from thalweg.runs import found, settings_of
 from thalweg.runs.folder import (
     begin_run,
+    check_files,
     check_run,
     check_unchanged,
     finish_run,
@@ -26,7 +27,9 @@ from thalweg.runs.folder import (
     remove_run,
     task_of,
     versions,
+    writing_alone,
 )
+from thalweg.runs.kinds import RunFigures
 from thalweg.runs.settings import RunSettings, Settings, Verb
 from thalweg.training.history import History
 
@@ -68,8 +71,8 @@ class Run:
     """
 
     settings_class: ClassVar[type[RunSettings]]
-    # Figures without which a run is damaged, beside "seconds" and "made_with".
-    needed: ClassVar[frozenset[str]] = frozenset()
+    # What its figures are: a run with others is damaged.
+    figures_class: ClassVar[type] = RunFigures
 
     def __init__(self, folder: Path, settings: Any, figures: dict[str, Any], model: Any):
         self.folder, self.settings, self.figures, self.model = folder, settings, figures, model
@@ -155,11 +158,13 @@ class Run:
     @cached_property
     def training_rows(self) -> pd.DataFrame:
         """The training rows of a table; a sample of them if they are many."""
+        check_files(self.folder, self.figures, "training_rows.parquet")
         return read_table(self.folder / "training_rows.parquet")
 
     @cached_property
     def test_rows(self) -> pd.DataFrame | None:
         """The held-out rows of a table; None if there are none."""
+        check_files(self.folder, self.figures, "test_rows.parquet")
         path = self.folder / "test_rows.parquet"
         return read_table(path) if path.exists() else None
 
@@ -220,28 +225,36 @@ def _fit_run(folder: Path, settings: RunSettings, resume: bool, overwrite: bool,
         return load_run(folder) if first else None
     data = cls.read(settings)
     model = cls.build(settings, data, verbose and first)
-    if first:
+    if not first:
+        _train(cls, model, data, folder, settings, resume)
+        return None
+    with writing_alone(folder):
+        # Another process may have made a run in the folder meanwhile.
+        if check_run(folder, settings, resume=resume, overwrite=overwrite):
+            return load_run(folder)
         begin_run(folder, settings, data.fingerprint, resume=resume)
+        try:
+            _train(cls, model, data, folder, settings, resume)
+        except ValueError:
+            # What can't be used leaves no unfinished run behind.
+            if not resume:
+                remove_run(folder)
+            raise
+        tell("Measuring the model.")
+        figures = cls.measure(model, data, settings, tell)
+        figures["seconds"] = {"training": model.history_.seconds, **figures.get("seconds", {})}
+        figures["made_with"] = versions()
+        cls.keep(folder, model, data, figures, settings)
+        finish_run(folder, figures)
+    return load_run(folder)
+
+
+def _train(cls: type[Run], model: Any, data: Any, folder: Path, settings: RunSettings, resume: bool) -> None:
     how = {"run_dir": folder / "training", "resume": resume, "checkpoint_seconds": settings.checkpoint_seconds}
-    try:
-        cls.train(model, data, settings, **how)
-    except ValueError:
-        # What can't be used leaves no unfinished run behind.
-        if first and not resume:
-            remove_run(folder)
-        raise
+    cls.train(model, data, settings, **how)
     if dist.is_available() and dist.is_initialized():
         # The other processes end here, while the first one measures: none may wait for them any more.
         dist.destroy_process_group()
-    if not first:
-        return None
-    tell("Measuring the model.")
-    figures = cls.measure(model, data, settings, tell)
-    figures["seconds"] = {"training": model.history_.seconds, **figures.get("seconds", {})}
-    figures["made_with"] = versions()
-    cls.keep(folder, model, data, figures, settings)
-    finish_run(folder, figures)
-    return load_run(folder)
 
 
 def load_run(folder: Path, task: str | None = None) -> Any:
@@ -255,7 +268,8 @@ def load_run(folder: Path, task: str | None = None) -> Any:
     """
     settings = read_run_settings(folder, task)
     cls = run_class(type(settings))
-    figures = read_figures(folder, settings.task, {"seconds", "made_with", *cls.needed})
+    figures = read_figures(folder, settings.task, cls.figures_class)
+    check_files(folder, figures, "model/config.json")
     return cls(folder, settings, figures, cls.load_model(folder / "model", settings))
 
 

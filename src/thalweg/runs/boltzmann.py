@@ -23,6 +23,7 @@ from thalweg.estimators.boltzmann import RestrictedBoltzmannMachine
 from thalweg.estimators.deep import DeepBoltzmannMachine
 from thalweg.evaluation.density_baselines import GaussianBaseline
 from thalweg.runs.base import MODEL_NAME, Run, Tell, TextTable
+from thalweg.runs.kinds import BoltzmannFigures
 from thalweg.runs.settings import Verb
 from thalweg.runs.settings.boltzmann import BoltzmannSettings
 from thalweg.runs.states import Rows, binary_rows, read_rows
@@ -68,11 +69,7 @@ class BoltzmannRun(Run):
     """A machine on a table or on images, beside independent columns on rows held out."""
 
     settings_class = BoltzmannSettings
-    needed = frozenset(
-        {"data", "shape", "columns", "constant", "types", "visible", "remarks", "rows", "training_rows",
-         "test_rows", "hidden", "log_normaliser", "log_normaliser_error", "scores", "held_out_log_prob",
-         "kinds"}
-    )  # fmt: skip
+    figures_class = BoltzmannFigures
 
     @property
     def shape(self) -> list[int] | None:

@@ -14,6 +14,7 @@ from thalweg.data.tables import Cells, read_cells
 from thalweg.estimators.density import EnergyDensity
 from thalweg.evaluation.density_baselines import BASELINES, BesideAtoms
 from thalweg.runs.base import MODEL_NAME, Run, Tell, TextTable
+from thalweg.runs.kinds import DensityFigures
 from thalweg.runs.settings.density import DensitySettings
 from thalweg.runs.tables import (
     Numbers,
@@ -38,10 +39,7 @@ class DensityRun(Run):
     """The joint density of a table's rows, beside three baselines on rows held out."""
 
     settings_class = DensitySettings
-    needed = frozenset(
-        {"table", "columns", "constant", "remarks", "rows", "training_rows", "test_rows", "validation_nll",
-         "scores", "outliers", "held_out_log_prob", "kinds"}
-    )  # fmt: skip
+    figures_class = DensityFigures
 
     @property
     def columns(self) -> list[str]:

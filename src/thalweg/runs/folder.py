@@ -9,21 +9,34 @@ The folder of a run::
     test_rows.parquet      the rows of a table that were held out
     figures.json           what was measured; written last, so a folder with one is finished
     report.html            the page of pictures
+    .lock                  held by the process that trains, and removed when it ends
+
+Every document of JSON has a checksum, and ``figures.json`` those of the files beside it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from thalweg.runs import settings_of
+from thalweg._sealed import file_sum, read_sealed, sealed
+from thalweg.runs import TASKS, settings_of
+from thalweg.runs.kinds import misfit
 from thalweg.runs.settings import RunSettings
+
+_LOCK = ".lock"
+# What a process that was killed can leave before there is a run.
+_LEFT_BEHIND = (_LOCK, "fit.json.part")
+# Files whose checksums are kept with the figures.
+_SUMMED = ("training_rows.parquet", "test_rows.parquet", "model/config.json")
+_FIT: dict[str, Any] = {"task": str, "settings": dict[str, Any], "fingerprint": str}
 
 
 def listed(names: list[str], most: int = 12) -> str:
@@ -42,10 +55,9 @@ def task_of(folder: Path) -> str:
     Raises:
         ValueError: if the folder holds no run, or a damaged one.
     """
-    path = folder / "fit.json"
-    if not path.is_file():
+    if not (folder / "fit.json").exists():
         raise ValueError(f"{folder} holds no run: make one with `thalweg fit`")
-    return str(read_json(path).get("task"))
+    return str(_read_fit(folder)["task"])
 
 
 def read_run_settings(folder: Path, task: str | None = None) -> RunSettings:
@@ -62,26 +74,57 @@ def read_run_settings(folder: Path, task: str | None = None) -> RunSettings:
         raise ValueError(
             f"{folder} holds a run of `thalweg fit {found}`: this is for runs of `thalweg fit {task}`"
         )
-    path = folder / "fit.json"
+    settings = _read_fit(folder)["settings"]
     try:
-        return settings_of(found)(**read_json(path)["settings"])
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged, or of another version ({error})") from error
+        return settings_of(found)(**settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'fit.json'} is damaged, or of another version ({error})") from error
 
 
-def read_figures(folder: Path, task: str, expected: set[str]) -> dict[str, Any]:
+def _read_fit(folder: Path) -> dict[str, Any]:
+    """``fit.json``, whose entries are of the right types."""
+    path = folder / "fit.json"
+    document = read_sealed(path)
+    for name, kind in _FIT.items():
+        if wrong := misfit(document.get(name), kind, repr(name)):
+            raise ValueError(f"{path} is damaged: {wrong}")
+    if document["task"] not in TASKS:
+        raise ValueError(f"{path} is damaged, or of another version: there is no task {document['task']!r}")
+    return document
+
+
+def read_figures(folder: Path, task: str, kind: Any) -> dict[str, Any]:
     """The figures of a run.
 
+    Args:
+        kind: the ``TypedDict`` that says what they are.
+
     Raises:
-        ValueError: if the run is not finished, or a figure is missing.
+        ValueError: if the run is not finished, or a figure is missing or is not what it must be.
     """
     if not is_finished(folder):
         raise ValueError(f"the run in {folder} is not finished: {_resume(folder, task)}")
-    figures = read_json(folder / "figures.json")
-    lacking = expected - set(figures)
-    if lacking:
-        raise ValueError(f"{folder / 'figures.json'} is damaged: it lacks {listed(sorted(lacking))}")
+    path = folder / "figures.json"
+    figures = read_sealed(path)
+    if wrong := misfit(figures, kind, "what it holds"):
+        raise ValueError(f"{path} is damaged: {wrong}")
     return figures
+
+
+def check_files(folder: Path, figures: dict[str, Any], *names: str) -> None:
+    """Refuse files of a run that are not those which its figures belong to.
+
+    Raises:
+        ValueError: if one is missing, or was changed; in words.
+    """
+    for name, stated in figures.get("files", {}).items():
+        path = folder / name
+        if name not in names:
+            continue
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: it was there when the run ended")
+        if file_sum(path) != stated:
+            raise ValueError(f"{path} was changed or damaged since the run ended")
 
 
 def check_run(folder: Path, settings: RunSettings, *, resume: bool, overwrite: bool) -> bool:
@@ -98,7 +141,12 @@ def check_run(folder: Path, settings: RunSettings, *, resume: bool, overwrite: b
         raise ValueError(f"{folder} holds {state}: choose another --out, or give --resume or --overwrite")
     if not known and folder.exists() and (not folder.is_dir() or (folder / "model").exists()):
         raise ValueError(f"{folder} exists and is no run: choose another --out")
-    if not known and not overwrite and folder.exists() and any(folder.iterdir()):
+    if (
+        not known
+        and not overwrite
+        and folder.exists()
+        and any(p.name not in _LEFT_BEHIND for p in folder.iterdir())
+    ):
         raise ValueError(
             f"{folder} holds other files: choose another --out, or give --overwrite, which leaves them"
         )
@@ -112,6 +160,56 @@ def check_run(folder: Path, settings: RunSettings, *, resume: bool, overwrite: b
             f"({_resume(folder, settings.task)}), or start a new run"
         )
     return is_finished(folder)
+
+
+@contextlib.contextmanager
+def writing_alone(folder: Path) -> Iterator[None]:
+    """Within it no other process writes in the folder of a run; an empty folder is removed at the end.
+
+    The lock is one of the system on an open file, which vanishes with the process however that ends. Where the
+    file system has no locks nothing is locked.
+
+    Raises:
+        ValueError: if another process is within it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _LOCK
+    try:
+        with path.open("ab") as file:
+            # A file that was removed meanwhile is locked by its last holder only.
+            if not (_locked(file) and path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+                raise ValueError(
+                    f"another process is writing the run in {folder}: wait until it ends, or choose another --out"
+                )
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+    finally:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _locked(file: IO[bytes]) -> bool:
+    """Whether the file is ours alone; True where the system or the file system can't say."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def begin_run(folder: Path, settings: RunSettings, fingerprint: str, *, resume: bool) -> None:
@@ -132,12 +230,13 @@ def begin_run(folder: Path, settings: RunSettings, fingerprint: str, *, resume: 
 
 def check_unchanged(folder: Path, data: str, fingerprint: str) -> None:
     """Refuse data that are not those of the run."""
-    if read_json(folder / "fit.json").get("fingerprint") != fingerprint:
+    if _read_fit(folder)["fingerprint"] != fingerprint:
         raise ValueError(f"{data} has changed since the run in {folder} was started: start a new run")
 
 
 def finish_run(folder: Path, figures: dict[str, Any]) -> None:
     """Write the figures of a run whose model and rows are written, which makes it a finished one."""
+    figures["files"] = {name: file_sum(folder / name) for name in _SUMMED if (folder / name).exists()}
     write_json(folder / "figures.json", figures)
     shutil.rmtree(folder / "training", ignore_errors=True)
 
@@ -152,8 +251,6 @@ def remove_run(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for name in ("model", "training"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def versions() -> dict[str, str]:
@@ -163,21 +260,17 @@ def versions() -> dict[str, str]:
     return {"thalweg": ours, "torch": torchs, "python": platform.python_version(), "on": machine}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is missing or damaged") from error
-    if not isinstance(document, dict):
-        raise ValueError(f"{path} is damaged")
-    return document
-
-
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    aside = path.with_name(path.name + ".part")
+    """Write a document with a checksum, whole or not at all.
+
+    Raises:
+        ValueError: for NaN or infinity.
+        OSError: if it can't be written.
+    """
+    aside, text = path.with_name(path.name + ".part"), sealed(document)
     try:
         with open(aside, "w", encoding="utf-8") as file:
-            file.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

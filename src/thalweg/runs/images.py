@@ -16,6 +16,7 @@ from thalweg.data.images import Images, outliers, read_images
 from thalweg.estimators.images import ImageEBM
 from thalweg.evaluation.generation import copying_ratio, frechet_distance, pca_features
 from thalweg.runs.base import Run, Tell, TextTable
+from thalweg.runs.kinds import ImageFigures
 from thalweg.runs.settings.images import ImageSettings
 from thalweg.runs.tables import model_settings, split_rows
 
@@ -35,7 +36,7 @@ class ImageRun(Run):
     """An energy of images, measured by what its chains make and how it ranks images held out and outsiders."""
 
     settings_class = ImageSettings
-    needed = frozenset({"images", "shape", "training_images", "test_images", "labels", "scores", "remarks"})
+    figures_class = ImageFigures
 
     @cached_property
     def images(self) -> tuple[Images, Images]:

@@ -19,6 +19,7 @@ from thalweg.evaluation.baselines import BASELINES, WithAtoms
 from thalweg.evaluation.regression import joint_log_prob, pit_values, score, score_rows, score_targets
 from thalweg.runs.base import MODEL_NAME, Run, Tell, TextTable
 from thalweg.runs.folder import listed
+from thalweg.runs.kinds import RegressionFigures
 from thalweg.runs.settings.regression import RegressionSettings
 from thalweg.runs.tables import (
     Typed,
@@ -59,10 +60,7 @@ class RegressionRun(Run):
     """The density of a target given all other columns, beside two baselines on rows held out."""
 
     settings_class = RegressionSettings
-    needed = frozenset(
-        {"table", "inputs", "kinds", "ignored", "remarks", "rows", "training_rows", "test_rows", "validation_nll",
-         "scores"}
-    )  # fmt: skip
+    figures_class = RegressionFigures
 
     @property
     def targets(self) -> list[str]:

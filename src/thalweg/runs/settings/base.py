@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
+
+from thalweg.runs.kinds import misfit
 
 # Of tasks on tables.
 TEXT_HELP = "Column to read as texts (categories), whatever it holds; repeat the option for several."
@@ -89,7 +91,10 @@ class Settings:
     precision: str = option("32-true", "Numerical precision of the training, such as bf16-mixed.")
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
         for entry in fields(self):
+            if wrong := misfit(getattr(self, entry.name), hints[entry.name], entry.name):
+                raise ValueError(wrong)
             if entry.metadata:
                 self._check(entry.name, getattr(self, entry.name), entry.metadata)
         least = "above 0" if self.needs_test_rows else "at least 0"
