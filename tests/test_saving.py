@@ -6,10 +6,13 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from thalweg.training.saving import load_model, rebuilding, save_model, tensors_of
+from thalweg import RestrictedBoltzmannMachine
+from thalweg._sealed import read_sealed, sealed
+from thalweg.training.saving import load_model, rebuilding, refuse_infinite, save_model, tensors_of
 
 TENSORS = {"weight": torch.arange(600.0).reshape(20, 30), "bias": torch.full((2,), -1.0)}
 CONFIG = {"hidden": [8, 8], "objective": "likelihood", "names": ["größe"]}
@@ -22,8 +25,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def edit_config(folder: Path, **changes) -> None:
+    """Another config, with a checksum that fits."""
     path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}))
+    path.write_text(sealed({**read_sealed(path), **changes}))
 
 
 def test_what_is_saved_is_what_is_loaded(folder):
@@ -124,9 +128,10 @@ def test_tensors_that_match_their_sum_but_are_not_safetensors_are_refused_in_wor
         ("", "not JSON"),
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ("[1, 2]", "not written by thalweg"),
+        ('{"scale": NaN}', "not JSON"),
+        ("[1, 2]", "no JSON object"),
         ('{"model_type": "bert"}', "not written by thalweg"),
-        ("null", "not written by thalweg"),
+        ("null", "no JSON object"),
     ],
 )
 def test_a_config_that_is_not_ours_is_refused_in_words(folder, text, words):
@@ -155,6 +160,69 @@ def test_another_version_or_kind_is_refused_in_words(folder, changes, words):
     edit_config(folder, **changes)
     with pytest.raises(ValueError, match=words):
         load_model(folder, "Regressor")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["config"].update(hidden=[8, 9]),
+        lambda d: d["config"].update(more=None),
+        lambda d: d.update(checksum="0" * 64),
+        lambda d: d.update(checksum=None),
+        lambda d: d.update(kind="Other"),
+    ],
+)
+def test_a_config_that_was_changed_is_refused_in_words(folder, change):
+    path = folder / "config.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    change(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="was changed or damaged since it was written"):
+        load_model(folder, "Regressor")
+
+
+def test_every_changed_digit_of_a_config_is_noticed(tmp_path):
+    save_model(tmp_path, "Regressor", {"scale": [1.25, -3e-07], "n": 8192}, {})
+    path = tmp_path / "config.json"
+    text = path.read_text(encoding="utf-8")
+    places = [i for i, c in enumerate(text) if c.isdigit()]
+    assert len(places) > 80
+    for i in places:
+        path.write_text(text[:i] + str((int(text[i]) + 1) % 10) + text[i + 1 :])
+        with pytest.raises(ValueError, match=r"changed or damaged|newer thalweg|not JSON"):
+            load_model(tmp_path, "Regressor")
+
+
+def test_a_config_written_in_another_way_is_the_same_config(folder):
+    path = folder / "config.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(dict(reversed(document.items())), indent=4, ensure_ascii=False), encoding="utf-8")
+    assert load_model(folder, "Regressor")[0] == CONFIG
+
+
+def test_a_model_saved_before_configs_had_checksums_is_loaded(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps(read_sealed(path)))
+    assert load_model(folder, "Regressor")[0] == CONFIG
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused_in_words(tmp_path, number):
+    model = RestrictedBoltzmannMachine(3, max_epochs=1, random_state=0).fit(np.eye(4).repeat(5, 0))
+    with torch.no_grad():
+        next(model.energy_.parameters()).view(-1)[1] = number
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"is damaged: .* (has NaN|is infinite)"):
+        RestrictedBoltzmannMachine.load(tmp_path / "model")
+
+
+def test_a_buffer_may_hold_the_log_of_a_share_of_zero(tmp_path):
+    log_share = torch.tensor([0.0, -torch.inf])
+    save_model(tmp_path, "Regressor", {}, {"log_share": log_share})
+    assert torch.equal(load_model(tmp_path, "Regressor")[1]["log_share"], log_share)
+    module = torch.nn.Linear(2, 2)
+    module.register_buffer("log_share", log_share)
+    refuse_infinite(tmp_path, [module])
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])

@@ -22,10 +22,19 @@ def sealed(document: dict[str, Any]) -> str:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """The entries of a document; one without a checksum, as they were written before there was one, is taken too.
+    """The entries of a document.
 
     Raises:
         ValueError: if the file can't be read, is no JSON object, or does not have the checksum that it states.
+    """
+    return unsealed(read_json(path), path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A document as it stands in a file, its checksum included and not looked at.
+
+    Raises:
+        ValueError: if the file can't be read, or is no JSON object.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
@@ -37,9 +46,19 @@ def read_sealed(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: it is not JSON") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path} is damaged: it holds no JSON object")
-    if _CHECKSUM in document and document.pop(_CHECKSUM) != _sum_of(document):
-        raise ValueError(f"{path} was changed or damaged since it was written: its checksum does not fit")
     return document
+
+
+def unsealed(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The entries of a document; one without a checksum, as they were written before there was one, is taken too.
+
+    Raises:
+        ValueError: if it does not have the checksum that it states.
+    """
+    entries = {name: entry for name, entry in document.items() if name != _CHECKSUM}
+    if _CHECKSUM in document and document[_CHECKSUM] != _sum_of(entries):
+        raise ValueError(f"{path} was changed or damaged since it was written: its checksum does not fit")
+    return entries
 
 
 def file_sum(path: Path) -> str:

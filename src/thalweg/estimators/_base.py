@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from thalweg._torch_state import keeping_own_settings, using_threads, with_own_settings
 from thalweg.training.history import History
 from thalweg.training.loop import one_cpu_process
-from thalweg.training.saving import load_model, rebuilding, save_model, tensors_of
+from thalweg.training.saving import load_model, rebuilding, refuse_infinite, save_model, tensors_of
 
 RandomState = int | np.random.RandomState | None
 
@@ -156,6 +156,7 @@ class Estimator(BaseEstimator):
             for name, module in model._modules().items():
                 module.load_state_dict(tensors_of(name, tensors))
                 module.eval()
+        refuse_infinite(folder, model._modules().values())
         return model
 
     def _config(self) -> dict[str, Any]:
