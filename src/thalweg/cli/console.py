@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from thalweg.evaluation.verdict import Verdict
     from thalweg.runs.base import Run, TextTable
 
 out = Console(highlight=False)
@@ -74,6 +75,17 @@ def show_figures(run: Run) -> None:
     for table in run.tables():
         show_table(table)
     show_lines(run.remarks())
+    show_verdict(run.verdict)
+
+
+def show_verdict(verdict: Verdict) -> None:
+    """Print the checks of a model: those that it did not pass, the worst first; of the others the names."""
+    styles = {"failed": "bold red", "doubtful": "yellow"}
+    for check in (*verdict.of("failed"), *verdict.of("doubtful")):
+        style = styles[check.state]
+        out.print(f"[{style}]{check.state}[/] ({escape(check.name)}) {escape(check.text)}", soft_wrap=True)
+    if passed := verdict.of("passed"):
+        out.print(f"[green]passed[/] {escape(', '.join(check.name for check in passed))}", soft_wrap=True)
 
 
 def show_lines(lines: Iterable[str]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -18,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from thalweg._torch_state import keeping_own_settings, using_threads, with_own_settings
+from thalweg.evaluation.verdict import Check, FailedModelWarning, Verdict
 from thalweg.training.history import History
 from thalweg.training.loop import one_cpu_process
 from thalweg.training.saving import load_model, rebuilding, refuse_infinite, save_model, tensors_of
@@ -34,6 +36,7 @@ class Estimator(BaseEstimator):
     Attributes:
         energy_: the trained energy.
         history_: the :class:`~thalweg.training.history.History` of the training.
+        verdict_: the :class:`~thalweg.evaluation.verdict.Verdict` on the model: whether it can be trusted.
     """
 
     device: str
@@ -47,6 +50,7 @@ class Estimator(BaseEstimator):
 
     energy_: Any
     history_: History
+    verdict_: Verdict
     # Parameters that are no part of a saved model.
     _not_saved: ClassVar[tuple[str, ...]] = ("random_state",)
 
@@ -104,6 +108,12 @@ class Estimator(BaseEstimator):
     def _threads(self, batch_size: int, n_weights: int) -> contextlib.AbstractContextManager[None]:
         return using_threads(self.n_threads or suitable_threads(batch_size, n_weights))
 
+    def _conclude(self, checks: Iterable[Check]) -> None:
+        """Keep the verdict on a model that has just been fitted; a failed one is warned of."""
+        self.verdict_ = Verdict(checks)
+        if failure := self.verdict_.failure():
+            warnings.warn(failure, FailedModelWarning, stacklevel=3)
+
     # -- saving --------------------------------------------------------------------------------------
 
     def save(self, folder: str | os.PathLike[str], *, extra: dict[str, Any] | None = None) -> None:
@@ -128,6 +138,7 @@ class Estimator(BaseEstimator):
             "n_features_in": getattr(self, "n_features_in_", None),
             "feature_names_in": [str(c) for c in getattr(self, "feature_names_in_", [])],
             "history": self.history_.to_dict(),
+            "verdict": getattr(self, "verdict_", Verdict()).to_list(),
             "extra": extra or {},
             **self._config(),
         }
@@ -142,6 +153,9 @@ class Estimator(BaseEstimator):
 
         Raises:
             ValueError: if the folder is missing, damaged, foreign, or of a newer version.
+
+        Warns:
+            FailedModelWarning: if the model had failed a check when it was saved.
         """
         config, tensors = load_model(Path(folder), cls.__name__)
         with rebuilding(folder):
@@ -152,11 +166,14 @@ class Estimator(BaseEstimator):
                 model.feature_names_in_ = np.array(config["feature_names_in"], dtype=object)
             model.history_ = History.from_dict(config["history"])
             model.extra_ = config["extra"]
+            model.verdict_ = Verdict.from_list(config.get("verdict", []))
             model._rebuild(config, tensors)
             for name, module in model._modules().items():
                 module.load_state_dict(tensors_of(name, tensors))
                 module.eval()
         refuse_infinite(folder, model._modules().values())
+        if failure := model.verdict_.failure():
+            warnings.warn(f"{folder}: {failure}", FailedModelWarning, stacklevel=2)
         return model
 
     def _config(self) -> dict[str, Any]:

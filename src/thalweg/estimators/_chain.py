@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from thalweg.energies.densities import (
     fit_gaussian_mixture,
 )
 from thalweg.estimators.regressor import EnergyRegressor
+from thalweg.evaluation.verdict import Check
 from thalweg.training.progress import BarProgress, Progress
 
 
@@ -43,6 +44,9 @@ class Conditional(EnergyRegressor):
     def _hold_out(self, n_rows: int, rng: np.random.RandomState) -> np.ndarray:
         # By all links the same rows: the log p of a row, the sum over the links, is then held out as a whole.
         return super()._hold_out(n_rows, np.random.RandomState(self.fold_seed))
+
+    def _conclude(self, checks: Iterable[Check]) -> None:
+        """A link is no model by itself: the chain is judged as a whole."""
 
     @property
     def held_out_log_prob(self) -> np.ndarray:

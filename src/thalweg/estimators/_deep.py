@@ -21,6 +21,7 @@ from thalweg.data.states import StateEncoder
 from thalweg.estimators._base import RandomState, check_counts, check_widths
 from thalweg.estimators._normaliser import Normalised, Normaliser
 from thalweg.estimators._states import IMPOSSIBLE, StateRows
+from thalweg.evaluation.verdict import check_rows, check_training, check_units
 from thalweg.sampling.layered_annealing import bracket_machine
 from thalweg.training.history import History
 from thalweg.training.moments import machine_plan
@@ -161,6 +162,13 @@ class DeepDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Normalised,
         self.energy_.cpu().double()
         chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self._seed))[:_N_STARTS]
         self._starts = self._odd_states(rows[chosen].double())
+        self._conclude(
+            [
+                check_rows(len(rows), self._n_free_columns),
+                check_training(self.history_.parts or {"training": self.history_}, by_held_out=False),
+                check_units(self.components_),
+            ]
+        )
         return self
 
     def _learn(self, rows: Tensor, run_dir: Any, resume: bool, checkpoint_seconds: float) -> None:

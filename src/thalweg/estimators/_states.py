@@ -77,6 +77,11 @@ class StateRows(Estimator):
     def _decoded(self, states: Tensor, draws: bool = False) -> np.ndarray:
         return self.encoder_.decode(states.double().numpy(), draws)
 
+    @property
+    def _n_free_columns(self) -> int | None:
+        """How many columns there are; None where they are bits all alike, as of pixels."""
+        return None if self.encoder_.kind == "binary" else len(self.encoder_.kinds)
+
     def _names(self) -> Sequence[str] | None:
         return getattr(self, "feature_names_in_", None)
 

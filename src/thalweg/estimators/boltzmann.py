@@ -20,6 +20,7 @@ from thalweg.energies.machines.layered import LayeredMachine, RBMEnergy
 from thalweg.estimators._base import RandomState, check_count, check_counts, count_weights, generator_of
 from thalweg.estimators._normaliser import Normalised, Normaliser
 from thalweg.estimators._states import StateRows
+from thalweg.evaluation.verdict import check_rows, check_training, check_units, check_variety
 from thalweg.objectives.base import Batch
 from thalweg.sampling.annealing import resampled_ends
 from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
@@ -175,6 +176,14 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             self.history_ = trainer.run(step, Batch(None, data), validate, resume)
         self._take(step)
         self._n_calls = 0
+        self._conclude(
+            [
+                check_rows(len(X), self._n_free_columns),
+                check_training({"training": self.history_}, by_held_out=False),
+                check_units(self.components_),
+                check_variety(self.chains_[0].numpy(), data.numpy(), "chains of the training"),
+            ]
+        )
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> RestrictedBoltzmannMachine:

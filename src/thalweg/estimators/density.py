@@ -49,6 +49,13 @@ from thalweg.estimators._whole_rows import (
     resampled,
     table_of_numbers,
 )
+from thalweg.evaluation.verdict import (
+    Check,
+    check_beside_gaussian,
+    check_normaliser,
+    check_rows,
+    check_training,
+)
 from thalweg.inference import completion
 from thalweg.objectives.base import Batch
 from thalweg.objectives.catalogue import METHODS
@@ -202,7 +209,19 @@ class EnergyDensity(DensityMixin, Normalised, Estimator):
         self.energy_ = Rescaled(inner.cpu().eval(), location, scale)
         known = self.held_out_log_prob_[~np.isnan(self.held_out_log_prob_)]
         self.validation_nll_ = -float(known.mean()) if len(known) else math.nan
+        self._conclude(self._checks(X))
         return self
+
+    def _checks(self, X: np.ndarray) -> list[Check]:
+        """What can be said of the model from its own held-out rows."""
+        found = [
+            check_rows(*X.shape),
+            check_training(self.history_.parts or {"training": self.history_}),
+            check_normaliser(self.log_normaliser_error_, self.log_normaliser_warning_),
+        ]
+        if not any(self.atoms_):
+            found.append(check_beside_gaussian(self.held_out_log_prob_, X, "one Gaussian"))
+        return found
 
     def _check_settings(self) -> None:
         if self.objective not in OBJECTIVES:

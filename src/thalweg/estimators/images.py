@@ -34,6 +34,7 @@ from thalweg.estimators._base import (
     draw_seed,
     generator_of,
 )
+from thalweg.evaluation.verdict import check_lost_chains, check_rows, check_training, check_variety
 from thalweg.objectives.base import Batch
 from thalweg.objectives.contrastive_divergence import ContrastiveDivergence
 from thalweg.sampling.buffer import ReplayBuffer
@@ -84,8 +85,7 @@ class ImageEBM(Estimator):
         n_labels_: 1 without labels.
         image_shape_: (C, H, W).
         buffer_: the chains at the end of training ``[buffer_size, C, H, W]``, and their labels.
-        history_: :class:`~thalweg.training.loop.History`; "energy gap" should hover round 0,
-            and an event says so if most chains were stuck above the data at the end.
+        history_: :class:`~thalweg.training.loop.History`; "energy gap" should hover round 0.
 
     Source: [Du 2019].
     """
@@ -193,27 +193,24 @@ class ImageEBM(Estimator):
         self.energy_.eval()
         assert buffer.xs is not None
         self.buffer_ = (buffer.positions[buffer.alive].cpu(), buffer.xs[buffer.alive].long().cpu())
-        self._report_lost_chains(images[:2000], labels[:2000].long())
+        lost = self._lost_chains(images[:2000], labels[:2000].long())
         if self.n_snapshots > 1:
             members = [copy.deepcopy(self.energy_) for _ in trainer.snapshots]
             for member, state in zip(members, trainer.snapshots, strict=True):
                 member.of_inputs().load_state_dict(state)
             self.energy_ = LabelledEnsemble(members).eval()
+        training = check_training({"training": self.history_}, by_held_out=False)
+        variety = check_variety(self.buffer_[0].numpy(), found.pixels, "chains of the training")
+        self._conclude([check_rows(len(images)), training, check_lost_chains(lost), variety])
         return self
 
-    def _report_lost_chains(self, images: Tensor, labels: Tensor) -> None:
-        """An event if most chains lie higher than the data: the loss alone does not tell that they are stuck."""
+    def _lost_chains(self, images: Tensor, labels: Tensor) -> float:
+        """Share of chains that lie higher than nearly all of the data: no loss tells that they are stuck."""
 
         def own(images: Tensor, labels: Tensor) -> np.ndarray:
             return np.take_along_axis(self.energies(images.numpy()), labels.numpy()[:, None], 1)
 
-        lost = float((own(*self.buffer_) > np.quantile(own(images, labels), 0.99)).mean())
-        if lost > 0.5:
-            message = (
-                f"{lost:.0%} of the chains ended at higher energies than nearly all of the data: they do not get "
-                "down from where they start; give them longer steps (step_size) or more of them (n_steps)"
-            )
-            self.history_.events = [*self.history_.events, message]
+        return float((own(*self.buffer_) > np.quantile(own(images, labels), 0.99)).mean())
 
     def _build(self) -> LabelledEnergy:
         channels, height, width = self.image_shape_

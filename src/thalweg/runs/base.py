@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from threadpoolctl import threadpool_limits
 
 from thalweg.data.tables import read_table, write_table
+from thalweg.evaluation.verdict import Check, FailedModelWarning, Verdict
 from thalweg.runs import found, settings_of
 from thalweg.runs.folder import (
     begin_run,
@@ -31,10 +33,9 @@ from thalweg.runs.folder import (
 )
 from thalweg.runs.kinds import RunFigures
 from thalweg.runs.settings import RunSettings, Settings, Verb
+from thalweg.runs.tables import MODEL_NAME
 from thalweg.training.history import History
 
-# The name of our model in every table of scores, where it comes first.
-MODEL_NAME = "thalweg"
 _MAX_SAVED_ROWS = 5000
 
 Tell = Callable[[str], None]
@@ -104,6 +105,11 @@ class Run:
         raise NotImplementedError
 
     @classmethod
+    def judge(cls, model: Any, data: Any, figures: dict[str, Any], settings: Any) -> list[Check]:
+        """Checks of the data and of the held-out figures, beside those that the estimator makes itself."""
+        return []
+
+    @classmethod
     def keep(cls, folder: Path, model: Any, data: Any, figures: dict[str, Any], settings: Any) -> None:
         """Write the model, and what the report needs of the data."""
         model.save(folder / "model")
@@ -126,6 +132,11 @@ class Run:
     def remarks(self) -> list[str]:
         """What a user should know about how the data were read and how the training went."""
         return list(self.figures.get("remarks", []))
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the model can be trusted."""
+        return Verdict.from_list(self.figures.get("verdict", []))
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
@@ -214,7 +225,9 @@ def fit_run(
         ValueError: for data or settings that can't be used, or a folder that holds another run.
         DivergenceError: if training can't be kept from diverging.
     """
-    with threadpool_limits(settings.threads):
+    with threadpool_limits(settings.threads), warnings.catch_warnings():
+        # A failed model is reported at the end, with all that was measured.
+        warnings.simplefilter("ignore", FailedModelWarning)
         return _fit_run(folder, settings, resume, overwrite, verbose, tell)
 
 
@@ -244,6 +257,8 @@ def _fit_run(folder: Path, settings: RunSettings, resume: bool, overwrite: bool,
         figures = cls.measure(model, data, settings, tell)
         figures["seconds"] = {"training": model.history_.seconds, **figures.get("seconds", {})}
         figures["made_with"] = versions()
+        model.verdict_ = model.verdict_.extended(cls.judge(model, data, figures, settings))
+        figures["verdict"] = model.verdict_.to_list()
         cls.keep(folder, model, data, figures, settings)
         finish_run(folder, figures)
     return load_run(folder)
@@ -265,6 +280,9 @@ def load_run(folder: Path, task: str | None = None) -> Any:
 
     Raises:
         ValueError: if the folder holds no run, one of another task, an unfinished or a damaged one.
+
+    Warns:
+        FailedModelWarning: if the model failed a check.
     """
     settings = read_run_settings(folder, task)
     cls = run_class(type(settings))

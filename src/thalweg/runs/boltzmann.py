@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,33 @@ import torch
 from scipy.stats import norm
 
 from thalweg._torch_state import using_threads
-from thalweg.data.images import read_images
+from thalweg.data.images import Images, read_images
 from thalweg.data.tables import Cells, read_cells
 from thalweg.energies.machines import Gaussian
 from thalweg.estimators._base import suitable_threads
 from thalweg.estimators.belief import DeepBeliefNetwork
 from thalweg.estimators.boltzmann import RestrictedBoltzmannMachine
 from thalweg.estimators.deep import DeepBoltzmannMachine
-from thalweg.evaluation.density_baselines import GaussianBaseline
+from thalweg.evaluation.density_baselines import BernoulliMixture, GaussianBaseline
+from thalweg.evaluation.verdict import Check, check_baselines, check_normaliser, check_samples
 from thalweg.runs.base import MODEL_NAME, Run, Tell, TextTable
 from thalweg.runs.kinds import BoltzmannFigures
 from thalweg.runs.settings import Verb
 from thalweg.runs.settings.boltzmann import BoltzmannSettings
 from thalweg.runs.states import Rows, binary_rows, read_rows
 from thalweg.runs.tables import (
+    beside,
+    checks_of_table,
     completed_tables,
     few_held_out,
+    gains_of,
     model_settings,
+    places_of,
     refuse_counter,
+    rows_of,
     scored,
     scored_rows,
     thinned,
-    warned,
     with_error,
     without_infinities,
 )
@@ -59,7 +64,8 @@ _BOUND = {
         "Log-likelihoods of a belief network are lower bounds, from 100 draws of its hidden units for each row."
     ),
 }
-INDEPENDENT = "independent columns"
+INDEPENDENT, MIXTURE = "independent columns", "mixture of 30 Bernoullis"
+_MOST_OF_MIXTURE = 5000
 # Of machines of classes: rows of an update, and least number of updates of an epoch.
 _CLASS_BATCH, _CLASS_EPOCH = 20, 50
 _BATCH = 64
@@ -126,7 +132,7 @@ class BoltzmannRun(Run):
             "kinds": data.kinds,
             "types": data.types,
             "visible": data.kind,
-            "remarks": [*data.remarks, *bound, *warned(model), *few_held_out(len(test)), *model.history_.events],
+            "remarks": [*data.remarks, *bound, *few_held_out(len(test)), *model.history_.events],
             "rows": data.n_rows,
             "training_rows": len(data.training),
             "test_rows": len(data.test),
@@ -141,6 +147,22 @@ class BoltzmannRun(Run):
             tell("Training one machine for each class, to compare the energies of all classes under them.")
             figures["classes"] = _classes(data, test, settings)
         return figures
+
+    @classmethod
+    def judge(
+        cls, model: Machine, data: Rows, figures: dict[str, Any], settings: BoltzmannSettings
+    ) -> list[Check]:
+        test = _asked_rows(data, settings)
+        found = [
+            *checks_of_table(data.n_rows, data.n_used or data.n_rows, len(test), data.doubts),
+            check_normaliser(figures["log_normaliser_error"], model.log_normaliser_warning_),
+        ]
+        if len(test):
+            found.append(check_baselines(gains_of(figures["scores"]), len(test)))
+            draws = pd.DataFrame(model.sample(200, random_state=settings.seed), columns=data.training.columns)
+            drawn, known, fresh = (model.encoder_.encode(rows.to_numpy()) for rows in (draws, data.training, test))
+            found += check_samples(drawn, known, fresh)
+        return found
 
     @classmethod
     def load_model(cls, folder: Path, settings: BoltzmannSettings) -> Machine:
@@ -158,9 +180,20 @@ class BoltzmannRun(Run):
             table[name] = value
         return self._in_their_types(table)
 
-    def score(self, path: Path) -> pd.DataFrame:
-        """How likely each row or image of a file is (see :func:`scored_rows`); for deep machines a lower bound."""
-        return scored_rows(self.model, self._asked(path), self.figures["held_out_log_prob"])
+    def score(self, path: Path, keep: Sequence[str] = ()) -> pd.DataFrame:
+        """How likely each row or image of a file is (see :func:`scored_rows`); for deep machines a lower bound.
+
+        Each is after its row and the columns to keep, or after its file.
+        """
+        if self.shape is None:
+            cells = read_cells(path)
+            kept, asked = rows_of(cells.table, keep), self._columns(cells)
+        elif keep:
+            raise ValueError(f"{self.folder} holds a run on images: --keep is for columns of tables")
+        else:
+            images = read_images(path)
+            kept, asked = places_of(images), self._pixels(images)
+        return beside(kept, scored_rows(self.model, asked, self.figures["held_out_log_prob"]))
 
     def impute(self, path: Path, draws: int = 1, seed: int = 0) -> pd.DataFrame:
         """The table of a file with the gaps in the model's columns filled by draws given the rest of the row.
@@ -193,10 +226,8 @@ class BoltzmannRun(Run):
                 kinds[name] = int
         return table.astype(kinds)
 
-    def _asked(self, path: Path) -> pd.DataFrame:
-        if self.shape is None:
-            return self._columns(read_cells(path))
-        pixels = read_images(path).pixels
+    def _pixels(self, images: Images) -> pd.DataFrame:
+        pixels = images.pixels
         if list(pixels.shape[1:]) != self.shape:
             raise ValueError(
                 f"the images are {' x '.join(map(str, pixels.shape[1:]))}, and the machine was trained on "
@@ -310,18 +341,26 @@ def _scores(model: Machine, training: pd.DataFrame, test: pd.DataFrame) -> dict[
     back = model.reconstruct(test, encoded=True)
     found = {
         MODEL_NAME: _score(log_prob, off, float(np.square(back - states).mean())),
-        INDEPENDENT: _score(alone, 0.0, float(np.square(means - states).mean())),
+        INDEPENDENT: _score(alone, 0.0, float(np.square(means - states).mean()), log_prob),
     }
+    if encoder.kind == "binary" and not encoder.grey:
+        mixture = BernoulliMixture().fit(encoder.encode(training.to_numpy()[:_MOST_OF_MIXTURE]))
+        found[MIXTURE] = _score(mixture.log_prob(states), 0.0, None, log_prob)
     if encoder.kind == "gaussian" and len(training) > training.shape[1]:
         gaussian = GaussianBaseline().fit(training.to_numpy()).log_prob(test.to_numpy())
-        found[GaussianBaseline.name] = _score(gaussian, 0.0, None)
+        found[GaussianBaseline.name] = _score(gaussian, 0.0, None, log_prob)
     return found
 
 
-def _score(log_prob: np.ndarray, off: float, reconstruction: float | None) -> dict[str, Any]:
+def _score(
+    log_prob: np.ndarray, off: float, reconstruction: float | None, ours: np.ndarray | None = None
+) -> dict[str, Any]:
+    """The figures of one model; those of a baseline have the machine's gain over it, of ``ours`` its log p."""
     entry = scored(log_prob)
+    gain = {} if ours is None else scored(log_prob - ours)
     return without_infinities(
         {
+            **({"nll_gain": gain["nll"], "nll_gain_error": gain["nll_error"]} if gain else {}),
             "log_likelihood": -entry["nll"],
             "error": entry["nll_error"],
             "log_normaliser_error": off,

@@ -13,21 +13,25 @@ import pandas as pd
 from thalweg.data.tables import Cells, read_cells
 from thalweg.estimators.density import EnergyDensity
 from thalweg.evaluation.density_baselines import BASELINES, BesideAtoms
+from thalweg.evaluation.verdict import Check, check_baselines, check_samples
 from thalweg.runs.base import MODEL_NAME, Run, Tell, TextTable
 from thalweg.runs.kinds import DensityFigures
 from thalweg.runs.settings.density import DensitySettings
 from thalweg.runs.tables import (
     Numbers,
     atoms_in_words,
+    beside,
+    checks_of_table,
     completed_tables,
     few_held_out,
+    gains_of,
     model_settings,
     read_numbers,
     refuse_counter,
+    rows_of,
     scored,
     scored_rows,
     thinned,
-    warned,
     with_error,
     without_infinities,
 )
@@ -89,6 +93,18 @@ class DensityRun(Run):
         }
 
     @classmethod
+    def judge(
+        cls, model: EnergyDensity, data: Numbers, figures: dict[str, Any], settings: DensitySettings
+    ) -> list[Check]:
+        n_test = len(data.test)
+        found = checks_of_table(data.n_rows, len(data.training) + n_test, n_test, data.doubts)
+        if n_test:
+            found.append(check_baselines(gains_of(figures["scores"]), n_test))
+            draws = model.sample(max(200, min(n_test, 500)), random_state=settings.seed)
+            found += check_samples(draws, data.training.to_numpy(), data.test.to_numpy())
+        return found
+
+    @classmethod
     def keep(
         cls, folder: Path, model: Any, data: Numbers, figures: dict[str, Any], settings: DensitySettings
     ) -> None:
@@ -109,9 +125,11 @@ class DensityRun(Run):
             table[name] = value
         return table
 
-    def score(self, path: Path) -> pd.DataFrame:
-        """How likely each row of a file is (see :func:`scored_rows`)."""
-        return scored_rows(self.model, self._columns(read_cells(path)), self.figures["held_out_log_prob"])
+    def score(self, path: Path, keep: Sequence[str] = ()) -> pd.DataFrame:
+        """How likely each row of a file is (see :func:`scored_rows`), after its row and the columns to keep."""
+        cells = read_cells(path)
+        kept = rows_of(cells.table, keep)
+        return beside(kept, scored_rows(self.model, self._columns(cells), self.figures["held_out_log_prob"]))
 
     def impute(self, path: Path, draws: int = 1, seed: int = 0, candidates: int = 256) -> pd.DataFrame:
         """The table of a file with the gaps in the model's columns filled by draws given the rest of the row.
@@ -282,10 +300,4 @@ def _remarks(model: EnergyDensity, data: Numbers) -> list[str]:
             f"Rounded columns: {', '.join(rounded[:most])}{more}. Their values are spread over the rounding cells "
             "(dequantised) in training and for all figures, and draws are rounded."
         )
-    remarks += [*_atoms_remarks(model, data), *warned(model)]
-    if model.log_normaliser_error_ > 0.1:
-        remarks.append(
-            f"log Z is known only to ± {model.log_normaliser_error_:.2g} nats; all log densities share this "
-            "error. With the objective 'auto' log Z is exact."
-        )
-    return remarks + model.history_.events
+    return remarks + _atoms_remarks(model, data) + model.history_.events

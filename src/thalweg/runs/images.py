@@ -15,10 +15,11 @@ from sklearn.metrics import roc_auc_score
 from thalweg.data.images import Images, outliers, read_images
 from thalweg.estimators.images import ImageEBM
 from thalweg.evaluation.generation import copying_ratio, frechet_distance, pca_features
+from thalweg.evaluation.verdict import Check, check_held_out, check_ranking, check_samples
 from thalweg.runs.base import Run, Tell, TextTable
 from thalweg.runs.kinds import ImageFigures
 from thalweg.runs.settings.images import ImageSettings
-from thalweg.runs.tables import model_settings, split_rows
+from thalweg.runs.tables import beside, model_settings, places_of, split_rows
 
 _MAX_MEASURED = 2000
 
@@ -86,6 +87,19 @@ class ImageRun(Run):
         }
 
     @classmethod
+    def judge(
+        cls, model: ImageEBM, data: SplitImages, figures: dict[str, Any], settings: ImageSettings
+    ) -> list[Check]:
+        n = len(data.test.pixels)
+        fresh = model.sample(max(50, min(n, 200)), n_steps=300, random_state=settings.seed + 1)
+        what = "images of fresh chains"
+        return [
+            check_held_out(n),
+            *_check_ranking(figures["scores"]),
+            *check_samples(fresh, data.training.pixels, data.test.pixels, what),
+        ]
+
+    @classmethod
     def load_model(cls, folder: Path, settings: ImageSettings) -> ImageEBM:
         return ImageEBM.load(folder)
 
@@ -96,12 +110,16 @@ class ImageRun(Run):
         return self.model.sample(n, n_steps=300, random_state=seed)
 
     def score(self, path: Path) -> pd.DataFrame:
-        """``score`` of every image (not normalised; higher means more like the data) and its likeliest label."""
-        energies = self.model.energies(read_images(path).pixels)
+        """``score`` of every image (not normalised; higher means more like the data) and its likeliest label.
+
+        Each is after its file, or after its place in an array.
+        """
+        images = read_images(path)
+        energies = self.model.energies(images.pixels)
         columns = {"score": -energies.min(1)}
         if self.model.n_labels_ > 1:
             columns["label"] = energies.argmin(1)
-        return pd.DataFrame(columns)
+        return beside(places_of(images), pd.DataFrame(columns))
 
     # -- what is shown of it -------------------------------------------------------------------------
 
@@ -117,6 +135,12 @@ class ImageRun(Run):
         n = self.settings.snapshots
         mean = [f"The energy is the mean of those of {n} snapshots of the weights."] if n > 1 else []
         return mean + super().remarks()
+
+
+def _check_ranking(scores: dict[str, float]) -> list[Check]:
+    found = {name.removeprefix("AUROC, "): value for name, value in scores.items() if name.startswith("AUROC, ")}
+    training = found.pop("training against held-out images")
+    return check_ranking(found, training)
 
 
 def _measured(model: ImageEBM, training: Images, test: Images, seed: int) -> dict[str, float]:

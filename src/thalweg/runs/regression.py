@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,22 @@ from thalweg.estimators.distribution import MultivariateDistribution, Predictive
 from thalweg.estimators.regressor import EnergyRegressor
 from thalweg.evaluation.baselines import BASELINES, WithAtoms
 from thalweg.evaluation.regression import joint_log_prob, pit_values, score, score_rows, score_targets
+from thalweg.evaluation.verdict import Check, check_baselines, check_coverage
 from thalweg.runs.base import MODEL_NAME, Run, Tell, TextTable
 from thalweg.runs.folder import listed
 from thalweg.runs.kinds import RegressionFigures
 from thalweg.runs.settings.regression import RegressionSettings
 from thalweg.runs.tables import (
     Typed,
+    beside,
+    checks_of_table,
+    doubts_of_columns,
+    far_values,
     fingerprint_of,
+    gains_of,
     model_settings,
     read_typed,
+    rows_of,
     split_rows,
     without_infinities,
 )
@@ -127,6 +135,21 @@ class RegressionRun(Run):
         }
 
     @classmethod
+    def judge(
+        cls, model: EnergyRegressor, data: Rows, figures: dict[str, Any], settings: RegressionSettings
+    ) -> list[Check]:
+        scores, n_test = figures["scores"], len(data.test)
+        n_rows = len(data.X)
+        found = checks_of_table(n_rows, n_rows, n_test, doubts_of_columns(data.X) + _doubts(data, model, settings))
+        if scores:
+            found.append(check_baselines(gains_of(scores), n_test))
+            ours = scores[MODEL_NAME]
+            for name, entry in ours.get("targets", {"": ours}).items():
+                check = check_coverage(entry["coverage"], 0.9, n_test)
+                found.append(replace(check, name=f"{check.name} of {name}") if name else check)
+        return found
+
+    @classmethod
     def keep(
         cls, folder: Path, model: Any, data: Rows, figures: dict[str, Any], settings: RegressionSettings
     ) -> None:
@@ -148,24 +171,27 @@ class RegressionRun(Run):
     def predict(
         self,
         path: Path,
-        quantiles: str = "0.05,0.5,0.95",
-        coverage: float = 0.9,
+        quantiles: str = "0.05,0.95",
+        coverage: float | None = None,
         samples: int = 0,
         seed: int = 0,
+        keep: Sequence[str] = (),
     ) -> pd.DataFrame:
-        """The predictions for a file (see :meth:`predict_table`)."""
+        """The predictions for a file (see :meth:`predict_table`), each after its row and the columns to keep."""
         try:
             levels = [float(p) for p in quantiles.split(",") if p.strip()]
         except ValueError:
             raise ValueError(f"--quantiles takes numbers separated by commas, got {quantiles!r}") from None
-        return self._predict(read_cells(path), levels, coverage, samples, seed)
+        cells = read_cells(path)
+        kept = rows_of(cells.table, keep)
+        return beside(kept, self._predict(cells, levels, coverage, samples, seed))
 
     def predict_table(
         self,
         table: pd.DataFrame,
         *,
         quantiles: list[float],
-        coverage: float,
+        coverage: float | None = None,
         n_samples: int = 0,
         seed: int = 0,
     ) -> pd.DataFrame:
@@ -173,7 +199,7 @@ class RegressionRun(Run):
 
         Args:
             quantiles: probabilities whose quantiles are wanted.
-            coverage: coverage of the central interval.
+            coverage: coverage of a central interval, if one is wanted.
             n_samples: number of draws from p(y|x), each in a column of its own.
             seed: seed of the draws.
 
@@ -184,12 +210,12 @@ class RegressionRun(Run):
         return self._predict(Cells(named), quantiles, coverage, n_samples, seed)
 
     def _predict(
-        self, cells: Cells, quantiles: list[float], coverage: float, n_samples: int, seed: int
+        self, cells: Cells, quantiles: list[float], coverage: float | None, n_samples: int, seed: int
     ) -> pd.DataFrame:
         for p in quantiles:
             if not 0 < p < 1:
                 raise ValueError(f"a quantile must lie strictly between 0 and 1, got {p:g}")
-        if not 0 < coverage < 1:
+        if coverage is not None and not 0 < coverage < 1:
             raise ValueError(f"the coverage must lie strictly between 0 and 1, got {coverage:g}")
         known = {c["name"]: c["values"] for c in self.model.encoder_.columns if c["kind"] == "category"}
         X = cells.again(self.figures["kinds"], self.settings.missing, known)
@@ -199,7 +225,10 @@ class RegressionRun(Run):
             distribution = self.model.predict_distribution(X.iloc[rows])
             truth = cells._replace(table=cells.table.iloc[rows])
             parts.append(_predictions(self, distribution, truth, quantiles, coverage, n_samples, rng))
-        return pd.concat(parts, ignore_index=True)
+        found = pd.concat(parts, ignore_index=True)
+        if "log_prob" in found:
+            found["note"] = np.where(found["log_prob"].isna(), "no true value to score", "")
+        return found
 
     # -- what is shown of it -------------------------------------------------------------------------
 
@@ -342,17 +371,6 @@ def _remarks(X: pd.DataFrame, y: np.ndarray, model: EnergyRegressor, settings: R
     assert model.encoder_ is not None
     if model.encoder_.ignored:
         remarks.append(f"Left out, because constant: {listed(model.encoder_.ignored)}.")
-    for name in X.columns:
-        if pd.api.types.is_integer_dtype(X[name]) and len(X) > 1 and (X[name].diff().iloc[1:] == 1).all():
-            remarks.append(f"Column {name!r} numbers the rows: leave it out (--drop) unless their order matters.")
-    for column in model.encoder_.columns:
-        if column["kind"] == "category":
-            n = X[column["name"]].nunique()
-            if n > _MAX_TEXTS:
-                remarks.append(
-                    f"Column {column['name']!r} has {n} different texts; the {_MAX_TEXTS} most frequent are used. "
-                    "If it names the rows, drop it."
-                )
     rounded = dict(zip(settings.targets, np.atleast_1d(model.resolution_).tolist(), strict=True))
     if any(rounded.values()):
         scored = "the probability of the cell."
@@ -364,18 +382,29 @@ def _remarks(X: pd.DataFrame, y: np.ndarray, model: EnergyRegressor, settings: R
             f"Rounded: {rounded_in_words(rounded)}. Such a target was spread over its rounding cells in training "
             f"(dequantised), and is scored by {scored}"
         )
-    for k, name in enumerate(settings.targets):
-        values = y if y.ndim == 1 else y[:, k]
-        low, first, last, high = np.quantile(values, [0, 0.05, 0.95, 1])
-        if high - low > 10 * (last - first) > 0:
-            remark = (
-                f"The target {name!r} has values far from all others ({low:g} to {high:g}; nine rows in ten are "
+    return remarks + model.history_.events
+
+
+def _doubts(data: Rows, model: EnergyRegressor, settings: RegressionSettings) -> list[str]:
+    """What may be wrong with the target and with texts, in sentences."""
+    doubts = []
+    assert model.encoder_ is not None
+    for column in model.encoder_.columns:
+        if column["kind"] == "category":
+            n = data.X[column["name"]].nunique()
+            if n > _MAX_TEXTS:
+                doubts.append(
+                    f"Column {column['name']!r} has {n} different texts; the {_MAX_TEXTS} most frequent are used. "
+                    "If it names the rows, drop it."
+                )
+    for name, values in zip(settings.targets, data.y.reshape(len(data.y), -1).T, strict=True):
+        if far := far_values(values):
+            advice = "remove them if they are mistakes" + (
+                "; or predict its logarithm." if values.min() > 0 else "."
             )
-            remark += f"in {first:g} to {last:g}), which hide the structure of the rest: "
-            remark += "remove them if they are mistakes" + ("; or predict its logarithm." if low > 0 else ".")
-            remarks.append(remark)
-    remarks += model.history_.events
-    return remarks
+            hidden = "which hide the structure of the rest"
+            doubts.append(f"The target {name!r} has values far from all others ({far}), {hidden}: {advice}")
+    return doubts
 
 
 def _predictions(
@@ -383,7 +412,7 @@ def _predictions(
     distribution: PredictiveDistribution | MultivariateDistribution,
     cells: Cells,
     quantiles: list[float],
-    coverage: float,
+    coverage: float | None,
     n_samples: int,
     rng: np.random.RandomState,
 ) -> pd.DataFrame:
@@ -406,9 +435,10 @@ def _predictions(
         values = distribution.quantile(np.array(quantiles))
         for i, p in enumerate(quantiles):
             add(f"q{p:g}", values[:, i])
-    interval = distribution.interval(coverage)
-    add(f"lower_{coverage:g}", interval[:, 0])
-    add(f"upper_{coverage:g}", interval[:, 1])
+    if coverage is not None:
+        interval = distribution.interval(coverage)
+        add(f"lower_{coverage:g}", interval[:, 0])
+        add(f"upper_{coverage:g}", interval[:, 1])
     if n_samples:
         draws = distribution.sample(n_samples, rng)
         for i in range(n_samples):

@@ -32,8 +32,10 @@ class Rows:
         shape: (C, H, W) for images, None for a table.
         constant: columns that were left out because they never change, with their values.
         remarks: what a user should know about how the data were read.
+        doubts: what may be wrong with columns, in sentences.
         n_rows: number of rows in the data.
         fingerprint: a hash of the data.
+        n_used: number of rows that have no gaps; None for all.
         labels: labels of the training and of the test rows, counted from 0, where images have them.
     """
 
@@ -45,9 +47,11 @@ class Rows:
     shape: list[int] | None
     constant: dict[str, Any]
     remarks: list[str]
+    doubts: list[str]
     n_rows: int
     fingerprint: str
     labels: tuple[np.ndarray, np.ndarray] | None = None
+    n_used: int | None = None
 
     @property
     def kind(self) -> str:
@@ -75,10 +79,11 @@ def _table_rows(settings: BoltzmannSettings) -> Rows:
     types: dict[str, str] = {}
     found = read_numbers(settings, partial(_as_states, visible=settings.visible, types=types))
     training, test = found.training, found.test
+    n_used = len(training) + len(test)
     # Numbers of a table are not read as probabilities.
     visible = "mixed" if settings.visible == "auto" else settings.visible
     encoder = StateEncoder(visible).fit(training.to_numpy(), training.columns)
-    remarks = []
+    remarks, doubts = [], list(found.doubts)
     for kind, name in _TAKEN.items():
         columns = [str(training.columns[k]) for k in encoder.columns(kind)]
         remarks += [f"Taken as {name}: {listed(columns)}."] if columns else []
@@ -87,7 +92,7 @@ def _table_rows(settings: BoltzmannSettings) -> Rows:
     known = np.logical_and.reduce([np.ones(len(test), bool), *(test[c].isin(training[c].unique()) for c in texts)])
     if not known.all():
         n = int((~known).sum())
-        remarks.append(f"{n} rows held out have categories that no training row has, and are not scored.")
+        doubts.append(f"{n} rows held out have categories that no training row has, and are not scored.")
     if len(test) and not known.any():
         most = max(texts, key=lambda c: training[c].nunique())
         raise ValueError(
@@ -98,7 +103,18 @@ def _table_rows(settings: BoltzmannSettings) -> Rows:
     encoder.encode(test.to_numpy(), training.columns)
     kinds = {str(name): found.kinds[name] for name in training.columns}
     return Rows(
-        training, test, encoder, kinds, types, None, found.constant, remarks, found.n_rows, found.fingerprint
+        training,
+        test,
+        encoder,
+        kinds,
+        types,
+        None,
+        found.constant,
+        remarks,
+        doubts,
+        found.n_rows,
+        found.fingerprint,
+        n_used=n_used,
     )
 
 
@@ -133,6 +149,7 @@ def _image_rows(settings: BoltzmannSettings, images: Images) -> Rows:
         list(images.pixels.shape[1:]),
         {},
         remarks,
+        [],
         len(table),
         fingerprint_of(table),
         None if images.labels is None else (images.labels[training], images.labels[test]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +12,15 @@ import numpy as np
 import pandas as pd
 
 from thalweg.data.columns import only_numbers
+from thalweg.data.images import Images
 from thalweg.data.tables import column_names, read_cells
 from thalweg.data.target import find_atoms, find_resolution
+from thalweg.evaluation.verdict import Check, check_doubts, check_held_out, check_rows_used
 from thalweg.runs.folder import listed
 from thalweg.runs.settings import Settings
 
+# The name of our model in every table of scores, where it comes first.
+MODEL_NAME = "thalweg"
 # With fewer rows to compare with more than one normal row in twenty has an outlier score above 0.95.
 _FEWEST_FOR_SCORES = 19
 
@@ -30,6 +34,7 @@ class Numbers:
         constant: columns that were left out because they never change, with their values.
         kinds: what each column of the table is.
         remarks: what a user should know about how the table was read.
+        doubts: what may be wrong with its columns, in sentences.
         n_rows: number of rows in the table.
         fingerprint: a hash of the table.
     """
@@ -39,6 +44,7 @@ class Numbers:
     constant: dict[str, Any]
     kinds: dict[str, str]
     remarks: list[str]
+    doubts: list[str]
     n_rows: int
     fingerprint: str
 
@@ -107,12 +113,8 @@ def read_numbers(settings: Any, convert: Callable[[Typed], pd.DataFrame] = numbe
         worst = f"; most gaps has {gaps.index[0]!r} ({gaps.iloc[0]}): --drop it" if gaps.iloc[0] else ""
         raise ValueError(f"{name} has {len(complete)} rows without gaps: at least 10 are needed{worst}")
     if len(complete) < len(numbers):
-        n = len(numbers) - len(complete)
         with_gaps = [c for c in numbers.columns if numbers[c].isna().any()]
-        remarks.append(
-            f"{n} of {len(numbers)} rows have gaps (in {listed(with_gaps)}) and were left out; the model can fill "
-            "them with `thalweg impute`."
-        )
+        remarks.append(f"Gaps are in {listed(with_gaps)}; `thalweg impute` fills them.")
     training_index, test_index = split_rows(len(complete), test_fraction, seed)
     training, test = complete.iloc[training_index], complete.iloc[test_index]
     constant = {c: _as_json(training[c].iloc[0]) for c in training.columns if training[c].nunique() == 1}
@@ -121,11 +123,32 @@ def read_numbers(settings: Any, convert: Callable[[Typed], pd.DataFrame] = numbe
     if constant:
         remarks.append(f"Left out, because constant: {listed(list(constant))}.")
     training, test = training.drop(columns=list(constant)), test.drop(columns=list(constant))
-    for column in training.select_dtypes("number").columns:
-        steps = numbers[column].diff().iloc[1:]
+    doubts = doubts_of_columns(numbers[training.columns])
+    return Numbers(training, test, constant, typed.kinds, remarks, doubts, len(table), fingerprint)
+
+
+def doubts_of_columns(table: pd.DataFrame) -> list[str]:
+    """What may be wrong with columns, in sentences: they number the rows, or have values far from all others."""
+    doubts = []
+    for name, column in table.select_dtypes("number").items():
+        steps = column.diff().iloc[1:]
         if len(steps) and (steps == 1).all():
-            remarks.append(f"Column {column!r} numbers the rows: leave it out (--drop) unless it means something.")
-    return Numbers(training, test, constant, typed.kinds, remarks, len(table), fingerprint)
+            doubts.append(f"Column {name!r} numbers the rows: leave it out (--drop) unless their order matters.")
+        elif far := far_values(column.dropna().to_numpy(np.float64)):
+            doubts.append(
+                f"Column {name!r} has values far from all others ({far}): remove them if they are mistakes."
+            )
+    return doubts
+
+
+def far_values(values: np.ndarray) -> str:
+    """The range of values and of nine in ten of them, in words, where it is ten times as wide; else ""."""
+    if not len(values):
+        return ""
+    low, first, last, high = np.quantile(values, [0, 0.05, 0.95, 1])
+    if not high - low > 10 * (last - first) > 0:
+        return ""
+    return f"{low:g} to {high:g}; nine rows in ten are in {first:g} to {last:g}"
 
 
 def refuse_unknown_columns(named: list[str], known: list[str], file: str) -> None:
@@ -232,6 +255,33 @@ def _with_filled(column: pd.Series, gaps: np.ndarray, values: np.ndarray, kind: 
     return out
 
 
+def checks_of_table(n_rows: int, n_used: int, n_test: int, doubts: list[str]) -> list[Check]:
+    """Checks of how a table was read.
+
+    Args:
+        n_rows, n_used: rows of the table, and those of them that have no gaps.
+        n_test: rows held out.
+        doubts: what may be wrong with its columns.
+    """
+    advice = "Leave out the columns with most gaps (--drop)."
+    return [check_rows_used(n_used, n_rows, advice), check_held_out(n_test), check_doubts(doubts)]
+
+
+def gains_of(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[float | None, float | None]]:
+    """The gain over each baseline and its standard error, from the figures of a run."""
+    ours, gains = scores[MODEL_NAME], {}
+    for name, entry in scores.items():
+        if "nll_gain" in entry:
+            gains[name] = (entry["nll_gain"], entry.get("nll_gain_error"))
+        elif name != MODEL_NAME and None not in (ours["nll"], entry["nll"]):
+            # Not paired, the error is at most what it is of two means of their own.
+            error = float(np.hypot(ours["nll_error"] or 0.0, entry["nll_error"] or 0.0))
+            gains[name] = (entry["nll"] - ours["nll"], error)
+        elif name != MODEL_NAME:
+            gains[name] = (None, None)
+    return gains
+
+
 def scored(log_prob: np.ndarray) -> dict[str, Any]:
     """Mean held-out NLL with its standard error."""
     error = float(log_prob.std(ddof=1) / np.sqrt(len(log_prob))) if len(log_prob) > 1 else None
@@ -260,7 +310,7 @@ def scored_rows(model: Any, X: pd.DataFrame, held_out_log_prob: list[float]) -> 
     Returns:
         ``log_prob`` in nats, the higher the likelier; ``outlier_score``, how many of the n rows held out are
         likelier, divided by n + 1, or 1 where all are. Of rows from the same source at most one in twenty scores
-        above 0.95, if n is 19 or more.
+        above 0.95, if n is 19 or more; ``note``, why a row has neither, else "".
 
     Source: one minus a conformal p-value [Vovk 2005].
     """
@@ -271,7 +321,43 @@ def scored_rows(model: Any, X: pd.DataFrame, held_out_log_prob: list[float]) -> 
         held_out = np.array(held_out_log_prob)
         likelier = len(held_out) - np.searchsorted(held_out, log_prob[known], side="right")
         score[known] = np.where(likelier == len(held_out), 1.0, likelier / (len(held_out) + 1))
-    return pd.DataFrame({"log_prob": log_prob, "outlier_score": score})
+    gaps = X.isna().to_numpy()
+    note = ["has gaps in " + listed(list(map(str, X.columns[row]))) if row.any() else "" for row in gaps]
+    return pd.DataFrame({"log_prob": log_prob, "outlier_score": score, "note": note})
+
+
+def rows_of(table: pd.DataFrame, keep: Sequence[str]) -> pd.DataFrame:
+    """What says which row of a table is meant: its number, from 1, and the columns to keep, as they stand there.
+
+    Raises:
+        ValueError: if the table lacks a column, or one is named twice or as the number is.
+    """
+    refuse_unknown_columns(list(keep), list(table.columns), "the table")
+    found = pd.DataFrame({"row": np.arange(1, len(table) + 1)})
+    for name in keep:
+        if name in found.columns:
+            raise ValueError(f"--keep {name}: there is a column of this name already")
+        found[name] = table[name].reset_index(drop=True)
+    return found
+
+
+def places_of(images: Images) -> pd.DataFrame:
+    """What says which image is meant: its file in a folder, or its place in an array, from 1."""
+    if images.files is None:
+        return pd.DataFrame({"row": np.arange(1, len(images.pixels) + 1)})
+    return pd.DataFrame({"file": list(images.files)})
+
+
+def beside(places: pd.DataFrame, result: pd.DataFrame) -> pd.DataFrame:
+    """A result for each row or image, after what says which one it is.
+
+    Raises:
+        ValueError: if a column that is kept has the name of one of the result.
+    """
+    for name in places.columns:
+        if name in result.columns:
+            raise ValueError(f"--keep {name}: the result has a column of this name: rename that of the table")
+    return pd.concat([places, result], axis=1)
 
 
 def atoms_in_words(table: pd.DataFrame) -> str:
@@ -279,12 +365,6 @@ def atoms_in_words(table: pd.DataFrame) -> str:
     found = {name: column.to_numpy() for name, column in table.items()}
     atoms = {name: [] if find_resolution(x) else find_atoms(x) for name, x in found.items()}
     return ", ".join(f"{name!r} ({', '.join(f'{a:g}' for a in some)})" for name, some in atoms.items() if some)
-
-
-def warned(model: Any) -> list[str]:
-    """What the figures of an estimator hide: log Z, and log p with it, may be off by more than is stated."""
-    warning = model.log_normaliser_warning_
-    return [] if warning is None else [f"log Z may be off by more than its error: {warning}"]
 
 
 def few_held_out(n: int) -> list[str]:

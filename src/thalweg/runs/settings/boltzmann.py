@@ -32,7 +32,7 @@ class BoltzmannSettings(RunSettings):
     report = "thalweg.report.boltzmann"
     verbs: ClassVar = {
         "sample": Verb(("n", "seed"), "{run} -n 1000 --out new.csv"),
-        "score": Verb((), "{run} DATA"),
+        "score": Verb(("keep",), "{run} DATA"),
         "impute": Verb(("draws", "seed"), "{run} TABLE --out filled.csv"),
     }
     needs_test_rows = True

@@ -25,7 +25,7 @@ class DensitySettings(RunSettings):
     report = "thalweg.report.density"
     verbs: ClassVar = {
         "sample": Verb(("n", "seed"), "{run} -n 1000 --out new.csv"),
-        "score": Verb((), "{run} TABLE"),
+        "score": Verb(("keep",), "{run} TABLE"),
         "impute": Verb(("draws", "seed", "candidates"), "{run} TABLE --out filled.csv"),
     }
 
