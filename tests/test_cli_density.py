@@ -131,9 +131,14 @@ def test_score(call, fitted, tmp_path: Path) -> None:
     assert shown.code == 0, shown.err
     assert "8 of 120 rows have gaps" in shown.err
     scores = pd.read_csv(io.StringIO(shown.out))
+    assert list(scores.columns) == ["row", "log_prob", "outlier_score", "note"]
+    assert scores["row"].tolist() == list(range(1, 121))
     assert scores["log_prob"].isna().sum() == 8
+    assert set(scores["note"][scores["log_prob"].isna()]) == {"has gaps in 'width'"}
+    assert scores["note"].notna().sum() == 8
+    assert "A higher outlier_score is odder." in shown.err
     assert scores["outlier_score"].dropna().between(0, 1).all()
-    ranks = scores.dropna().sort_values("log_prob")["outlier_score"]
+    ranks = scores.dropna(subset="log_prob").sort_values("log_prob")["outlier_score"]
     assert ranks.is_monotonic_decreasing
     # A row from another world, with columns in another order.
     odd = pd.DataFrame({"petals": [5.0, 90.0], "length": [5.0, 5.0], "width": [2.5, 2.5]})
@@ -182,6 +187,12 @@ def test_compare(call, tmp_path: Path) -> None:
     means = [c["nll_mean"] for c in document["contenders"]]
     assert means == sorted(means)
     assert all(len(c["nll"]) == 2 and c["steps"] == 5 for c in document["contenders"])
+    # Five updates are beaten by a plain mixture: it stands first, and the verdict says so.
+    assert min(document["baselines"].values()) < means[0]
+    assert next(c["state"] for c in document["verdict"] if c["name"] == "baselines") != "passed"
+    assert "(baselines)" in done.out
+    lines = [line for line in done.out.splitlines() if "│" in line]
+    assert "(baseline)" in lines[0]
     # With the updates fixed it is the same every time.
     call("compare", "density", table, *options, "--steps", 5, "--out", tmp_path / "d", "--objectives", "nce", "-q")
     again = json.loads((tmp_path / "d" / "comparison.json").read_text())["contenders"][0]
@@ -208,6 +219,7 @@ def test_a_method_that_diverges_is_counted(tmp_path: Path, monkeypatch: pytest.M
     settings = CompareSettings(data=str(table), drop=["species"], objectives="sm", fits=2, seconds=0.1)
     comparison = compare.compare_densities(settings)
     assert comparison.contenders[0].diverged == 2
+    assert comparison.verdict.state == "failed"
     assert "2 of 2" in write_comparison_page(comparison, tmp_path / "page.html").read_text()
 
 

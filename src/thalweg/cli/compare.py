@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from rich.markup import escape
 
-from thalweg.cli.console import out, show_lines, show_table, teller
+from thalweg.cli.console import out, show_lines, show_table, show_verdict, teller
 from thalweg.cli.options import OutFolder, Quiet, settings_from, with_settings
 from thalweg.runs.settings.compare import CompareSettings
 
@@ -45,15 +45,16 @@ def _compare(
         "settings": asdict(settings),
         "contenders": [c.summary() for c in comparison.contenders],
         "baselines": comparison.baselines,
+        "verdict": comparison.verdict.to_list(),
         "seconds": comparison.seconds,
     }
     write_json(folder / "comparison.json", document)
     path = write_comparison_page(comparison, folder / "report.html")
     if quiet:
         return
-    rows = table_rows(comparison.contenders)
-    rows += [[name, f"{nll:.3f}", *[""] * (len(HEAD) - 2)] for name, nll in comparison.baselines.items()]
+    rows = table_rows(comparison)
     title = f"{data.name}: {comparison.data.training.shape[1]} columns, {len(comparison.data.test)} test rows"
     show_table(TextTable(title, HEAD, rows))
     show_lines(comparison.remarks)
+    show_verdict(comparison.verdict)
     out.print(f"{comparison.seconds:.0f} s. The page is in {escape(str(path))}", soft_wrap=True)

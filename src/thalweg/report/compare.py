@@ -19,7 +19,7 @@ def write_comparison_page(comparison: Comparison, path: Path) -> Path:
     """Write what each method reached, as a table, a chart, and, of two columns, maps."""
     settings, data = comparison.settings, comparison.data
     ended = [c for c in comparison.contenders if c.nll]
-    budget = f"{settings.steps:,} updates" if settings.steps else f"{settings.seconds:g} s of training"
+    budget = f"{settings.steps:,} updates" if settings.steps else f"{settings.seconds:g} CPU seconds"
     tiles = [
         Tile("rows", f"{len(data.training) + len(data.test):,}", f"of which {len(data.test):,} for testing"),
         Tile("columns", str(data.training.shape[1]), f"{len(data.constant) or 'none'} left out"),
@@ -27,7 +27,9 @@ def write_comparison_page(comparison: Comparison, path: Path) -> Path:
         Tile("time", duration(comparison.seconds)),
     ]
     if ended:
-        tiles.insert(2, Tile("best", ended[0].name, f"{ended[0].mean:.3f} nats"))
+        best, nll = comparison.best
+        kind = "a baseline" if best in comparison.baselines else "a method"
+        tiles.insert(2, Tile("best", best, f"{nll:.3f} nats; {kind}"))
     cards = [_ranking_card(comparison, ended)]
     if data.training.shape[1] == 2 and ended:
         cards.append(_maps_card(comparison, ended))
@@ -39,22 +41,25 @@ def write_comparison_page(comparison: Comparison, path: Path) -> Path:
         tiles,
         cards,
         "Made with thalweg.",
+        comparison.verdict.to_list(),
     )
     return write_page(html, path)
 
 
-def table_rows(contenders: list[Contender]) -> list[list[str]]:
-    """One line for each method, under HEAD."""
-    rows = []
-    for c in contenders:
+def table_rows(comparison: Comparison) -> list[list[str]]:
+    """One line for each method and each baseline under HEAD, the best first."""
+    ranked = []
+    for name, nll in comparison.baselines.items():
+        ranked.append((nll, [f"{name} (baseline)", f"{nll:.3f}", "", "", "", "", "nothing"]))
+    for c in comparison.contenders:
         error = max(c.log_normaliser_errors, default=0.0)
         # An error of log Z that shows in the figure's last digit is reported with it.
         figure = "none" if not c.nll else f"{c.mean:.3f}" + (f" (log Z ± {error:.2g})" if error >= 0.01 else "")
         spread = f"{c.spread:.3f}" if len(c.nll) > 1 else ""
         diverged = f"{c.diverged} of {c.diverged + len(c.nll)}" if c.diverged else "none"
         cpu = f"{np.mean(c.cpu_seconds):.1f}"
-        rows.append([c.name, figure, spread, diverged, f"{c.steps:,}", cpu, c.needs or "nothing"])
-    return rows
+        ranked.append((c.mean, [c.name, figure, spread, diverged, f"{c.steps:,}", cpu, c.needs or "nothing"]))
+    return [row for _, row in sorted(ranked, key=lambda entry: entry[0])]
 
 
 def _ranking_card(comparison: Comparison, ended: list[Contender]) -> Card:
@@ -84,12 +89,11 @@ def _table_card(comparison: Comparison) -> Card:
         notes.append(f"Every fit made {settings.steps:,} updates (of “auto”, for each column).")
     else:
         notes.append(
-            f"Each method makes as many updates as fit into {settings.seconds:g} s of training on this machine, "
-            "estimated from a short run; --steps N fixes their number instead."
+            f"Each method makes as many updates as fit into {settings.seconds:g} CPU seconds on this machine, "
+            "estimated from two short runs; --steps N fixes their number instead."
         )
-    rows = table_rows(comparison.contenders)
-    best = {(0, 1)} if comparison.contenders[0].nll else set()
-    return Card("The figures", text, head=HEAD, rows=rows, best=best, notes=[*notes, *comparison.remarks])
+    rows = table_rows(comparison)
+    return Card("The figures", text, head=HEAD, rows=rows, best={(0, 1)}, notes=[*notes, *comparison.remarks])
 
 
 def _maps_card(comparison: Comparison, ended: list[Contender]) -> Card:
@@ -102,7 +106,7 @@ def _maps_card(comparison: Comparison, ended: list[Contender]) -> Card:
         x, y, maps[c.name] = density_on_plane(c.model, rows, 100)
     names = (str(data.columns[0]), str(data.columns[1]))
     text = (
-        "The data, and the density learned by the first fit of each method, on one colour scale. Dark means "
-        "likely."
+        "The data, and the density learned by the first fit of each method, on one colour scale. The "
+        "stronger the colour, the likelier."
     )
     return Card("Maps", text, [density_charts.maps(x, y, maps, rows, names)])

@@ -13,10 +13,11 @@ from threadpoolctl import threadpool_limits
 
 from thalweg.data.target import find_resolution
 from thalweg.estimators.density import EnergyDensity
+from thalweg.evaluation.verdict import Check, Verdict, check_baselines, check_rows
 from thalweg.objectives.catalogue import METHODS
 from thalweg.runs.density import baseline_scores, held_out_log_prob
 from thalweg.runs.settings.compare import CompareSettings
-from thalweg.runs.tables import Numbers, atoms_in_words, model_settings, read_numbers
+from thalweg.runs.tables import Numbers, atoms_in_words, checks_of_table, model_settings, read_numbers, scored
 from thalweg.training.loop import DivergenceError
 
 _TRIAL_STEPS = 40
@@ -37,6 +38,7 @@ class Contender:
         cpu_seconds: CPU time of each fit.
         diverged: number of fits that diverged.
         model: the first fit that ended, None if there is none.
+        log_prob: log p of the held-out rows under it.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Contender:
     cpu_seconds: list[float] = field(default_factory=list)
     diverged: int = 0
     model: EnergyDensity | None = None
+    log_prob: np.ndarray | None = None
 
     @property
     def mean(self) -> float:
@@ -60,7 +63,7 @@ class Contender:
         return float(np.std(self.nll, ddof=1)) if len(self.nll) > 1 else float("nan")
 
     def summary(self) -> dict[str, Any]:
-        """Everything but the model, fit for JSON."""
+        """Everything but the model and its rows, fit for JSON."""
         return {
             "objective": self.name,
             "title": self.title,
@@ -79,13 +82,44 @@ class Contender:
 
 @dataclass
 class Comparison:
-    """The contenders, best first, and the baselines' NLL by name."""
+    """The contenders, best first, and of each baseline log p of the held-out rows."""
 
     settings: CompareSettings
     data: Numbers
     contenders: list[Contender]
-    baselines: dict[str, float]
+    baseline_log_prob: dict[str, np.ndarray]
     seconds: float
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        """The baselines' NLL by name."""
+        return {name: float(-log_prob.mean()) for name, log_prob in self.baseline_log_prob.items()}
+
+    @property
+    def best(self) -> tuple[str, float]:
+        """The name and the NLL of the best of all, baselines included."""
+        figures = {c.name: c.mean for c in self.contenders} | self.baselines
+        name = min(figures, key=lambda k: figures[k])
+        return name, figures[name]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the best method is better than the baselines, and whether the comparison was fair."""
+        data, first = self.data, self.contenders[0]
+        n_test = len(data.test)
+        found = checks_of_table(data.n_rows, len(data.training) + n_test, n_test, data.doubts)
+        found.append(check_rows(*data.training.shape))
+        if first.log_prob is None:
+            found.append(Check("baselines", "failed", "No fit ended: every method diverged."))
+        else:
+            gains = {}
+            for name, log_prob in self.baseline_log_prob.items():
+                gain = scored(first.log_prob - log_prob)
+                gains[name] = (-gain["nll"], gain["nll_error"])
+            found.append(check_baselines(gains, n_test))
+        if not self.settings.steps:
+            found.append(_check_budgets({c.name: float(np.mean(c.cpu_seconds)) for c in self.contenders}))
+        return Verdict(found)
 
     @property
     def remarks(self) -> list[str]:
@@ -133,7 +167,7 @@ def _compared(
         contenders.append(_contender(name, settings, data))
         add(contenders[-1])
     resolution = np.array([find_resolution(column) for column in data.training.to_numpy().T])
-    baselines = {k: float(-v[0].mean()) for k, v in baseline_scores(data, resolution, 0).items()}
+    baselines = {k: v[0] for k, v in baseline_scores(data, resolution, 0).items()}
     contenders.sort(key=lambda c: c.mean)
     return Comparison(settings, data, contenders, baselines, time.monotonic() - begun)
 
@@ -161,7 +195,7 @@ def _contender(name: str, settings: CompareSettings, data: Numbers) -> Contender
         contender.log_normaliser_errors.append(model.log_normaliser_error_)
         contender.log_normaliser_warning = contender.log_normaliser_warning or model.log_normaliser_warning_
         if contender.model is None:
-            contender.model = model
+            contender.model, contender.log_prob = model, log_prob
             contender.nll_error = (
                 float(log_prob.std(ddof=1) / np.sqrt(len(log_prob))) if len(log_prob) > 1 else 0.0
             )
@@ -183,10 +217,27 @@ def _fit(name: str, steps: int, seed: int, settings: CompareSettings, data: Numb
 
 
 def _steps_in(seconds: float, name: str, settings: CompareSettings, data: Numbers) -> int:
-    """The number of updates that take so long, validation included, estimated from a short run."""
-    try:
-        trial = _fit(name, _TRIAL_STEPS, settings.seed, settings, data)
-    except DivergenceError:
-        return _TRIAL_STEPS
-    took = trial.history_.seconds
-    return int(np.clip(seconds / took * _TRIAL_STEPS, 1, _MOST_STEPS))
+    """The number of updates with which a fit takes so many CPU seconds, estimated from two short ones."""
+    took = []
+    for steps in (1, _TRIAL_STEPS):
+        start = time.process_time()
+        try:
+            _fit(name, steps, settings.seed, settings, data)
+        except DivergenceError:
+            return _TRIAL_STEPS
+        took.append(time.process_time() - start)
+    # What comes before and after the updates, such as the estimate of log Z, takes as long whatever their number.
+    fixed = min(took[0], seconds / 2)
+    each = max(took[1] - took[0], 1e-4) / (_TRIAL_STEPS - 1)
+    return int(np.clip((seconds - fixed) / each, 1, _MOST_STEPS))
+
+
+def _check_budgets(cpu_seconds: dict[str, float]) -> Check:
+    """Whether all methods had about the same time."""
+    least, most = (pick(cpu_seconds, key=lambda name: cpu_seconds[name]) for pick in (min, max))
+    ratio = cpu_seconds[most] / max(cpu_seconds[least], 1e-9)
+    found = f"{most!r} took {ratio:.1f} times as many CPU seconds as {least!r}"
+    if ratio <= 2:
+        return Check("budgets", "passed", f"{found}.")
+    advice = "Compare them by figures and times together, or give more --seconds."
+    return Check("budgets", "doubtful", f"{found}: they had unequal budgets. {advice}")

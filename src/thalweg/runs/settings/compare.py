@@ -31,7 +31,7 @@ class CompareSettings(Settings):
     objectives: str = option(
         ",".join(OBJECTIVES), "Names of the methods, separated by commas, such as auto,nce,dsm."
     )
-    seconds: float = option(10.0, "Number of seconds of training for each fit.")
+    seconds: float = option(10.0, "Number of CPU seconds for each fit, all that belongs to it included.")
     steps: int | None = option(
         None,
         "Number of updates for each fit, instead of --seconds; it gives the same result on every machine.",
