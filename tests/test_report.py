@@ -9,8 +9,10 @@ import pytest
 
 from thalweg.recipes import Figure, Recipe, Result, Settings
 from thalweg.report import charts, write_report
+from thalweg.report.inputs import input_effects
 from thalweg.report.recipe import write_recipe_page
-from thalweg.report.regression import _training_card, duration, input_effects, report
+from thalweg.report.regression import _training_card, report
+from thalweg.report.words import duration
 from thalweg.runs.base import fit_run
 from thalweg.runs.regression import RegressionRun
 from thalweg.runs.settings.regression import RegressionSettings
@@ -54,8 +56,10 @@ def headings(html: str) -> list[str]:
 def test_the_page_is_whole_and_needs_nothing_else(run: RegressionRun) -> None:
     html = report(run)
     assert headings(html) == [
-        "The data", "Training", "Predictive densities", "A map of p(y|x)", "Which inputs matter", "Calibration",
-        "Residuals", "Beside two baselines", "How it was made",
+        "Checks", "The data", "Training", "Predictive densities", "A map of p(y|x)", "Which inputs matter",
+        "Calibration", "Coverage by group", "Truth and prediction", "Residuals", "Least expected rows",
+        "Beside two baselines",
+        "How it was made",
     ]  # fmt: skip
     assert not re.search(r'<(script|link|img)[^>]+(src|href)="', html)
     assert html.count('id="plotly-packed"') == 1
@@ -88,7 +92,7 @@ def test_the_training_curve_is_in_the_units_of_the_figures(tmp_path: Path, atom:
 
 def test_the_input_that_matters_moves_the_prediction_most(run: RegressionRun) -> None:
     moved = input_effects(run, run.inputs(run.training_rows))
-    assert max(moved, key=lambda name: moved[name]) == "x"
+    assert max(moved, key=lambda name: moved[name][0]) == "x"
     assert "same" not in moved
     few = input_effects(run, run.inputs(run.training_rows), max_columns=2)
     assert "x" in few
@@ -97,7 +101,14 @@ def test_the_input_that_matters_moves_the_prediction_most(run: RegressionRun) ->
 
 def test_one_input_and_no_test_rows(tmp_path: Path) -> None:
     html = report(fit(tmp_path, mixed()[["x", "y"]], ["y"], test_fraction=0.0))
-    assert headings(html) == ["The data", "Training", "Predictive densities", "A map of p(y|x)", "How it was made"]
+    assert headings(html) == [
+        "Checks",
+        "The data",
+        "Training",
+        "Predictive densities",
+        "A map of p(y|x)",
+        "How it was made",
+    ]
     assert "held-out NLL" in html
 
 

@@ -46,14 +46,14 @@ def headings(html: str) -> list[str]:
 def test_the_page_is_whole_and_needs_nothing_else(run: DensityRun) -> None:
     html = report(run)
     assert headings(html) == [
-        "The data and the draws", "Pairs", "Correlations", "Training", "Unlikely rows", "Filling gaps",
+        "Checks", "The data and the draws", "Pairs", "Correlations", "Training", "Unlikely rows", "Filling gaps",
         "Beside three baselines", "How it was made",
     ]  # fmt: skip
     assert not re.search(r'<(script|link|img)[^>]+(src|href)="', html)
     assert html.count('id="plotly-packed"') == 1
     assert "<b>c1" not in html
     assert "&lt;b&gt;c1" in html
-    assert "exact: it integrates to one" in html
+    assert "the density integrates to one" in html
     assert "kernel density estimate" in html
 
 
@@ -83,7 +83,7 @@ def test_two_columns_have_a_map(tmp_path: Path) -> None:
     run = fit(tmp_path, rows(n_columns=2), objective="nce", epochs=20)
     html = report(run)
     assert "A map of p(x)" in headings(html)
-    assert "nats, estimated" in html
+    assert "nats: an error that all log p share" in html
     x, y, density = density_on_plane(run.model, run.training_rows.to_numpy())
     place = pd.DataFrame([[x[3], y[5]]], columns=run.columns)
     assert abs(np.log(density[5, 3]) - run.model.score_samples(place)[0]) < 1e-3
@@ -91,7 +91,7 @@ def test_two_columns_have_a_map(tmp_path: Path) -> None:
 
 def test_one_column_and_no_test_rows(tmp_path: Path) -> None:
     html = report(fit(tmp_path, rows(n_columns=1), test_fraction=0.0))
-    assert headings(html) == ["The data and the draws", "Training", "Unlikely rows", "How it was made"]
+    assert headings(html) == ["Checks", "The data and the draws", "Training", "Unlikely rows", "How it was made"]
     assert "held-out NLL" in html
 
 

@@ -52,7 +52,8 @@ def _tiles(run: BoltzmannRun) -> list[Tile]:
         Tile("test log-likelihood" + ("" if run.settings.kind == "restricted" else ", a bound"),
              f"{ours['log_likelihood']:.3f}",
              f"nats; independent columns {alone['log_likelihood']:.3f}"),
-        Tile("log Z", f"{figures['log_normaliser']:.3f}", f"± {off:.2g} nats" if off else "exact"),
+        Tile("normalised", f"± {off:.2g}" if off else "exactly",
+             "nats: an error that all log p share" if off else "the probabilities sum to one"),
         Tile("training", f"{figures['seconds']['training']:.1f} s",
              f"{sum(len(h.epochs) for h in run.histories.values())} epochs"),
     ]  # fmt: skip

@@ -182,6 +182,7 @@ def density_map(
     points: tuple[Sequence[Any], np.ndarray],
     axes: tuple[str, str],
     unit: str,
+    others: tuple[Sequence[Any], np.ndarray] | None = None,
 ) -> go.Figure:
     """p(y|x) as a map: colour over an input and the target, with the data and some quantiles.
 
@@ -192,6 +193,7 @@ def density_map(
         lines: quantiles ``[n]`` by name.
         points: data to lay over it.
         unit: what the colour means.
+        others: places ``[m]`` and medians ``[rows, m]`` to draw as thin lines.
     """
     figure = go.Figure()
     # A spike (a censoring limit, say) would leave all the rest white.
@@ -208,6 +210,16 @@ def density_map(
         x=list(points[0]), y=points[1], mode="markers", name="data", hoverinfo="skip",
         marker={"size": 4.5, "color": POINTS, "line": {"width": 0}},
     )  # fmt: skip
+    if others is not None:
+        # One trace: a gap parts the lines.
+        places, medians = others
+        apart = np.pad(medians, ((0, 0), (0, 1)), constant_values=np.nan).ravel()
+        mode = "markers" if isinstance(x[0], str) else "lines"
+        figure.add_scatter(
+            x=[*places, None] * len(medians), y=apart, mode=mode, hoverinfo="skip",
+            name="medians, others as in training rows", line={"color": INK, "width": 0.7}, opacity=0.55,
+            marker={"color": INK, "size": 4, "symbol": "line-ew-open"},
+        )  # fmt: skip
     for i, (name, values) in enumerate(lines.items()):
         figure.add_scatter(
             x=list(x), y=values, name=name, mode="lines", hoverinfo="skip", showlegend=name != "95 %",
@@ -262,7 +274,7 @@ def coverage_curve(nominal: Sequence[float], covered: dict[str, Sequence[float]]
 def residuals(predicted: np.ndarray, truth: np.ndarray, name: str) -> go.Figure:
     """Truth minus predicted mean, over the predicted mean, and its histogram beside it."""
     error = truth - predicted
-    figure = make_subplots(1, 2, column_widths=[0.76, 0.24], shared_yaxes=True, horizontal_spacing=0.02)
+    figure = make_subplots(1, 2, column_widths=[0.76, 0.24], shared_yaxes=True, horizontal_spacing=0.05)
     figure.add_scatter(
         x=predicted, y=error, mode="markers", marker={"color": MODEL, "size": 6, "opacity": 0.5}, row=1, col=1,
         hovertemplate="predicted %{x:.4g}, off by %{y:.4g}<extra></extra>",
@@ -279,29 +291,70 @@ def residuals(predicted: np.ndarray, truth: np.ndarray, name: str) -> go.Figure:
     return styled(figure, 360, showlegend=False)
 
 
-def effects(names: Sequence[str], values: Sequence[float], axis: str) -> go.Figure:
-    """Horizontal bars, the longest on top."""
+def effects(names: Sequence[str], values: Sequence[float], axis: str, errors: Sequence[float]) -> go.Figure:
+    """Horizontal bars with their errors, the longest on top."""
     labels = [plain(shortened(n)) for n in names]
     figure = go.Figure(
         go.Bar(
             x=list(values)[::-1], y=labels[::-1], orientation="h", marker_color=MODEL,
-            hovertemplate="%{y}: %{x:.3g}<extra></extra>",
+            error_x={"array": list(errors)[::-1], "color": INK, "thickness": 1.2, "width": 3},
+            hovertemplate="%{y}: %{x:.3g} ± %{error_x.array:.2g}<extra></extra>",
         )
     )  # fmt: skip
-    figure.update_xaxes(title=plain(axis))
+    figure.update_xaxes(title=plain(axis), rangemode="tozero")
     return styled(figure, 80 + 26 * len(names))
 
 
-def scatter_truth(predicted: np.ndarray, truth: np.ndarray, name: str) -> go.Figure:
-    """Truth over predicted mean, with the diagonal."""
+def group_coverage(names: Sequence[str], shares: Sequence[float], sizes: Sequence[int], level: float) -> go.Figure:
+    """The share of each group's truths inside an interval, and the bar where 90 % of a calibrated model's lie."""
+    labels = [f"{plain(shortened(n, 26))} ({size})" for n, size in zip(names, sizes, strict=True)]
+    counts = np.asarray(sizes)
+    low, high = (binom.ppf(p, counts, level) / counts for p in (0.05, 0.95))
+    figure = go.Figure()
+    figure.add_bar(
+        y=labels, x=high - low, base=low, orientation="h", marker_color="#8d99ae", opacity=0.25, showlegend=False,
+        hoverinfo="skip", width=0.55,
+    )  # fmt: skip
+    figure.add_scatter(
+        x=list(shares), y=labels, mode="markers", marker={"color": MODEL, "size": 10}, showlegend=False,
+        hovertemplate="%{y} rows: %{x:.1%}<extra></extra>",
+    )  # fmt: skip
+    figure.add_vline(x=level, line={"color": INK, "dash": "dot", "width": 1.5})
+    figure.update_xaxes(title=f"inside the {level:.0%} interval", tickformat=".0%")
+    figure.update_yaxes(autorange="reversed")
+    return styled(figure, 90 + 28 * len(names))
+
+
+def scatter_truth(
+    predicted: np.ndarray, truth: np.ndarray, name: str, interval: np.ndarray | None = None, most: int = 1200
+) -> go.Figure:
+    """Truth over predicted mean, with the diagonal.
+
+    Args:
+        predicted, truth: ``[rows]``.
+        interval: ``[rows, 2]``; those of up to 80 rows, evenly by their prediction, are drawn.
+        most: the largest number of points.
+    """
     low, high = float(min(predicted.min(), truth.min())), float(max(predicted.max(), truth.max()))
     figure = go.Figure()
+    if interval is not None:
+        order = np.argsort(predicted, kind="stable")
+        some = order[np.unique(np.linspace(0, len(order) - 1, min(80, len(order))).round().astype(int))]
+        gap = np.full(len(some), np.nan)
+        figure.add_scatter(
+            x=np.repeat(predicted[some], 3), y=np.column_stack([interval[some], gap]).ravel(), mode="lines",
+            line={"color": "#8d99ae", "width": 1.2}, opacity=0.7, hoverinfo="skip", name="90 % interval",
+        )  # fmt: skip
     diagonal = {"color": INK, "dash": "dot", "width": 1.5}
-    figure.add_scatter(x=[low, high], y=[low, high], mode="lines", line=diagonal, hoverinfo="skip")
-    figure.add_scatter(x=predicted, y=truth, mode="markers", marker={"color": MODEL, "size": 6, "opacity": 0.5})
+    figure.add_scatter(x=[low, high], y=[low, high], mode="lines", line=diagonal, hoverinfo="skip", name="equal")
+    figure.add_scatter(
+        x=predicted[:most], y=truth[:most], mode="markers", name="rows",
+        marker={"color": MODEL, "size": 6, "opacity": 0.5},
+        hovertemplate="predicted %{x:.4g}, truth %{y:.4g}<extra></extra>",
+    )  # fmt: skip
     figure.update_xaxes(title=f"predicted mean of {plain(name)}")
-    figure.update_yaxes(title=plain(name))
-    return styled(figure, 340, showlegend=False)
+    figure.update_yaxes(title=f"{plain(name)}, the truth")
+    return styled(figure, 380, showlegend=False)
 
 
 def clouds(draws: np.ndarray, truth: np.ndarray, titles: Sequence[str], axes: tuple[str, str]) -> go.Figure:

@@ -10,6 +10,7 @@ from sklearn.linear_model import LinearRegression
 
 from thalweg.estimators.density import EnergyDensity
 from thalweg.report import charts, density_charts
+from thalweg.report.odd_cells import ODD, odd_cells
 from thalweg.report.page import Card, Tile, checks_of, footer_of, render_page
 from thalweg.report.words import duration, gain_in_words
 from thalweg.runs.base import MODEL_NAME
@@ -19,6 +20,7 @@ _MAX_MARGINALS = 12
 _MAX_PAIRED = 4
 _MAX_CORRELATED = 30
 _MAX_SHOWN = 8
+_N_UNLIKELY = 10
 _N_DRAWS = 3000
 
 
@@ -64,9 +66,9 @@ def _tiles(run: DensityRun) -> list[Tile]:
         tiles.append(Tile("held-out NLL", f"{figures['validation_nll']:.3f}", "nats, on folds"))
     error = figures["log_normaliser_error"]
     tiles.append(
-        Tile("log Z", f"{figures['log_normaliser']:.3f}", f"± {error:.2g} nats, estimated")
+        Tile("normalised", f"± {error:.2g}", "nats: an error that all log p share")
         if error
-        else Tile("log Z", "0", "exact: it integrates to one")
+        else Tile("normalised", "exactly", "the density integrates to one")
     )
     n = len(run.histories)
     many = f"{n} networks" if n > 1 else f"{len(run.model.history_.epochs)} epochs"
@@ -104,7 +106,7 @@ def _plane_card(run: DensityRun, data: np.ndarray) -> Card:
     chosen = np.random.RandomState(0).permutation(len(data))[:1200]
     points = (data[chosen, 0].tolist(), data[chosen, 1])
     picture = charts.density_map(x.tolist(), y, density, {}, points, (run.columns[0], run.columns[1]), "density")
-    text = "The learned density as a map, with training rows on top. Dark means likely."
+    text = "The learned density as a map, with training rows on top. The stronger the colour, the likelier."
     return Card("A map of p(x)", text, [picture])
 
 
@@ -200,34 +202,39 @@ def _training_card(run: DensityRun) -> Card:
 
 
 def _outliers_card(run: DensityRun) -> Card:
-    found = run.figures["outliers"][:10]
-    # The columns in which these rows are farthest out, if not all can be shown.
+    found = run.figures["outliers"][:_N_UNLIKELY]
     data = run.training_rows[run.columns].to_numpy(np.float64)
     values = np.array([entry["values"] for entry in found])
+    several = len(run.columns) > 1
+    odd = odd_cells(run.model, values, data) if several else [[] for _ in found]
+    # If not all columns can be shown: those with odd cells, then those in which these rows are farthest out.
     far = (np.abs(values - np.median(data, 0)) / (data.std(0) + 1e-300)).mean(0)
-    shown = sorted(np.argsort(-far, kind="stable")[:_MAX_SHOWN].tolist())
-    typical = ["the median row", "", "", *(f"{np.median(data[:, k]):.5g}" for k in shown)]
-    rows = [
-        [
-            str(entry["row"]),
-            f"{entry['log_prob']:.2f}",
-            "training" if entry["training"] else "test",
-            *(f"{entry['values'][k]:.5g}" for k in shown),
-        ]
-        for entry in found
-    ]
+    often = np.bincount([k for cells in odd for k in cells], minlength=len(far))
+    shown = sorted(np.lexsort((-far, -often))[:_MAX_SHOWN].tolist())
+    head = ["row", "log p", "part", *(["odd cells"] if several else [])]
+    rows, best = [], set()
+    for i, entry in enumerate(found):
+        row = [str(entry["row"]), f"{entry['log_prob']:.2f}", "training" if entry["training"] else "test"]
+        if several:
+            row.append(", ".join(charts.shortened(run.columns[k]) for k in odd[i]) or "no cell alone")
+        best |= {(i, len(head) + place) for place, k in enumerate(shown) if k in odd[i]}
+        rows.append([*row, *(f"{values[i, k]:.5g}" for k in shown)])
+    typical = ["the median row"] + [""] * (len(head) - 1) + [f"{np.median(data[:, k]):.5g}" for k in shown]
     text = (
         "The rows that the model finds least likely: mistakes or rarities. Rows are counted from 1 at the top "
         "of the table."
     )
-    if len(run.histories) > 1 or run.settings.objective == "auto":
-        text += " Training rows are scored by networks that did not learn from them."
-    if len(shown) < len(run.columns):
+    if several:
         text += (
-            f" Of the {len(run.columns)} columns, the {len(shown)} in which these rows are most extreme are shown."
+            f" A cell is odd, and in bold, if its row would on average be at least {ODD} times as likely with the "
+            "values that other rows have in its place, once an odder cell of the row is set right."
         )
-    head = ["row", "log p", "part", *(run.columns[k] for k in shown)]
-    return Card("Unlikely rows", text, head=head, rows=[*rows, typical])
+    if len(run.histories) > 1 or run.settings.objective == "auto":
+        text += " log p of training rows is that of networks that did not learn from them."
+    if len(shown) < len(run.columns):
+        text += f" The {len(shown)} of {len(run.columns)} columns are shown."
+    head += [run.columns[k] for k in shown]
+    return Card("Unlikely rows", text, head=head, rows=[*rows, typical], best=best)
 
 
 def _imputation_card(run: DensityRun) -> Card:

@@ -42,11 +42,29 @@ def _generated(run: ImageRun) -> Card:
     n = run.model.n_labels_
     columns = n if n > 1 else 12
     fresh = run.model.sample(6 * columns, n_steps=300, random_state=run.settings.seed)
-    training = run.images[0].pixels[: 3 * columns]
-    text = "New images, made by fresh chains from uniform noise" + (
-        ", one label in each column." if n > 1 else "."
-    )
-    return Card("Generated", text + " Training images are below.", [wall(fresh, columns), wall(training, columns)])
+    training = run.images[0]
+    if n > 1:
+        assert training.labels is not None
+        text = "New images, made by fresh chains from uniform noise, and training images below: a label a column."
+        shown = in_columns(training.pixels, training.labels, n, 3)
+    else:
+        text = "New images, made by fresh chains from uniform noise, and training images below."
+        shown = training.pixels[_evenly(len(training.pixels), 3 * columns)]
+    return Card("Generated", text, [wall(fresh, columns), wall(shown, columns)])
+
+
+def in_columns(images: np.ndarray, labels: np.ndarray, n_labels: int, n_rows: int) -> np.ndarray:
+    """The first images of each label, row by row, so that each label has a column; a missing one is grey."""
+    shown = np.full((n_rows, n_labels, *images.shape[1:]), 0.5, np.float32)
+    for k in range(n_labels):
+        own = images[np.flatnonzero(labels == k)[:n_rows]]
+        shown[: len(own), k] = own
+    return shown.reshape(-1, *images.shape[1:])
+
+
+def _evenly(n_rows: int, n: int) -> np.ndarray:
+    """Some of the rows, from first to last: a file may be sorted by what it shows."""
+    return np.linspace(0, n_rows - 1, min(n, n_rows)).round().astype(int)
 
 
 def _neighbours(run: ImageRun) -> Card:
@@ -61,7 +79,7 @@ def _neighbours(run: ImageRun) -> Card:
 
 
 def _completed(run: ImageRun) -> Card:
-    test = run.images[1].rows(slice(0, 16))
+    test = run.images[1].rows(_evenly(len(run.images[1].pixels), 16))
     height = run.figures["shape"][1]
     known = np.zeros((1, *run.figures["shape"][1:]), bool)
     known[:, : height // 2] = True

@@ -31,6 +31,9 @@
     return lines.join("<br>");
   }
 
+  const isWords = (figure, letter) =>
+    figure.data.some((trace) => Array.isArray(trace[letter]) && typeof trace[letter][0] === "string");
+
   const axes = (layout, letter) =>
     Object.keys(layout).filter((k) => new RegExp("^" + letter + "axis\\d*$").test(k)).map((k) => layout[k]);
 
@@ -71,9 +74,9 @@
     for (const letter of ["x", "y"]) {
       for (const axis of axes(layout, letter)) {
         const share = axis.domain ? axis.domain[1] - axis.domain[0] : 1;
-        const length = share * (letter === "x" ? width - 50 : (layout.height || 450) - 60);
+        const length = share * (letter === "x" ? width - (isWords(figure, "y") ? 140 : 50) : (layout.height || 450) - 60);
         if (axis.title && axis.title.text) axis.title.text = wrapped(axis.title.text, Math.max(10, length / 6));
-        if (letter === "x") axis.nticks = Math.min(axis.nticks || 5, share < 0.3 ? 3 : 5);
+        if (letter === "x" && !isWords(figure, "x")) axis.nticks = Math.min(axis.nticks || 5, share < 0.3 ? 3 : 5);
       }
     }
     return layout;
