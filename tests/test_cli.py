@@ -148,24 +148,28 @@ def test_predict_writes_what_was_asked(call, fitted, tmp_path: Path) -> None:
     p = pd.read_parquet(out)
     assert len(p) == 160
     assert list(p.columns) == [
-        "mean", "median", "mode", "std", "q0.1", "q0.5", "lower_0.8", "upper_0.8", "sample_1", "sample_2",
-        "sample_3", "log_prob", "pit",
+        "row", "mean", "median", "mode", "std", "q0.1", "q0.5", "lower_0.8", "upper_0.8", "sample_1", "sample_2",
+        "sample_3", "log_prob", "pit", "note",
     ]  # fmt: skip
     assert (p["lower_0.8"] < p["median"]).all()
     assert np.allclose(p["lower_0.8"], p["q0.1"])
     assert p["pit"].between(0, 1).all()
+    assert p["row"].tolist() == list(range(1, 161))
+    assert p["note"].isna().all()
 
     # Without the target, and with one truth missing.
     plain = pd.read_csv(table)
     plain.drop(columns=["price"]).to_csv(tmp_path / "new.csv", index=False)
     shown = call("predict", run, tmp_path / "new.csv")
     frame = pd.read_csv(io.StringIO(shown.out))
-    assert "pit" not in frame
+    assert list(frame.columns) == ["row", "mean", "median", "mode", "std", "q0.05", "q0.95"]
     assert np.allclose(frame["mean"], p["mean"])
     plain.loc[3, "price"] = np.nan
     plain.to_csv(tmp_path / "gap.csv", index=False)
     frame = pd.read_csv(io.StringIO(call("predict", run, tmp_path / "gap.csv").out))
     assert frame["log_prob"].isna().tolist() == [i == 3 for i in range(160)]
+    assert frame["note"][3] == "no true value to score"
+    assert frame["note"].notna().sum() == 1
 
 
 def test_prediction_in_chunks_is_the_same(fitted, monkeypatch) -> None:

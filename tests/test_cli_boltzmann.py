@@ -166,7 +166,7 @@ def test_rows_and_images_are_scored(runs, tmp_path):
         table.to_csv(tmp_path / "rows.csv", index=False)
         done = thalweg("score", runs[kind], tmp_path / "rows.csv", "--out", tmp_path / "scores.csv")
         scores = pd.read_csv(tmp_path / "scores.csv")
-        assert list(scores.columns) == ["log_prob", "outlier_score"]
+        assert list(scores.columns) == ["row", "log_prob", "outlier_score", "note"]
         assert scores["log_prob"].isna().tolist() == table.isna().any(axis=1).tolist()
         assert ("got no score" in done.err) == (kind in ("categorical", "mixed"))
         if kind == "gaussian":

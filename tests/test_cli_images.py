@@ -38,7 +38,7 @@ def test_images_are_sampled_to_an_array_or_pictures_and_scored(run):
     assert len(list((folder / "new").glob("*.png"))) == 3
     thalweg("score", folder / "run", folder / "new", "--out", folder / "scores.csv")
     scores = pd.read_csv(folder / "scores.csv")
-    assert list(scores.columns) == ["score", "label"]
+    assert list(scores.columns) == ["file", "score", "label"]
     assert len(scores) == 3
 
 

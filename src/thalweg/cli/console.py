@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from thalweg.evaluation.verdict import Verdict
     from thalweg.runs.base import Run, TextTable
 
@@ -108,9 +111,18 @@ def show_end(run: Run) -> None:
         out.print(f"  thalweg {verb} " + about.example.format(run=folder), soft_wrap=True)
 
 
-def write_result(result: Any, path: Path | None, what: str) -> None:
-    """Write a table to a file or to stdout, or images ``[n, C, H, W]`` to an .npz or a folder."""
+def write_result(result: Any, path: Path | None, what: str, computed: Iterable[str] = ()) -> None:
+    """Write a table to a file or to stdout, or images ``[n, C, H, W]`` to an .npz or a folder.
+
+    Args:
+        computed: columns of a table whose numbers come in few digits in a text file; Parquet has all digits.
+    """
     import numpy as np
+
+    if path is None or path.suffix.lower() not in (".parquet", ".pq"):
+        for name in computed:
+            if result[name].dtype.kind == "f":
+                result[name] = in_few_digits(result[name].to_numpy())
 
     if isinstance(result, np.ndarray):
         from thalweg.data.images import write_images
@@ -125,6 +137,25 @@ def write_result(result: Any, path: Path | None, what: str) -> None:
 
         write_table(result, path)
         err.print(f"{len(result)} {what} written to {escape(str(path))}")
+
+
+def in_few_digits(values: np.ndarray) -> np.ndarray:
+    """Numbers ``[rows]`` rounded to seven significant digits, of each or of the spread of all, and three decimals.
+
+    What is finest of the three counts: years, or amounts of millions, keep what tells one row from another.
+    """
+    import numpy as np
+
+    out = np.array(values, np.float64)
+    known = np.isfinite(out) & (out != 0)
+    if not known.any():
+        return out
+    with np.errstate(over="ignore", divide="ignore"):
+        spread = np.log10(np.ptp(out[known]))
+        least = max(3, 6 - math.floor(spread)) if np.isfinite(spread) else 3
+        places = np.maximum(6 - np.floor(np.log10(np.abs(out[known]))), least)
+    out[known] = [round(v, int(n)) for v, n in zip(out[known].tolist(), places, strict=True)]
+    return out
 
 
 def _write_csv(table: Any) -> None:

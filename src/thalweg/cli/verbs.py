@@ -24,6 +24,14 @@ DataFile = Annotated[
 ]
 
 
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Column of TABLE to copy unchanged beside the results, such as a name; repeat the option for several."
+    ),
+]
+
+
 def add_verbs(app: typer.Typer) -> None:
     """Give the command its verbs."""
     app.command(epilog="Example: thalweg predict runs/wine new.csv --out predictions.parquet")(predict)
@@ -41,16 +49,20 @@ def predict(
     out_file: OutFile = None,
     quantiles: Annotated[
         str, typer.Option(help="Probabilities of the quantiles, separated by commas.")
-    ] = "0.05,0.5,0.95",
-    coverage: Annotated[float, typer.Option(help="Coverage of the central interval.")] = 0.9,
+    ] = "0.05,0.95",
+    coverage: Annotated[
+        float | None, typer.Option(help="Coverage of a central interval, in columns lower_... and upper_...")
+    ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Number of draws from p(y|x) for each row.")] = 0,
     seed: Seed = 0,
+    keep: Keep = None,
 ) -> None:
-    """Predict the target of each row: mean, median, mode, standard deviation, quantiles and an interval.
+    """Predict the target of each row: mean, median, mode, standard deviation, quantiles, an interval.
 
-    Where the table holds the target too, the log-likelihood and the PIT value of each row are added.
+    The first column, `row`, counts the rows of the table from 1. Where the table holds the target too, the
+    log-likelihood (higher is better) and the PIT value of each row are added.
     """
-    options = {"quantiles": quantiles, "coverage": coverage, "samples": samples, "seed": seed}
+    options = {"quantiles": quantiles, "coverage": coverage, "samples": samples, "seed": seed, "keep": keep or []}
     _ask(context, "predict", run_folder, out_file, "predictions", options, table)
 
 
@@ -68,13 +80,17 @@ def sample(
     _ask(context, "sample", run_folder, out_file, "rows", {"n": n, "seed": seed})
 
 
-def score(context: typer.Context, run_folder: RunFolder, data: DataFile, out_file: OutFile = None) -> None:
+def score(
+    context: typer.Context, run_folder: RunFolder, data: DataFile, out_file: OutFile = None, keep: Keep = None
+) -> None:
     """Score each row: log_prob in nats, and outlier_score, the share of held-out rows that are likelier.
 
-    For a deep Boltzmann machine or a belief network log_prob is a lower bound; for images the score is not
-    normalised. A row with gaps gets no score; fill them with `thalweg impute` first.
+    A higher outlier_score is odder, from 0 to 1; a higher log_prob is likelier. The first column is `row`, counted
+    from 1, or the `file` of a picture. For a deep Boltzmann machine or a belief network log_prob is a lower bound.
+    A run of `thalweg fit images` has a `score` that is not normalised, of which a lower one is odder. A row with
+    gaps gets no score, and its `note` says so; fill them with `thalweg impute` first.
     """
-    _ask(context, "score", run_folder, out_file, "scores", {}, data)
+    _ask(context, "score", run_folder, out_file, "scores", {"keep": keep or []}, data)
 
 
 def impute(
@@ -183,8 +199,13 @@ def _ask(
     for warning in raised:
         if issubclass(warning.category, UserWarning):
             err.print(escape(str(warning.message)), soft_wrap=True)
+    if verb == "score":
+        has_share = "outlier_score" in result
+        err.print("A higher outlier_score is odder." if has_share else "A lower score is odder.")
     if verb == "score" and "log_prob" in result:
         gaps = int(result["log_prob"].isna().sum())
         if gaps:
             err.print(f"{gaps} of {len(result)} rows have gaps and got no score")
-    write_result(result, out_file, what)
+    # What was drawn or filled is data, and stays as it is.
+    columns = result.columns if verb in ("predict", "score") else ()
+    write_result(result, out_file, what, [c for c in columns if c not in given.get("keep", ())])

@@ -23,15 +23,18 @@ class Images(NamedTuple):
         pixels: ``[n, C, H, W]`` float32 in [0, 1].
         labels: ``[n]`` int64 from 0, or None.
         resolution: one grey level.
+        files: the file of each picture in its folder, where they were read from one.
     """
 
     pixels: np.ndarray
     labels: np.ndarray | None
     resolution: float
+    files: tuple[str, ...] | None = None
 
     def rows(self, index: np.ndarray | slice) -> Images:
         labels = None if self.labels is None else self.labels[index]
-        return Images(self.pixels[index], labels, self.resolution)
+        files = None if self.files is None else tuple(np.array(self.files, object)[index])
+        return Images(self.pixels[index], labels, self.resolution, files)
 
 
 def digits(seed: int = 0, n_train: int = 1400) -> tuple[Images, Images]:
@@ -275,9 +278,10 @@ def _read_folder(folder: Path) -> Images:
     classes = _in_order(names)
     labels = _positions(names, classes) if len(classes) > 1 else None
     try:
-        return _scaled(pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2), white, labels)
+        found = _scaled(pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2), white, labels)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
+    return found._replace(files=tuple(file.relative_to(folder).as_posix() for file in files))
 
 
 def _is_hidden(name: str) -> bool:

@@ -227,7 +227,8 @@ class RegressionRun(Run):
             parts.append(_predictions(self, distribution, truth, quantiles, coverage, n_samples, rng))
         found = pd.concat(parts, ignore_index=True)
         if "log_prob" in found:
-            found["note"] = np.where(found["log_prob"].isna(), "no true value to score", "")
+            note = pd.Series("no true value to score", found.index, dtype="string")
+            found["note"] = note.where(found["log_prob"].isna())
         return found
 
     # -- what is shown of it -------------------------------------------------------------------------

@@ -310,7 +310,7 @@ def scored_rows(model: Any, X: pd.DataFrame, held_out_log_prob: list[float]) -> 
     Returns:
         ``log_prob`` in nats, the higher the likelier; ``outlier_score``, how many of the n rows held out are
         likelier, divided by n + 1, or 1 where all are. Of rows from the same source at most one in twenty scores
-        above 0.95, if n is 19 or more; ``note``, why a row has neither, else "".
+        above 0.95, if n is 19 or more; ``note``, why a row has neither.
 
     Source: one minus a conformal p-value [Vovk 2005].
     """
@@ -322,7 +322,8 @@ def scored_rows(model: Any, X: pd.DataFrame, held_out_log_prob: list[float]) -> 
         likelier = len(held_out) - np.searchsorted(held_out, log_prob[known], side="right")
         score[known] = np.where(likelier == len(held_out), 1.0, likelier / (len(held_out) + 1))
     gaps = X.isna().to_numpy()
-    note = ["has gaps in " + listed(list(map(str, X.columns[row]))) if row.any() else "" for row in gaps]
+    note = pd.Series(pd.NA, range(len(X)), dtype="string")  # text in a Parquet file even if there is none
+    note[~known] = ["has gaps in " + listed(list(map(str, X.columns[row]))) for row in gaps[~known]]
     return pd.DataFrame({"log_prob": log_prob, "outlier_score": score, "note": note})
 
 

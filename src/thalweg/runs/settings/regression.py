@@ -25,7 +25,9 @@ class RegressionSettings(RunSettings):
     run = "thalweg.runs.regression:RegressionRun"
     report = "thalweg.report.regression"
     verbs: ClassVar = {
-        "predict": Verb(("quantiles", "coverage", "samples", "seed", "keep"), "{run} NEW_TABLE --out predictions.csv"),
+        "predict": Verb(
+            ("quantiles", "coverage", "samples", "seed", "keep"), "{run} NEW_TABLE --out predictions.csv"
+        ),
     }
 
     targets: list[str] = option([], "Column to predict; repeat the option for several.", flags=("--target", "-t"))
