@@ -16,10 +16,13 @@ from thalweg.energies import (
     mlp,
 )
 from thalweg.sampling.annealing import (
+    Bracket,
     annealed_importance_sampling,
     bracket_log_normaliser,
+    resampled_ends,
     reverse_annealed_importance_sampling,
     step_sizes,
+    summarised,
 )
 from thalweg.sampling.hmc import HMC
 
@@ -175,6 +178,36 @@ def test_the_chains_weighted_are_draws_of_the_energy():
     n = found.effective_sample_size
     assert ((mean - 0.5).abs() < 4 * 0.4 / math.sqrt(n)).all()
     assert ((variance - 0.16).abs() < 4 * 0.16 * math.sqrt(2 / n)).all()
+
+
+def test_ends_are_drawn_by_their_weights():
+    """Within 5 standard errors of each one's share, in any number of draws."""
+    log_weights = torch.tensor([0.1, 0.2, 0.3, 0.4]).log() + 7.0
+    found = summarised(log_weights, torch.arange(4.0)[:, None])
+    drawn = resampled_ends(found, 20_000, seeded())[:, 0]
+    for place, share in enumerate((0.1, 0.2, 0.3, 0.4)):
+        assert float((drawn == place).float().mean()) == pytest.approx(share, abs=5 * math.sqrt(share / 20_000))
+
+
+def test_what_weights_say_of_the_normaliser():
+    """Weights 1, 2, 3 and 6 times e^500: their mean is 3, its standard error that of a mean, relative to it."""
+    weights = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
+    found = summarised(weights.log() + 500, torch.zeros(4, 1))
+    assert found.estimate == pytest.approx(math.log(3) + 500)
+    assert found.standard_error == pytest.approx(math.sqrt((4 + 1 + 0 + 9) / 3) / 2 / 3)
+    assert found.effective_sample_size == pytest.approx(144 / 50)
+    back = summarised(weights.log() + 500, torch.zeros(4, 1), -1.0)
+    assert back.estimate == pytest.approx(-math.log(3) - 500)
+
+
+def test_a_bracket_lies_between_its_bounds_and_never_below_the_lower_one():
+    low, high = (summarised(torch.full((20,), v), torch.zeros(20, 1)) for v in (2.0, 5.0))
+    assert Bracket(low, high).estimate == pytest.approx(3.5)
+    assert Bracket(low, high).error == pytest.approx(1.5)
+    assert Bracket(high, low).estimate == pytest.approx(5.0)
+    assert Bracket(high, low).error == pytest.approx(1.5)
+    spread = summarised(torch.linspace(0, 1, 40), torch.zeros(40, 1))
+    assert Bracket(spread, spread).error == pytest.approx(max(2 * spread.standard_error, spread.spread))
 
 
 def test_images_are_led_from_a_uniform_density():

@@ -244,6 +244,18 @@ def three_members() -> TiltedMixtureEnsemble:
     return perturbed(TiltedMixtureEnsemble(3, 3, (8,), n_components=2, n_tilts=3, atoms=(0.5,)))
 
 
+def test_the_roughness_of_a_tilt_weighs_each_cosine_by_the_square_of_its_number():
+    """It is the mean square of the tilt's slope over [0, 1], but for pi^2."""
+    energy = TiltedMixtureEnsemble(3, n_members=2, hidden=(8,), n_components=2, n_tilts=3)
+    tilts = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.5, -2.0]], [[0.3, -0.7, 0.2], [0.0, 0.0, 0.0]]]).double()
+    features = (None, None, None, tilts)
+    u = (torch.arange(4000).double() + 0.5) / 4000
+    j = torch.arange(1, 4).double()
+    slope = -(tilts[..., None, :] * math.sqrt(2) * j * torch.sin(math.pi * u[:, None] * j)).sum(-1)
+    torch.testing.assert_close(energy.roughness(features), slope.square().mean(-1), rtol=1e-5, atol=1e-8)
+    assert energy.roughness(features)[0].tolist() == pytest.approx([1.0, 4 * 0.25 + 9 * 4.0])
+
+
 def test_each_member_may_see_rows_of_its_own():
     energy = three_members()
     x = torch.randn(3, 4, 3)

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import norm
+from torch import nn
 
 from thalweg import EnergyDensity, EnergyRegressor
-from thalweg.energies import GaussianEnergy, GaussianMixtureEnergy
+from thalweg.energies import GaussianEnergy, GaussianMixtureEnergy, MixtureDensity
 from thalweg.estimators._chain import stacked
 from thalweg.estimators._conditional import HeldOutFigure
 from thalweg.estimators._whole_rows import HeldOutLikelihood
@@ -181,6 +182,33 @@ def test_what_an_ensemble_gains_over_one_network_is_added(monkeypatch):
     np.testing.assert_allclose(model._held_out_log_prob - alone._held_out_log_prob, gain[0], atol=1e-5)
     # Every row is held out once, and folds are of one size.
     assert model.validation_nll_ == pytest.approx(-model._held_out_log_prob.mean(), abs=1e-5)
+
+
+def test_the_held_out_figure_is_the_mean_by_the_weights_of_the_rows():
+    """Of an exact density, worked out row by row; a row of no weight to speak of may be as absurd as it likes."""
+    generator = torch.Generator().manual_seed(0)
+    energy = MixtureDensity(nn.Identity(), 3, n_components=2)
+    x, y = torch.randn(40, 3, generator=generator), torch.randn(40, 1, generator=generator)
+    held_out, weight = np.zeros((40, 1), bool), 1.0 + np.arange(40.0)
+    held_out[10:30] = True
+    y[12], weight[12] = 1e3, 1e-12
+    figure = HeldOutFigure(MaximumLikelihood(), Batch(x, y), held_out, weight, 0, (-5.0, 5.0))
+    with torch.no_grad():
+        found = figure(energy)
+        nll = -energy.given(x).log_prob(y.unsqueeze(1)).squeeze(1).numpy()
+    expected = np.average(nll[10:30], weights=weight[10:30])
+    assert nll[12] > 1e3
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_of_rows_count_when_a_regressor_is_judged():
+    """One row in ten has a target eight deviations off and no weight: the figure is that of the noise."""
+    rng = np.random.default_rng(0)
+    X, y, weight = rng.normal(size=(300, 2)), rng.normal(size=300), np.ones(300)
+    y[::10], weight[::10] = 8.0, 1e-9
+    model = EnergyRegressor(n_members=2, max_epochs=15, random_state=0).fit(X, y, sample_weight=weight)
+    # The entropy of N(0, 1) is 1.42 nats; counted alike, those rows alone would add some ten.
+    assert model.validation_nll_ < 2.5
 
 
 def test_its_state_goes_on_where_it_was():

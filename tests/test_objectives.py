@@ -10,23 +10,29 @@ from parts import batch, ensemble, mixture, network, seeded, tilted
 from thalweg.energies import (
     ConditionalEnergy,
     ConditionalModuleEnergy,
+    Energy,
     MixtureDensity,
 )
 from thalweg.objectives.base import Batch
 from thalweg.objectives.contrastive_divergence import (
+    ContrastiveDivergence,
     LangevinML,
 )
+from thalweg.objectives.energy_discrepancy import EnergyDiscrepancy
 from thalweg.objectives.importance_sampling import ImportanceSampling, KLDivergenceImportanceSampling
 from thalweg.objectives.likelihood import MaximumLikelihood, dequantise
 from thalweg.objectives.noise import TargetNoise
 from thalweg.objectives.noise_contrastive import (
+    ConditionalNCE,
     JointProposalNCE,
     RankingNCE,
     TiltNCE,
     _rank,
 )
 from thalweg.objectives.score_matching import DenoisingScoreMatching, ScoreMatching
+from thalweg.sampling.buffer import FromData
 from thalweg.sampling.chain import run_chain
+from thalweg.sampling.random_walk import RandomWalk
 
 # -- against closed forms ---------------------------------------------------------------------------------
 
@@ -252,6 +258,145 @@ def test_chains_run_in_evaluation_mode_and_leave_every_mode_and_statistic_as_it_
     assert module.training
     assert not module.frozen.training
     assert int(module.norm.num_batches_tracked) == 1
+
+
+# -- formulas, with every term at work --------------------------------------------------------------------
+
+
+class Seen(Energy):
+    """E = tilt'y + bend |y|^2 / 2, which keeps all places at which it was asked for its value."""
+
+    def __init__(self, tilt: float = 0.0, bend: float = 0.0):
+        super().__init__()
+        self.tilt, self.bend = tilt, bend
+        self.asked: list[torch.Tensor] = []
+
+    def forward(self, x):
+        self.asked.append(x.detach())
+        return self.at(x)
+
+    def at(self, x):
+        return (self.tilt * x + 0.5 * self.bend * x.square()).sum(-1)
+
+
+def rows(n: int = 5, k: int = 2) -> torch.Tensor:
+    return torch.randn(n, k, generator=seeded(4), dtype=torch.float64)
+
+
+def test_noise_contrast_with_label_noise_ranks_the_moved_target_by_its_own_density():
+    """-E - log q of all candidates, the moved target first, q centred on the target as it was."""
+    energy, y, stds = Seen(0.7, 1.3), rows(), [[0.2, 0.5], [0.9, 0.4]]
+    loss = RankingNCE(stds, n_samples=6, label_noise=1.5).per_row(energy, Batch(None, y), seeded())
+    (candidates,) = energy.asked
+    assert (candidates[:, 0] != y).all()
+    parts = [torch.distributions.Normal(y.unsqueeze(1), torch.tensor(s).double()) for s in stds]
+    log_q = torch.stack([p.log_prob(candidates).sum(-1) for p in parts]).logsumexp(0) - math.log(2)
+    logits = -energy.at(candidates) - log_q
+    torch.testing.assert_close(loss, logits.logsumexp(1) - logits[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_label_noise_is_the_noise_times_its_factor():
+    """Of N(0, 0.5^2) times 3 the standard deviation is 1.5, up to 5 standard errors."""
+    energy, y = Seen(), torch.zeros(4000, 1)
+    RankingNCE([0.5], n_samples=1, label_noise=3.0).per_row(energy, Batch(None, y), seeded())
+    moved = energy.asked[0][:, 0]
+    assert float(moved.std()) == pytest.approx(1.5, rel=5 / math.sqrt(2 * 4000))
+
+
+def test_denoising_at_several_scales_counts_them_alike():
+    """E = bend y^2 / 2: the loss is (a + b n)^2 with a = -s bend y and b = 1 - s^2 bend, at each scale s as often.
+
+    Its mean and variance at one scale are a^2 + b^2 and 4 a^2 b^2 + 2 b^4.
+    """
+    bend, n, scales = 0.8, 20_000, (0.1, 0.5, 2.0)
+    y = torch.tensor([[0.5], [-2.0]], dtype=torch.float64)
+    loss = DenoisingScoreMatching(scales, n).per_row(Seen(bend=bend), Batch(None, y), seeded())
+    for place, found in zip(y[:, 0].tolist(), loss.tolist(), strict=True):
+        shift, noise = ([-s * bend * place for s in scales], [1 - s * s * bend for s in scales])
+        means = [a * a + b * b for a, b in zip(shift, noise, strict=True)]
+        squares = [a**4 + 6 * a * a * b * b + 3 * b**4 for a, b in zip(shift, noise, strict=True)]
+        mean = sum(means) / 3
+        assert found == pytest.approx(mean, abs=5 * math.sqrt((sum(squares) / 3 - mean**2) / n))
+
+
+@pytest.mark.parametrize("stabiliser", [0.3, 1.0, 4.0])
+def test_energy_discrepancy_is_its_formula_with_any_stabiliser(stabiliser):
+    energy, y = Seen(0.7, 1.3), rows()
+    loss = EnergyDiscrepancy(0.6, 4, stabiliser).per_row(energy, Batch(None, y), seeded())
+    (asked,) = energy.asked
+    gaps = energy.at(y).unsqueeze(1) - energy.at(asked[:, 1:])
+    torch.testing.assert_close(loss, (stabiliser / 4 + gaps.exp().mean(1)).log())
+
+
+def test_energy_discrepancy_blurs_by_a_noise_that_a_row_shares_and_one_of_each_copy():
+    """Two blurs: a copy moves by std^2 of either, and what two copies have in common is std^2."""
+    energy, n = Seen(), 20_000
+    EnergyDiscrepancy(0.6, 2).per_row(energy, Batch(None, torch.zeros(n, 1)), seeded())
+    first, second = energy.asked[0][:, 1, 0], energy.asked[0][:, 2, 0]
+    for copy in (first, second):
+        assert float(copy.var()) == pytest.approx(2 * 0.36, rel=5 * math.sqrt(2 / n))
+    # The variance of a product of two normal numbers is theirs multiplied, plus the square of what they share.
+    assert float((first * second).mean()) == pytest.approx(0.36, abs=5 * 0.36 * math.sqrt((4 + 1) / n))
+
+
+def test_a_step_of_langevin_likelihood_has_the_noise_it_is_named_by_at_temperature_one():
+    """On a slope g, T steps lead down by T lambda^2 / 2 g, and spread by lambda sqrt(T)."""
+    n, n_steps, std = 20_000, 4, 0.3
+    energy = Seen(tilt=2.0)
+    objective = LangevinML(std, n_steps, n)
+    objective.per_row(energy, Batch(None, torch.ones(1, 1)), seeded())
+    ends = energy.asked[-1][:, 1:]
+    spread = std * math.sqrt(n_steps)
+    assert float(ends.mean()) == pytest.approx(1 - n_steps * 0.5 * std**2 * 2.0, abs=5 * spread / math.sqrt(n))
+    assert float(ends.std()) == pytest.approx(spread, rel=5 / math.sqrt(2 * n))
+
+
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_the_squares_in_contrastive_divergence_are_those_of_both_energies(weight):
+    y = rows()
+    plain, squared = Seen(0.7, 1.3), Seen(0.7, 1.3)
+    without = ContrastiveDivergence(RandomWalk(0.4), 3, FromData(6)).per_row(plain, Batch(None, y), seeded())
+    objective = ContrastiveDivergence(RandomWalk(0.4), 3, FromData(6), energy_l2=weight)
+    loss = objective.per_row(squared, Batch(None, y), seeded()) - without
+    values = squared.at(squared.asked[-1])
+    torch.testing.assert_close(values[:, 0], squared.at(y))
+    torch.testing.assert_close(loss, weight * (values[:, 0].square() + values[:, 1:].square().mean(1)))
+
+
+def test_grey_values_are_spread_over_their_cells_and_kept_within_bounds():
+    """Data at the lower bound: half of the noise of a cell would lead below it."""
+    energy, n = Seen(), 4000
+    objective = ContrastiveDivergence(RandomWalk(0.1), 1, FromData(), resolution=0.2, bounds=(0.0, 1.0))
+    objective.per_row(energy, Batch(None, torch.zeros(n, 1)), seeded())
+    data = energy.asked[-1][:, 0, 0]
+    assert float(data.min()) == 0
+    assert float(data.max()) <= 0.1
+    # Half of the rows are at the bound, the others uniform up to half a cell: mean 0.025, variance below 0.05^2.
+    assert float(data.mean()) == pytest.approx(0.025, abs=5 * 0.05 / math.sqrt(n))
+
+
+@pytest.mark.parametrize(
+    ("bend", "lowest", "highest", "moves"), [(0.0, 1.8, 2.0, 1), (1.0, 1.0, 1.8, 0), (100.0, 0.0, 1.0, -1)]
+)
+def test_the_noise_of_conditional_nce_stays_where_telling_is_neither_hopeless_nor_too_easy(
+    bend, lowest, highest, moves
+):
+    """All rows at the bottom of a valley; losses in units of log 2. In evaluation the noise never moves."""
+    batch, objective = Batch(None, torch.zeros(500, 1)), ConditionalNCE(n_noise=20)
+    objective.scale.fill_(1.0)
+    loss = objective.eval().per_row(Seen(bend=bend), batch, seeded()).mean()
+    assert lowest * math.log(2) < float(loss) < highest * math.log(2) + 1e-5
+    assert float(objective.scale) == 1
+    objective.train().per_row(Seen(bend=bend), batch, seeded())
+    assert math.copysign(1, float(objective.scale) - 1) * (float(objective.scale) != 1) == moves
+    assert float(objective.scale) == pytest.approx(1, abs=0.05)
+
+
+def test_conditional_nce_begins_with_noise_half_as_wide_as_the_data():
+    y = rows(50) * torch.tensor([1.0, 3.0])
+    objective = ConditionalNCE().eval()
+    objective.per_row(Seen(), Batch(None, y), seeded())
+    assert float(objective.scale) == pytest.approx(0.5 * float(y.std(0).mean()), rel=1e-5)
 
 
 # -- parts ------------------------------------------------------------------------------------------------

@@ -4,10 +4,21 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.stats import norm
+from torch import nn
 
 from thalweg import EnergyDensity, EnergyRegressor
 from thalweg.data.target import TargetScale, find_atoms, find_resolution
-from thalweg.energies import AutoregressiveEnergy, GaussianMixtureEnergy, NumericEncoding, TiltedMixtureEnsemble
+from thalweg.energies import (
+    AutoregressiveEnergy,
+    ConditionalEnergy,
+    GaussianMixtureEnergy,
+    NumericEncoding,
+    TiltedMixtureEnsemble,
+)
+from thalweg.energies.base import align
+from thalweg.estimators._conditional import BroadProposal
+from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
 from thalweg.evaluation.baselines import GaussianPredictive, PredictiveWithAtoms, WithAtoms
 from thalweg.evaluation.density_baselines import BesideAtoms, GaussianBaseline
 from thalweg.evaluation.regression import pit_values, score
@@ -225,6 +236,10 @@ def test_plain_peaks_of_a_rounded_target_are_no_atoms():
         (np.float32(np.random.default_rng(0).normal(size=900).round(2)).astype(float), 0.01),
         (1e9 + np.random.default_rng(0).integers(0, 90, 600), 1.0),
         (np.random.default_rng(0).normal(size=600), 0.0),
+        # The spacing is the greatest common divisor of the gaps, which need not be one of them.
+        ([0.0, 0.4, 1.0] * 50, 0.2),
+        ([6.0, 12.0, 21.0] * 50, 3.0),
+        ([0.0, 10.0, 25.0] * 50, 5.0),
     ],
 )
 def test_the_grid_of_a_rounded_target(values, spacing):
@@ -244,6 +259,68 @@ def test_a_scale_and_its_way_back():
         step = 1e-6 * (1 + np.abs(values))
         slope = (scale.forth(values + step) - scale.forth(values - step)) / (2 * step)
         np.testing.assert_allclose(np.exp(scale.log_slope(values)), slope, rtol=1e-5)
+
+
+class Valley(ConditionalEnergy):
+    """E = sum_k ((y_k - x_k) / std_k)^2 / 2 + 3, not normalised: a Gaussian round x."""
+
+    def __init__(self, *std: float):
+        super().__init__()
+        self.std = nn.Parameter(torch.tensor(std))
+
+    def head(self, features, y):
+        z = (y - align(features, y)) / self.std
+        return 0.5 * z.square().sum(-1) + 3
+
+
+def test_a_gaussian_far_from_zero_has_its_moments_quantiles_and_density():
+    """Standardised N(x, 0.5^2), in units of mean 100 and scale 4: N(100 + 4 x, 2^2)."""
+    x = torch.tensor([[-1.0], [0.0], [1.5]])
+    found = PredictiveDistribution(Valley(0.5), x, TargetScale(100.0, 4.0), (-8.0, 8.0))
+    truth = norm(100 + 4 * x[:, 0].double().numpy(), 2.0)
+    # Energies come in single precision, and log Z within 1e-4.
+    np.testing.assert_allclose(found.mean(), truth.mean(), atol=1e-3)
+    np.testing.assert_allclose(found.std(), truth.std(), rtol=1e-3)
+    np.testing.assert_allclose(found.median(), truth.mean(), atol=1e-3)
+    np.testing.assert_allclose(found.mode(), truth.mean(), atol=1e-2)
+    np.testing.assert_allclose(found.interval(0.8), np.stack(truth.interval(0.8), 1), atol=2e-3)
+    y = np.array([99.0, 103.0, 101.0])
+    np.testing.assert_allclose(found.log_prob(y), truth.logpdf(y), atol=1e-3)
+    np.testing.assert_allclose(found.cdf(y), truth.cdf(y), atol=1e-3)
+    cell = np.log(truth.cdf(y + 0.5) - truth.cdf(y - 0.5))
+    np.testing.assert_allclose(found.log_mass(y, 1.0), cell, atol=1e-3)
+    draws = found.sample(4000, 0)
+    assert (np.abs(draws.mean(1) - truth.mean()) < 5 * 2 / np.sqrt(4000)).all()
+    assert (np.abs(draws.std(1) / 2 - 1) < 5 / np.sqrt(2 * 4000)).all()
+
+
+def test_several_targets_have_the_marginals_and_the_density_of_their_gaussian():
+    """Standardised N(x, diag(0.5, 0.8)^2), by importance samples from two Gaussians of 1 and 2 round zero.
+
+    Weights of at most some 9 (the largest ratio of the densities) leave a ninth of the samples or more.
+    """
+    n, std = 20_000, np.array([0.5, 0.8]) * np.array([4.0, 0.1])
+    x = torch.tensor([[-0.3, 0.2], [0.4, 0.0]])
+    found = MultivariateDistribution(
+        Valley(0.5, 0.8), BroadProposal(2), x, np.array([100.0, -3.0]), np.array([4.0, 0.1]), n_importance=n
+    )
+    mean = np.array([100.0, -3.0]) + x.double().numpy() * np.array([4.0, 0.1])
+    slack = 5 * std / np.sqrt(n / 9)
+    assert (np.abs(found.mean() - mean) < slack).all()
+    assert (np.abs(found.median() - mean) < slack * np.sqrt(np.pi / 2)).all()
+    z = norm.ppf(0.9)
+    # The standard error of a quantile: sqrt(p (1 - p)) over the density there.
+    tails = slack * np.sqrt(0.09) / norm.pdf(z)
+    interval = found.interval(0.8)
+    assert (np.abs(interval[:, 0] - (mean - z * std)) < tails).all()
+    assert (np.abs(interval[:, 1] - (mean + z * std)) < tails).all()
+    np.testing.assert_array_equal(interval, found.quantile([0.1, 0.9]))
+    y = mean + std * np.array([0.5, -1.0])
+    # log Z is off by the relative error of a mean of weights: sqrt(9 / n) at most.
+    truth = norm.logpdf(y, mean, std).sum(1)
+    np.testing.assert_allclose(found.log_prob(y), truth, atol=5 * np.sqrt(9 / n))
+    draws = found.sample(2000, 0)
+    assert (np.abs(draws.std(1) / std - 1) < 0.15).all()
 
 
 def test_several_targets_with_far_values_are_refused_in_words():

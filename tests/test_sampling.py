@@ -600,6 +600,27 @@ def test_chains_that_go_wrong_are_dropped_counted_and_never_stored():
     assert not (again.position[~kept] == buffer.positions[again.places[~kept]]).any()
 
 
+def test_a_chain_that_goes_wrong_after_it_has_run_starts_afresh():
+    """Where it stood before is not gone on from, and the others stay as they are."""
+    buffer = ReplayBuffer(standard_noise(), size=8, n_chains=8, restart=0.0, bounds=(-50.0, 50.0))
+    chains = buffer.draw(None, torch.zeros(3, 1), seeded())
+    buffer.store(chains, torch.full((8, 1), 20.0), torch.zeros(8))
+    assert buffer.alive.all()
+    again = buffer.draw(None, torch.zeros(3, 1), seeded(1))
+    end = torch.full((8, 1), 30.0)
+    end[2] = 51.0
+    energy = torch.zeros(8)
+    energy[5] = torch.nan
+    buffer.store(again, end, energy)
+    wrong = again.places[[2, 5]]
+    assert set((~buffer.alive).nonzero()[:, 0].tolist()) == set(wrong.tolist())
+    last = buffer.draw(None, torch.zeros(3, 1), seeded(2))
+    restarted = torch.isin(last.places, wrong)
+    # Noise of a standard deviation of 1 never leads to 20.
+    assert (last.position[restarted].abs() < 10).all()
+    assert (last.position[~restarted] == 30).all()
+
+
 def test_conditional_chains_keep_their_x_until_they_start_afresh():
     buffer, generator = ReplayBuffer(standard_noise(), 30, 10, restart=0.2, x_event=(2,)), seeded()
     for t in range(40):

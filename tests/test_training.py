@@ -19,6 +19,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from thalweg.energies import (
+    Energy,
     GaussianMixtureEnergy,
     MixtureDensity,
     NetworkEnergy,
@@ -31,6 +32,7 @@ from thalweg.objectives.likelihood import MaximumLikelihood
 from thalweg.objectives.noise_contrastive import JointProposalNCE, NoiseContrastiveEstimation, RankingNCE
 from thalweg.objectives.score_matching import ScoreMatching
 from thalweg.training.checkpoint import read_checkpoint, write_checkpoint
+from thalweg.training.guard import Diverged, Guard
 from thalweg.training.loop import DivergenceError, Plan, Trainer
 
 
@@ -347,6 +349,70 @@ def test_ordinary_losses_raise_no_alarm(shift, outlier):
     assert history.events == []
 
 
+@pytest.mark.parametrize(
+    ("losses", "wrong"),
+    [
+        ([2.0] * 5 + [1.9e3] * 20, False),
+        ([2.0] * 5 + [2.1e3] * 20, True),
+        ([0.01] * 5 + [2e3] * 20, True),  # losses near zero are measured by 1
+        ([2.0] * 5 + [-1.9e6] * 20, False),
+        ([2.0] * 5 + [-2.1e6] * 20, True),
+        ([2.0] * 20 + [1e9] * 7, False),  # the median of the last fifteen is what counts
+        ([2.0] * 20 + [1e9] * 8, True),
+    ],
+)
+def test_an_epoch_is_refused_if_it_ends_a_thousand_times_above_the_largest_loss_before_it(losses, wrong):
+    guard = Guard(Plan())
+    guard.first("energy", losses[0])
+    guard.first("energy", 1e12)  # only the first one counts
+    with pytest.raises(Diverged, match="ran away") if wrong else contextlib.nullcontext():
+        guard.check({"energy": losses})
+
+
+def test_each_return_halves_the_rate():
+    guard = Guard(Plan(max_rollbacks=3))
+    rates = []
+    for _ in range(3):
+        guard.roll_back("here")
+        rates.append(guard.rate_scale)
+    assert rates == [0.5, 0.25, 0.125]
+    with pytest.raises(DivergenceError, match="diverged 4 times"):
+        guard.roll_back("here")
+
+
+@pytest.mark.parametrize(("clip_norm", "norms"), [(None, [0.5, 50.0]), (1.0, [0.5, 1.0]), (100.0, [0.5, 50.0])])
+def test_a_gradient_longer_than_its_limit_is_shortened_to_it_and_no_other_is_touched(
+    monkeypatch, clip_norm, norms
+):
+    """Losses whose gradient is (0.6, 0, 0.8) times a length that is known."""
+
+    class Slope(Energy):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return x[..., 0] * (0.6 * self.a[0] + 0.8 * self.b[0])
+
+    class Value(Objective):
+        def per_row(self, energy, batch, generator):
+            return energy(batch.y)
+
+    seen = []
+    step = torch.optim.AdamW.step
+
+    def watched(self, *arguments):
+        seen.append(torch.cat([w.grad.clone() for group in self.param_groups for w in group["params"]]))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    for length in (0.5, 50.0):
+        data = Batch(None, torch.tensor([[length, 0.0]]))
+        Trainer(Plan(max_steps=1, clip_norm=clip_norm)).fit(Slope(), Value(), data)
+    for gradient, norm in zip(seen, norms, strict=True):
+        torch.testing.assert_close(gradient, norm * torch.tensor([0.6, 0.0, 0.8]))
+
+
 # -- what is kept -----------------------------------------------------------------------------------------
 
 
@@ -361,6 +427,27 @@ def test_the_weights_and_buffers_of_the_best_epoch_are_kept():
     energy, objective = dropout_energy()
     Trainer(Plan(max_epochs=4, batch_size=16)).fit(energy, objective, toy_data(), validate)
     assert_same(all_tensors(energy), seen[1])
+
+
+def test_the_record_holds_the_figure_of_each_validation_and_the_best_so_far():
+    figures = [3.0, 2.0, 2.5, 1.0, 4.0]
+    each = iter(figures)
+    history = Trainer(Plan(max_epochs=10, validate_every=2)).fit(
+        mixture(), MaximumLikelihood(), toy_data(), lambda _: torch.tensor(next(each))
+    )
+    validated = history.epochs[1::2]
+    assert [e["validation"] for e in validated] == figures
+    assert [e["best"] for e in validated] == [3.0, 2.0, 2.0, 1.0, 1.0]
+    assert all("validation" not in e for e in history.epochs[::2])
+
+
+def test_a_figure_is_better_only_by_more_than_min_delta():
+    """Two figures that are hardly lower count as none, and patience runs out."""
+    figures = iter([3.0, 2.95, 2.91, 1.0])
+    plan = Plan(max_epochs=10, min_delta=0.1, patience=1)
+    history = Trainer(plan).fit(mixture(), MaximumLikelihood(), toy_data(), lambda _: torch.tensor(next(figures)))
+    assert [e["best"] for e in history.epochs] == [3.0, 3.0, 3.0]
+    assert "no better figure for 1 epochs" in history.stopped
 
 
 def test_each_member_of_an_ensemble_keeps_its_own_best_weights():
@@ -493,6 +580,30 @@ def test_the_cosine_schedule_falls_to_a_twentieth_after_a_linear_warm_up():
     assert rates[:6] == pytest.approx([(step + 1) / 6 for step in range(6)], rel=0.03)
     assert rates[6:] == sorted(rates[6:], reverse=True)
     assert 0.05 < rates[-1] < 0.051
+
+
+@pytest.mark.parametrize(
+    ("schedule", "final_rate", "expected"),
+    [
+        ("linear", None, lambda step, epoch: 1 - step / 40),
+        ("linear", 0.2, lambda step, epoch: 1 - 0.5 * step / 40),
+        ("cosine", None, lambda step, epoch: 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / 40))),
+        ("cosine", 0.2, lambda step, epoch: 0.5 + 0.5 * 0.5 * (1 + math.cos(math.pi * step / 40))),
+        ("constant", None, lambda step, epoch: 1.0),
+        ("exponential", None, lambda step, epoch: 0.9**epoch),
+    ],
+)
+def test_each_schedule_is_its_formula_times_the_warm_up(schedule, final_rate, expected):
+    """Four epochs of ten updates; the highest rate is 0.4, and the final one a part of it."""
+    for warmup_steps in (0, 8):
+        plan = Plan(
+            schedule=schedule, final_rate=final_rate, learning_rate=0.4, decay=0.9, warmup_steps=warmup_steps
+        )
+        for step in range(40):
+            warm = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+            assert plan.rate(step, 40, step // 10) == pytest.approx(warm * expected(step, step // 10))
+    other = Plan(schedule="constant", decay=0.9)
+    assert other.rate(3, 40, 2, "exponential") == pytest.approx(0.81)
 
 
 def test_the_weights_of_the_objective_may_have_a_rate_of_their_own():
