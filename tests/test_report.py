@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
+from plotly.subplots import make_subplots
 
+from pages import figures_of, table
 from thalweg.recipes import Figure, Recipe, Result, Settings
 from thalweg.report import charts, write_report
 from thalweg.report.inputs import input_effects
@@ -88,6 +91,8 @@ def test_the_training_curve_is_in_the_units_of_the_figures(tmp_path: Path, atom:
     curve = next(np.asarray(line.y) for line in figure.data if line.name == "held-out rows")
     # Training over standardised targets is log 3000 = 8 nats below, or half of that.
     assert curve.min() == pytest.approx(run.figures["validation_nll"], abs=1.0)
+    learned = next(np.asarray(line.y) for line in figure.data if line.name == "training rows")
+    assert learned[curve.argmin()] == pytest.approx(curve.min(), abs=1.5)
 
 
 def test_the_input_that_matters_moves_the_prediction_most(run: RegressionRun) -> None:
@@ -137,9 +142,15 @@ def test_a_censored_target_shows_the_limit_as_a_pin(tmp_path: Path) -> None:
 
 
 def test_several_targets(tmp_path: Path) -> None:
-    table = mixed().assign(z=lambda t: t["x"] ** 2)[["x", "weak", "y", "z"]]
-    html = report(fit(tmp_path, table, ["y", "z"]))
+    data = mixed().assign(z=lambda t: t["x"] ** 2)[["x", "weak", "y", "z"]]
+    html = report(fit(tmp_path, data, ["y", "z"]))
     assert {"Draws", "Truth and prediction", "Beside two baselines"} <= set(headings(html))
+    _, *lines = table(html, "Beside two baselines")
+    assert len(lines) == 7
+    for name, *cells in lines:
+        values = [float(cell.rstrip("*% ")) for cell in cells]
+        best = [not name.endswith("coverage") and value == min(values) for value in values]
+        assert [cell.endswith("**") for cell in cells] == best, name
 
 
 def test_recipe_page(tmp_path: Path) -> None:
@@ -153,6 +164,22 @@ def test_recipe_page(tmp_path: Path) -> None:
     assert "0 of 1" in html
     assert "missed" in html
     assert "A note." in html
+
+
+def test_a_recipe_page_has_tables_and_panels(tmp_path: Path) -> None:
+    recipe = Recipe("toy", "A toy", "nobody, 1900", lambda settings: Result([]), 1.0)
+    drawn = go.Figure(go.Table(header={"values": ["a", "b"]}, cells={"values": [["1", "2"], ["<3>", "4"]]}))
+    grid = make_subplots(2, 3, subplot_titles=list("pqrst"))
+    for k in range(5):
+        heat = go.Heatmap(z=np.full((9, 9), k), zmin=0, zmax=4, hoverinfo="skip")
+        grid.add_trace(heat, k // 3 + 1, k % 3 + 1)
+    result = Result([], {"A table": drawn, "Panels": grid})
+    html = write_recipe_page(recipe, Settings(seeds=(0,)), result, tmp_path / "page.html").read_text()
+    assert table(html, "A table") == [["a", "b"], ["1", "<3>"], ["2", "4"]]
+    (figure,) = figures_of(html, "Panels")
+    assert figure["layout"]["meta"]["panels"] == {"count": 5, "columns": 3, "narrow": 2}
+    assert [heat["z"][4, 4] for heat in figure["data"]] == [0, 64, 128, 191, 255]
+    assert {heat["z"].dtype for heat in figure["data"]} == {np.dtype("u1")}
 
 
 def test_bins_hold_whole_rounding_cells() -> None:

@@ -208,6 +208,9 @@ def test_the_training_curve_of_a_density_is_in_the_columns_units(joint: DensityR
     # Of standardised columns it would be log(1 * 1000 * 5) = 8.5 nats less.
     assert best["y"][-1] == pytest.approx(joint.figures["validation_nll"], abs=1e-3)
     assert best["y"][0] > best["y"][-1]
+    held_out = next(t for t in figure["data"] if t["name"] == "held-out rows")
+    assert (np.asarray(held_out["y"]) >= np.asarray(best["y"]) - 1e-4).all()
+    assert held_out["y"][-1] == pytest.approx(best["y"][-1], abs=1.0)
     assert joint.figures["validation_nll"] == pytest.approx(joint.figures["scores"]["thalweg"]["nll"], abs=2.0)
 
 

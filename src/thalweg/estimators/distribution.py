@@ -16,12 +16,16 @@ from thalweg.data.target import TargetScale
 from thalweg.energies.base import ConditionalEnergy, Conditioned, Features, map_features
 from thalweg.energies.densities.basic import ConditionalDensity
 from thalweg.energies.densities.tilted import ContinuousPart, MixtureDensity, TiltedMixtureEnsemble
+from thalweg.estimators._html import html_table, line_svg
 from thalweg.evaluation.regression import level_beside_atoms
 from thalweg.inference.ascent import gradient_ascent
 from thalweg.inference.importance import WeightedSamples, adaptive_importance_sample
 from thalweg.inference.quadrature import PiecewiseDensity, normalise
 from thalweg.sampling.chain import initial_state
 from thalweg.sampling.langevin import MALA
+
+# By a notebook.
+_ROWS_SHOWN = 5
 
 
 @keeping_own_settings
@@ -85,6 +89,23 @@ class PredictiveDistribution:
         return PredictiveDistribution(
             self._energy, picked, self._target, self._bounds, self.resolution, self.tolerance, self._atoms.tolist()
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: figures and the density of the first rows, all on one axis."""
+        first = self[:_ROWS_SHOWN]
+        outer = first.quantile(np.array([0.002, 0.998]))
+        y = np.linspace(outer[:, 0].min(), outer[:, 1].max(), 120)
+        density = np.exp(first.log_prob(np.broadcast_to(y, (len(first), len(y)))))
+        density[:, np.isin(y, self.atoms)] = 0.0
+        interval = first.interval(0.9)
+        figures = zip(first.mean(), first.median(), interval[:, 0], interval[:, 1], strict=True)
+        rows = [
+            [str(i), f"{mean:.5g}", f"{median:.5g}", f"{low:.5g} to {high:.5g}", line_svg(line)]
+            for i, ((mean, median, low, high), line) in enumerate(zip(figures, density, strict=True))
+        ]
+        head = ["row", "mean", "median", "90 % interval", f"density, from {y[0]:.4g} to {y[-1]:.4g}"]
+        note = f"The first {len(first)} of {len(self):,} rows." if len(self) > len(first) else ""
+        return html_table("p(y|x)", head, rows, note)
 
     # -- probabilities -------------------------------------------------------------------------------
 

@@ -256,7 +256,9 @@ def _picture(maps: dict[str, np.ndarray]) -> go.Figure:
                            vertical_spacing=0.06)  # fmt: skip
     top = float(panels["truth"].max())
     for i, density in enumerate(panels.values()):
-        heat = go.Heatmap(z=density.T.round(4), zmin=0, zmax=top, colorscale="Viridis", showscale=False)
+        # What is flat beside the truth would be a dark panel on its scale.
+        own = min(top, float(density.max()))
+        heat = go.Heatmap(z=density.T, zmin=0, zmax=own, colorscale="Viridis", showscale=False, hoverinfo="skip")
         figure.add_trace(heat, i // columns + 1, i % columns + 1)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)

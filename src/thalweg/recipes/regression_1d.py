@@ -175,7 +175,7 @@ def _picture(
     """The truth and every method's p(y|x), side by side."""
     from plotly.subplots import make_subplots
 
-    x, y = np.linspace(-3, 3, 160), np.linspace(-3, 3, 240)
+    x, y = np.linspace(-3, 3, 100), np.linspace(-3, 3, 150)
     panels: dict[str, np.ndarray] = {"truth": problem.density(x[:, None], y[None])}
     for label, log_density in densities.items():
         logits = log_density(x, y)
@@ -187,8 +187,10 @@ def _picture(
                            horizontal_spacing=0.02, vertical_spacing=0.08)  # fmt: skip
     top = float(np.quantile(panels["truth"], 0.995))
     for i, density in enumerate(panels.values()):
-        heat = go.Heatmap(x=x, y=y, z=np.minimum(density, top).T.round(4), zmin=0, zmax=top, colorscale="Viridis",
-                          showscale=False)  # fmt: skip
+        # What is flat beside the truth would be a dark panel on its scale.
+        own = min(top, float(np.quantile(density, 0.995)))
+        heat = go.Heatmap(x=x, y=y, z=np.minimum(density, own).T, zmin=0, zmax=own, colorscale="Viridis",
+                          showscale=False, hoverinfo="skip")  # fmt: skip
         figure.add_trace(heat, i // columns + 1, i % columns + 1)
     figure.update_layout(height=260 * rows, margin={"l": 40, "r": 10, "t": 40, "b": 30})
     return figure

@@ -46,7 +46,21 @@ def _compact_trace(trace: Any) -> Any:
         buffer = BytesIO()
         Image.fromarray(np.asarray(content.pop("z"), np.uint8)).save(buffer, "PNG", optimize=True)
         content["source"] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    if trace.type == "heatmap" and trace.hoverinfo == "skip" and trace.zmax is not None:
+        _in_levels(content)
     return _compact(content)
+
+
+def _in_levels(heatmap: dict[str, Any]) -> None:
+    """Values of which only the colour is seen, as one of 256 levels."""
+    z = np.asarray(heatmap["z"], np.float64)
+    low, high = heatmap.get("zmin", 0.0), heatmap["zmax"]
+    if np.isfinite(z).all() and high > low:
+        heatmap |= {
+            "z": np.round(255 * ((z - low) / (high - low)).clip(0, 1)).astype("u1"),
+            "zmin": 0,
+            "zmax": 255,
+        }
 
 
 def _compact(value: Any) -> Any:
@@ -76,7 +90,7 @@ def _array(values: np.ndarray) -> Any:
         # Numbers far from zero and close together, such as years with fractions, stay in double precision.
         exact = np.abs(single[finite] - values[finite]) <= 1e-5 * span
         values = single if exact.all() else values.astype("<f8")
-    else:
+    elif values.dtype != np.uint8:
         values = values.astype("<i4") if np.abs(values).max() < 2**31 else values.astype("<f8")
-    packed = {"dtype": values.dtype.str[1:], "bdata": base64.b64encode(values.tobytes()).decode("ascii")}
+    packed = {"dtype": values.dtype.str[-2:], "bdata": base64.b64encode(values.tobytes()).decode("ascii")}
     return packed if values.ndim == 1 else packed | {"shape": f"{values.shape[0]}, {values.shape[1]}"}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
 
 from thalweg.recipes.base import Recipe, Result, Settings
 from thalweg.report.page import Card, Tile, render_page, write_page
@@ -35,5 +38,25 @@ def write_recipe_page(recipe: Recipe, settings: Settings, result: Result, path: 
             notes=result.notes,
         )
     ]
-    cards += [Card(title, "", [figure]) for title, figure in result.pictures.items()]
+    cards += [_card(title, figure) for title, figure in result.pictures.items()]
     return write_page(render_page(recipe.title, recipe.source, tiles, cards, "Made with thalweg."), path)
+
+
+def _card(title: str, figure: go.Figure) -> Card:
+    """A picture in a card; what is drawn as a table is a table of the page."""
+    if len(figure.data) == 1 and figure.data[0].type == "table":
+        (table,) = figure.data
+        rows = [[str(cell) for cell in row] for row in zip(*table.cells["values"], strict=True)]
+        return Card(title, "", head=[str(cell) for cell in table.header["values"]], rows=rows)
+    return Card(title, "", [in_panels(figure)])
+
+
+def in_panels(figure: go.Figure) -> go.Figure:
+    """Say of a figure of panels, each with a title, how many there are, so that a narrow page can stack them."""
+    axes: list[Any] = list(figure.select_xaxes())
+    columns = len({round(axis.domain[0], 3) for axis in axes if axis.domain})
+    count = len(figure.layout.annotations)
+    if columns > 1 and 0 <= len(axes) - count < columns:
+        figure.update_annotations(font_size=12)
+        figure.update_layout(meta={"panels": {"count": count, "columns": columns, "narrow": 2}})
+    return figure

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from threadpoolctl import threadpool_limits
 
 from thalweg.data.tables import read_table, write_table
+from thalweg.estimators._html import html_table
 from thalweg.evaluation.verdict import Check, FailedModelWarning, Verdict
 from thalweg.runs import found, settings_of
 from thalweg.runs.folder import (
@@ -128,6 +129,13 @@ class Run:
     def tables(self) -> list[TextTable]:
         """The tables of figures to print."""
         return []
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what the run is, and its tables of figures."""
+        title = f"A {self.settings.title} run in {self.folder}"
+        parts = [html_table(title, [], list(self.summary().items()))]
+        parts += [html_table(table.title, table.head, table.rows) for table in self.tables()]
+        return "".join(parts)
 
     def remarks(self) -> list[str]:
         """What a user should know about how the data were read and how the training went."""
