@@ -172,6 +172,63 @@ def test_predict_writes_what_was_asked(call, fitted, tmp_path: Path) -> None:
     assert frame["note"].notna().sum() == 1
 
 
+def test_each_column_of_a_prediction_is_the_answer_that_it_is_named_after(call, fitted, tmp_path: Path) -> None:
+    from thalweg.runs.base import load_run
+
+    table, run = fitted
+    out = tmp_path / "p.parquet"
+    call("predict", run, table, "--out", out, "--quantiles", "0.2,0.7", "--coverage", 0.6, "--samples", 1)
+    found, loaded = pd.read_parquet(out), load_run(run)
+    rows = pd.read_csv(table)
+    model = loaded.model.predict_distribution(loaded.inputs(rows.assign(sold=pd.to_datetime(rows["sold"]))))
+    y = rows["price"].to_numpy()
+    answers = {
+        "mean": model.mean(),
+        "median": model.quantile(0.5),
+        "mode": model.mode(),
+        "std": model.std(),
+        "q0.2": model.quantile(0.2),
+        "q0.7": model.quantile(0.7),
+        "lower_0.6": model.quantile(0.2),
+        "upper_0.6": model.quantile(0.8),
+        "log_prob": model.log_prob(y),
+        "pit": model.cdf(y),
+    }
+    assert loaded.model.resolution_ == 0
+    spread = float(model.std().mean())
+    for name, values in answers.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-3, err_msg=name)
+        # No two of them are so near each other that one could stand for the other.
+        others = [v for n, v in answers.items() if n != name and {n, name} != {"q0.2", "lower_0.6"}]
+        assert all(np.abs(values - v).max() > 1e-2 * spread for v in others), name
+
+
+def test_the_seed_decides_the_draws_of_a_prediction(call, fitted, tmp_path: Path) -> None:
+    pd.read_csv(fitted[0]).head(12).to_csv(tmp_path / "few.csv", index=False)
+    first, again, other = (
+        pd.read_csv(
+            io.StringIO(call("predict", fitted[1], tmp_path / "few.csv", "--samples", 2, "--seed", seed).out)
+        )
+        for seed in (3, 3, 4)
+    )
+    pd.testing.assert_frame_equal(first, again)
+    assert (first["sample_1"] != first["sample_2"]).all()
+    assert (first["sample_1"] != other["sample_1"]).mean() > 0.9
+    assert (first["mean"] == other["mean"]).all()
+
+
+def test_training_that_diverges_ends_the_command_with_an_error(call, tmp_path: Path, monkeypatch) -> None:
+    from thalweg.runs import base
+    from thalweg.training.guard import DivergenceError
+
+    def diverge(*arguments: object, **options: object) -> None:
+        raise DivergenceError("training diverged 6 times and was stopped")
+
+    monkeypatch.setattr(base, "fit_run", diverge)
+    done = call("fit", "regression", make_table(tmp_path), "-t", "price", "--out", tmp_path / "run")
+    assert (done.code, done.err.splitlines()[-1]) == (1, "error: training diverged 6 times and was stopped")
+
+
 def test_prediction_in_chunks_is_the_same(fitted, monkeypatch) -> None:
     from thalweg.runs import regression
     from thalweg.runs.base import load_run
@@ -420,6 +477,24 @@ def test_demo(call, tmp_path: Path) -> None:
     predicted = call("predict", tmp_path / "demo", tmp_path / "demo" / "diabetes.csv")
     assert len(predicted.out.splitlines()) == 443
     assert call("demo", "--out", tmp_path / "demo", *SMALL, "-q").code == 0
+
+
+def test_one_target_that_is_missed_is_enough_to_fail(
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def run(settings: Settings) -> Result:
+        seen.append((settings.seeds, settings.quick, settings.paper_scale))
+        figures = [Figure("near", [0.1, 0.2], 0.3), Figure("high", [0.1, 0.2], 0.3, at_most=False)]
+        return Result(figures[: len(seen)], notes=[], seconds=1.0)
+
+    monkeypatch.setitem(RECIPES, "toy", Recipe("toy", "A toy", "nobody, 1900", run, 0.1))
+    codes = [
+        call("reproduce", "toy", "--seeds", 2, "--out", tmp_path, *more).code for more in ((), (), ("--quick",))
+    ]
+    assert codes == [0, 1, 0]
+    assert seen == [((0, 1), False, False)] * 2 + [((0, 1), True, False)]
 
 
 def test_reproduce_compares_with_the_targets(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

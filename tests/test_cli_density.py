@@ -173,6 +173,25 @@ def test_impute(call, fitted, tmp_path: Path) -> None:
     assert "rename it" in call("impute", run, tmp_path / "again.csv", "--draws", 2).err
 
 
+def test_the_options_of_imputing_reach_the_model(call, fitted, tmp_path: Path, monkeypatch) -> None:
+    from thalweg import EnergyDensity
+
+    asked = []
+
+    def impute(self, X, **options):
+        asked.append(options)
+        return np.zeros((options["n_draws"], *X.shape))
+
+    monkeypatch.setattr(EnergyDensity, "impute", impute)
+    assert call("impute", fitted[1], fitted[0]).code == 0
+    options = ("--draws", 3, "--seed", 5, "--candidates", 40, "--out", tmp_path / "filled.csv")
+    assert call("impute", fitted[1], fitted[0], *options).code == 0
+    assert asked == [
+        {"n_draws": 1, "random_state": 0, "n_candidates": 256},
+        {"n_draws": 3, "random_state": 5, "n_candidates": 40},
+    ]
+
+
 def test_compare(call, tmp_path: Path) -> None:
     table = make_table(tmp_path)
     options = ("--drop", "species", "--drop", "petals", "--seeds", 2, "--members", 2)

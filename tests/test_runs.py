@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -23,7 +24,8 @@ from thalweg.objectives.base import Batch
 from thalweg.objectives.score_matching import ScoreMatching
 from thalweg.report import Card, render_page
 from thalweg.report.page import footer_of
-from thalweg.runs.base import Run, TextTable, fit_run
+from thalweg.runs import settings_of
+from thalweg.runs.base import Run, TextTable, fit_run, run_class
 from thalweg.runs.settings import RunSettings, Verb, option
 from thalweg.runs.settings.density import DensitySettings
 from thalweg.runs.tables import check_columns, fingerprint_of, model_settings
@@ -157,6 +159,58 @@ def test_the_number_of_threads_holds_for_all_that_a_run_does(bell, monkeypatch, 
 
 
 # -- options and verbs that do not apply ------------------------------------------------------------------
+
+
+# A setting that all tasks share, the parameter that it is, and a value other than its default.
+SHARED = [
+    ("device", "device", "mps"),
+    ("precision", "precision", "bf16-mixed"),
+    ("strategy", "strategy", "ddp"),
+    ("threads", "n_threads", 7),
+    ("seed", "random_state", 5),
+]
+BITS = pd.DataFrame(np.eye(20))
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "data", "expected"),
+    [
+        (
+            "regression",
+            {"targets": ["y"], "objective": "nce", "epochs": 11, "members": 3, "point": "median"},
+            None,
+            {"objective": "nce", "max_epochs": 11, "n_members": 3, "point": "median"},
+        ),
+        (
+            "density",
+            {"objective": "cnce", "epochs": 11, "members": 3},
+            None,
+            {"objective": "cnce", "max_epochs": 11, "n_members": 3},
+        ),
+        ("images", {"steps": 11, "snapshots": 2}, None, {"max_steps": 11, "n_snapshots": 2}),
+        (
+            "boltzmann",
+            {"hidden": [9], "epochs": 11, "gibbs": 4, "persistent": False, "temperatures": 1,
+             "learning_rate": 0.03},
+            SimpleNamespace(kind="binary", training=BITS),
+            {"hidden": 9, "max_epochs": 11, "n_gibbs": 4, "persistent": False, "n_temperatures": 1,
+             "learning_rate": 0.03, "visible": "binary"},
+        ),
+        (
+            "boltzmann",
+            {"kind": "deep", "hidden": [9, 4], "epochs": 12, "gibbs": 4, "learning_rate": 0.03},
+            SimpleNamespace(kind="binary", training=BITS),
+            {"hidden": [9, 4], "max_epochs": 12, "max_epochs_pretraining": 6, "n_gibbs": 4, "learning_rate": 0.03},
+        ),
+    ],
+)  # fmt: skip
+def test_every_setting_reaches_the_model(task, given, data, expected):
+    shared = [*SHARED, *([] if task == "boltzmann" else [("devices", "devices", 3), ("nodes", "num_nodes", 2)])]
+    settings = settings_of(task)(data="table.csv", **given, **{name: value for name, _, value in shared})
+    for verbose in (False, True):
+        found = run_class(type(settings)).build(settings, data, verbose).get_params()
+        wanted = {**expected, "verbose": verbose, **{parameter: value for _, parameter, value in shared}}
+        assert {name: found[name] for name in wanted} == wanted
 
 
 def test_every_task_declares_what_it_has():
