@@ -126,21 +126,27 @@ def report(
     """Write the report of a run: one HTML page that opens offline."""
     _check(run_folder)
     from thalweg.report import write_report
-    from thalweg.runs.base import load_run
 
-    path = write_report(load_run(run_folder), out_file)
+    path = write_report(_shown_run(run_folder), out_file)
     out.print(f"Report written to {escape(str(path))}", soft_wrap=True)
 
 
 def info(run_folder: RunFolder) -> None:
     """Show what a run holds: the model, its columns, its figures and how long it took."""
     _check(run_folder)
-    from thalweg.runs.base import load_run
-
-    run = load_run(run_folder)
+    run = _shown_run(run_folder)
     made = {"made with": ", ".join(f"{k} {v}" for k, v in run.figures["made_with"].items())}
     show_pairs({"task": f"{run.settings.task}: {run.settings.title}", **run.summary(), **made})
     show_figures(run)
+
+
+def _shown_run(run_folder: Path) -> Any:
+    """A run whose checks are about to be shown, so that nothing has to be warned of."""
+    from thalweg.runs.base import load_run
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return load_run(run_folder)
 
 
 def _check(run_folder: Path) -> Any:
@@ -187,18 +193,21 @@ def _ask(
     from thalweg.data.tables import check_writable
     from thalweg.runs.base import load_run
 
-    run = load_run(run_folder)
-    if out_file is not None and not run.makes_images(verb):
-        check_writable(out_file)
-    if run.makes_images(verb) and out_file is None:
-        raise ValueError("name an .npz or a folder for the images with --out")
     given = {name: value for name, value in options.items() if name in taken}
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always", UserWarning)
+        run = load_run(run_folder)
+        if out_file is not None and not run.makes_images(verb):
+            check_writable(out_file)
+        if run.makes_images(verb) and out_file is None:
+            raise ValueError("name an .npz or a folder for the images with --out")
         result = getattr(run, verb)(*([] if data is None else [data]), **given)
     for warning in raised:
         if issubclass(warning.category, UserWarning):
             err.print(escape(str(warning.message)), soft_wrap=True)
+    # What was drawn or filled is data, and stays as it is.
+    columns = result.columns if verb in ("predict", "score") else ()
+    write_result(result, out_file, what, [c for c in columns if c not in given.get("keep", ())])
     if verb == "score":
         has_share = "outlier_score" in result
         err.print("A higher outlier_score is odder." if has_share else "A lower score is odder.")
@@ -206,6 +215,3 @@ def _ask(
         gaps = int(result["log_prob"].isna().sum())
         if gaps:
             err.print(f"{gaps} of {len(result)} rows have gaps and got no score")
-    # What was drawn or filled is data, and stays as it is.
-    columns = result.columns if verb in ("predict", "score") else ()
-    write_result(result, out_file, what, [c for c in columns if c not in given.get("keep", ())])

@@ -108,6 +108,8 @@ def read_figures(folder: Path, task: str, kind: Any) -> dict[str, Any]:
     figures = read_sealed(path)
     if wrong := misfit(figures, kind, "what it holds"):
         raise ValueError(f"{path} is damaged: {wrong}")
+    if "training" not in figures["seconds"]:
+        raise ValueError(f"{path} is damaged: 'seconds' lacks 'training'")
     return figures
 
 

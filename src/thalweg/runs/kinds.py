@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import types
-from typing import Annotated, Any, TypedDict, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
 
 _MOST = 2**63
 
@@ -25,7 +25,7 @@ def misfit(value: Any, kind: Any, name: str = "") -> str | None:
 
     Args:
         kind: a type of JSON's values: ``bool``, ``int``, ``float`` (finite), ``str``, ``None``, ``list[...]``,
-            ``dict[str, ...]``, a union, a ``TypedDict``, ``Annotated[..., Least(...)]``, or ``Any``.
+            ``dict[str, ...]``, a union, a ``Literal``, a ``TypedDict``, ``Annotated[..., Least(...)]``, ``Any``.
         name: what the value is, for the words.
     """
     origin, arguments = get_origin(kind), get_args(kind)
@@ -35,6 +35,8 @@ def misfit(value: Any, kind: Any, name: str = "") -> str | None:
         wrong = misfit(value, arguments[0], name)
         least = arguments[1].value
         return wrong or (f"{name} is {value:g}, below {least:g}" if value < least else None)
+    if origin is Literal:
+        return None if value in arguments else _told(value, name)
     if origin in (Union, types.UnionType):
         return None if any(misfit(value, one, name) is None for one in arguments) else _told(value, name)
     if isinstance(kind, type) and issubclass(kind, dict) and hasattr(kind, "__required_keys__"):
@@ -76,9 +78,15 @@ def _told(value: Any, name: str) -> str:
     return f"{name} can't be {shown if len(shown) <= 40 else shown[:37] + '...'}"
 
 
+class CheckEntry(TypedDict):
+    name: str
+    state: Literal["passed", "doubtful", "failed"]
+    text: str
+
+
 class _Optional(TypedDict, total=False):
     files: dict[str, str]
-    verdict: list[dict[str, Any]]
+    verdict: list[CheckEntry]
 
 
 class RunFigures(_Optional):
