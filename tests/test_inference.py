@@ -9,8 +9,16 @@ from scipy import stats
 from torch import nn
 from torch.distributions import Normal
 
-from thalweg.energies import ConditionalEnergy, GaussianEnergy, MixtureDensity, NetworkEnergy, mlp
+from thalweg.energies import (
+    ConditionalEnergy,
+    GaussianEnergy,
+    GaussianMixtureEnergy,
+    MixtureDensity,
+    NetworkEnergy,
+    mlp,
+)
 from thalweg.inference.ascent import gradient_ascent
+from thalweg.inference.completion import Candidates, denoise
 from thalweg.inference.importance import adaptive_importance_sample, importance_sample
 from thalweg.inference.quadrature import normalise
 from thalweg.sampling.diagnostics import LARGEST_PARETO_K
@@ -459,3 +467,38 @@ def test_a_damaged_energy_is_refused_in_words(value):
     energy = Formula(lambda _, y: torch.where(y > 0, value, 0.0)).given(torch.zeros(2, 1))
     with pytest.raises(ValueError, match="NaN or -infinity"):
         importance_sample(energy, torch.randn(2, 50, 1), torch.zeros(2, 50))
+
+
+# -- completions ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 3, 10])
+def test_draws_of_candidates_have_their_weights_row_by_row(n):
+    """Each is drawn as often as its weight says, but for less than one draw; every draw follows the weights."""
+    weights = torch.tensor([0.1, 0.25, 0.3, 0.35])
+    rows = 8000
+    found = Candidates(torch.arange(4.0).expand(rows, 4).unsqueeze(-1), weights.expand(rows, 4))
+    drawn = found.draw(n, torch.Generator().manual_seed(0))
+    assert drawn.shape == (n, rows, 1)
+    for place, weight in enumerate(weights.tolist()):
+        is_drawn = (drawn[..., 0] == place).float()
+        assert ((is_drawn.sum(0) - n * weight).abs() < 1).all()
+        slack = 5 * math.sqrt(weight * (1 - weight) / rows)
+        assert ((is_drawn.mean(1) - weight).abs() < slack).all()
+
+
+def test_candidates_for_a_row_with_noise_are_weighed_as_its_posterior_whatever_the_guess():
+    """Two coordinates N(0, 1) seen with noise of 0.1 and 0.7, by a mixture that takes them for N(1, 0.4^2).
+
+    The posterior is N(seen / (1 + s^2), s^2 / (1 + s^2)). Half of the candidates come from N(seen, s^2), which covers
+    it: the weights are bounded, and a fortieth of the candidates or more are effective.
+    """
+    std, n, seen = torch.tensor([0.1, 0.7]), 40_000, torch.tensor([[0.5, -0.5], [1.0, 1.0]])
+    energy = GaussianEnergy(torch.zeros(2), torch.ones(2))
+    guess = GaussianMixtureEnergy(torch.ones(1, 2), 0.4 * torch.eye(2)[None])
+    found = denoise(energy, guess, seen, std, n, torch.Generator().manual_seed(0))
+    assert (found.effective_sample_size > n / 40).all()
+    mean, variance = seen / (1 + std**2), std**2 / (1 + std**2)
+    assert ((found.mean() - mean).abs() < 5 * (variance * 40 / n).sqrt()).all()
+    spread = (found.weights.unsqueeze(-1) * (found.x - mean.unsqueeze(1)).square()).sum(1)
+    assert ((spread / variance - 1).abs() < 5 * math.sqrt(2 * 40 / n)).all()

@@ -205,6 +205,20 @@ def test_weights_that_agree_raise_no_warning_and_the_error_is_two_standard_error
     assert abs(float(ratio.mean()) - 4) < 4 * float(ratio.std()) / math.sqrt(200) + 0.6 * variance
 
 
+@pytest.mark.parametrize("ways", [(3.0, 5.0), (5.0, 3.0)])
+def test_of_the_two_ways_back_the_higher_one_is_the_upper_bound(monkeypatch, ways):
+    from thalweg.sampling import layered_annealing
+
+    each = iter([2.0, *ways])
+
+    def anneal(machine, base_bias, n_chains, n_steps, samples=None, generator=None):
+        return summarised(torch.full((n_chains,), next(each)), torch.zeros(n_chains, 2))
+
+    monkeypatch.setattr(layered_annealing, "anneal_machine", anneal)
+    found = bracket_machine(RBMEnergy(3, 2), n_chains=8, n_steps=2, n_sweeps=1)
+    assert (found.lower.estimate, found.upper.estimate) == pytest.approx((2.0, 5.0))
+
+
 def test_each_fault_has_a_sentence_of_its_own():
     there, back = gaussian_weights(0.3, 0)
     assert made(there, back).warning is None

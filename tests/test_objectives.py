@@ -12,8 +12,10 @@ from thalweg.energies import (
     ConditionalModuleEnergy,
     Energy,
     MixtureDensity,
+    TiltedMixtureEnsemble,
 )
 from thalweg.objectives.base import Batch
+from thalweg.objectives.catalogue import conditional_objective
 from thalweg.objectives.contrastive_divergence import (
     ContrastiveDivergence,
     LangevinML,
@@ -397,6 +399,47 @@ def test_conditional_nce_begins_with_noise_half_as_wide_as_the_data():
     objective = ConditionalNCE().eval()
     objective.per_row(Seen(), Batch(None, y), seeded())
     assert float(objective.scale) == pytest.approx(0.5 * float(y.std(0).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("roughness", [0.0, 0.4, 3.0])
+def test_the_penalty_on_tilts_counts_by_its_weight_and_in_training_only(roughness):
+    energy, data = TiltedMixtureEnsemble(3, 2, (8,), 2, 3, dropout=0.0), batch(1)
+    objective, plain = MaximumLikelihood(roughness=roughness), MaximumLikelihood(roughness=0.0)
+    penalty = energy.train().roughness(energy.features(data.x))
+    assert (penalty > 0).all()
+    added = objective.per_row(energy, data, None) - plain.per_row(energy, data, None)
+    torch.testing.assert_close(added, roughness * penalty, rtol=1e-3, atol=1e-5)
+    energy.eval()
+    added = objective.per_row(energy, data, None) - plain.per_row(energy, data, None)
+    torch.testing.assert_close(added, torch.zeros_like(added))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        ("likelihood", MaximumLikelihood, {"resolution": 0.3, "roughness": 0.7, "curved": True}),
+        ("tilt-nce", TiltNCE, {"n_samples": 50}),
+        ("nce", RankingNCE, {"n_samples": 50, "noise": [0.4, 1.2], "label_noise": 0}),
+        ("nce+", RankingNCE, {"n_samples": 50, "noise": [0.4, 1.2], "label_noise": 0.025}),
+        ("ml-is", ImportanceSampling, {"n_samples": 50, "noise": [0.8, 2.4]}),
+        ("kld-is", KLDivergenceImportanceSampling, {"n_samples": 50, "noise": [0.8, 2.4], "label": [0.1]}),
+        ("ml-mcmc", LangevinML, {"n_steps": 16}),
+        ("sm", ScoreMatching, {}),
+        ("dsm", DenoisingScoreMatching, {"n_samples": 50}),
+    ],
+)
+def test_an_objective_by_its_name_takes_what_it_is_given(name, kind, expected):
+    objective = conditional_objective(name, (0.4, 1.2), 50, 0.3, 0.7, True)
+    assert type(objective) is kind
+    for attribute, value in expected.items():
+        found = getattr(objective, attribute)
+        found = found.stds[:, 0].tolist() if isinstance(found, TargetNoise) else found
+        assert found == pytest.approx(value)
+    if name == "ml-mcmc":
+        assert objective.start.n_chains == 50
+        assert objective.kernel.step_size == pytest.approx(0.2**2 / 2)
+    if name == "dsm":
+        assert objective.stds.tolist() == pytest.approx([0.4])
 
 
 # -- parts ------------------------------------------------------------------------------------------------

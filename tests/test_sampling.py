@@ -452,6 +452,26 @@ def test_correlated_draws_are_worth_what_their_correlation_leaves():
     assert float(found.r_hat[0]) < 1.01
 
 
+def test_the_effective_size_of_the_tails_is_that_of_the_slower_one_at_five_per_cent():
+    """Uniform draws, with stays in the lowest twentieth that last twenty draws on average.
+
+    Whether a draw lies there is a chain of two states; with correlation rho from draw to draw its mean is known as
+    that of N (1 - rho) / (1 + rho) draws.
+    """
+    share, leaving, n = 0.05, 0.05, 5000
+    rho = 1 - leaving - leaving * share / (1 - share)
+    uniform = torch.rand(n, 4, generator=seeded(), dtype=torch.float64)
+    change = torch.rand(n, 4, generator=seeded(1), dtype=torch.float64)
+    low = torch.zeros(n, 4, dtype=torch.bool)
+    for t in range(1, n):
+        low[t] = torch.where(low[t - 1], change[t] > leaving, change[t] < leaving * share / (1 - share))
+    draws = torch.where(low, share * uniform, share + (1 - share) * uniform)
+    expected = 4 * n * (1 - rho) / (1 + rho)
+    found = diagnose(draws.unsqueeze(-1))
+    # Some fifty such stays in each chain tell their correlation to a third or so.
+    assert expected / 2 < float(found.tail_ess[0]) < 2 * expected
+
+
 def test_chains_that_sit_in_different_modes_disagree():
     energy = GaussianMixtureEnergy(torch.tensor([[-10.0], [10.0]]), torch.tensor([[1.0], [1.0]]))
     start = torch.tensor([[-10.0], [-10.0], [10.0], [10.0]])
