@@ -490,8 +490,8 @@ def test_draws_of_candidates_have_their_weights_row_by_row(n):
 def test_candidates_for_a_row_with_noise_are_weighed_as_its_posterior_whatever_the_guess():
     """Two coordinates N(0, 1) seen with noise of 0.1 and 0.7, by a mixture that takes them for N(1, 0.4^2).
 
-    The posterior is N(seen / (1 + s^2), s^2 / (1 + s^2)). Half of the candidates come from N(seen, s^2), by which it
-    is covered: the weights are bounded, and a fortieth of the candidates or more are effective.
+    The posterior is N(seen / (1 + s^2), s^2 / (1 + s^2)). Half of the candidates come from N(seen, s^2), which
+    covers it: the weights are bounded, and a fortieth of the candidates or more are effective.
     """
     std, n, seen = torch.tensor([0.1, 0.7]), 40_000, torch.tensor([[0.5, -0.5], [1.0, 1.0]])
     energy = GaussianEnergy(torch.zeros(2), torch.ones(2))
