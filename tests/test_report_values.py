@@ -93,6 +93,15 @@ def test_the_mistake_is_the_least_expected_row_and_has_its_number(run: Regressio
     assert len(scores) == 10
 
 
+def test_the_densities_name_the_rows_of_the_table(run: RegressionRun, page: str, source: pd.DataFrame) -> None:
+    (figure,) = figures_of(page, "Predictive densities")
+    titles = [note["text"] for note in figure["layout"]["annotations"]]
+    assert len(titles) == 6
+    for title in titles:
+        number, truth = title.removeprefix("row ").split(": truth ")
+        assert float(truth) in (60.0, pytest.approx(source["y"][int(number) - 1], rel=1e-3))
+
+
 def test_groups_cover_what_all_rows_cover(run: RegressionRun, page: str) -> None:
     (figure,) = figures_of(page, "Coverage by group")
     points = next(t for t in figure["data"] if t["type"] == "scatter")

@@ -10,6 +10,7 @@ import pandas as pd
 from thalweg.data.encoding import is_number
 from thalweg.estimators.distribution import PredictiveDistribution
 from thalweg.runs.regression import RegressionRun
+from thalweg.runs.tables import split_rows
 
 MAX_BARS = 25
 MAX_POINTS = 1200
@@ -20,6 +21,15 @@ def shown_rows(run: RegressionRun) -> tuple[pd.DataFrame, str]:
     if run.test_rows is not None:
         return run.test_rows.iloc[:2000], "test"
     return run.training_rows.iloc[:2000], "training"
+
+
+def row_names(run: RegressionRun) -> list[str]:
+    """Names of the rows that :func:`shown_rows` returns; test rows are counted from 1 at the top of the table."""
+    if run.test_rows is None:
+        return [f"training row {i + 1}" for i in range(len(run.training_rows))]
+    # The file of the test rows has no row numbers; the split is the one that the run made.
+    _, places = split_rows(run.figures["rows"], run.settings.test_fraction, run.settings.seed)
+    return [f"row {place + 1}" for place in places]
 
 
 def target_grid(run: RegressionRun, low: float, high: float, n: int = 500) -> tuple[np.ndarray, bool]:

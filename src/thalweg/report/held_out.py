@@ -9,11 +9,10 @@ from thalweg.data.encoding import is_number
 from thalweg.estimators.distribution import PredictiveDistribution
 from thalweg.evaluation.regression import pit_values, score_rows
 from thalweg.report import charts
-from thalweg.report.grids import MAX_POINTS, in_words, plain_columns
+from thalweg.report.grids import MAX_POINTS, in_words, plain_columns, row_names
 from thalweg.report.page import Card
 from thalweg.runs.base import MODEL_NAME
 from thalweg.runs.regression import RegressionRun
-from thalweg.runs.tables import split_rows
 
 _MAX_ROWS = 2 * MAX_POINTS
 _N_BINS = 5
@@ -120,14 +119,13 @@ def _worst_card(
 ) -> Card:
     log_score = score_rows(truth, distribution, run.model.resolution_)
     worst = np.argsort(log_score, kind="stable")[:_N_WORST]
-    # The file of the test rows has no row numbers; the split is the one that the run made.
-    _, places = split_rows(run.figures["rows"], run.settings.test_fraction, run.settings.seed)
+    names = row_names(run)
     mean, interval = distribution.mean(), distribution.interval(_LEVEL)
     shown = ranked[:5]
     table = plain_columns(run.inputs(rows))
     lines = [
         [
-            str(int(places[i]) + 1),
+            names[i].removeprefix("row "),
             f"{log_score[i]:.2f}",
             in_words(float(truth[i])),
             in_words(float(mean[i])),

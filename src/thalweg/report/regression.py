@@ -10,7 +10,16 @@ import pandas as pd
 from thalweg.data.encoding import is_number
 from thalweg.estimators.distribution import PredictiveDistribution
 from thalweg.report import charts
-from thalweg.report.grids import has_bars, in_words, on_grid, plain_columns, shown_rows, target_grid, typical
+from thalweg.report.grids import (
+    has_bars,
+    in_words,
+    on_grid,
+    plain_columns,
+    row_names,
+    shown_rows,
+    target_grid,
+    typical,
+)
 from thalweg.report.held_out import held_out_cards
 from thalweg.report.inputs import input_cards
 from thalweg.report.page import Card, Tile, checks_of, footer_of, render_page
@@ -141,7 +150,8 @@ def _densities_card(run: RegressionRun) -> Card:
     density = on_grid(run, distribution, y, bars)
     masses = distribution.atom_masses()
     atoms = {} if bars else dict(zip(distribution.atoms.tolist(), masses.T, strict=True))
-    titles = [f"row {i + 1}: truth {in_words(t)}" for i, t in zip(picked, truth, strict=True)]
+    names = row_names(run)
+    titles = [f"{names[i]}: truth {in_words(t)}" for i, t in zip(picked, truth, strict=True)]
     text = f"The predictive densities of six {which} rows, from a low prediction to a high one. " + (
         "A bar is the probability of a value; the red one is the truth."
         if bars
@@ -226,7 +236,8 @@ def _several_targets(run: RegressionRun) -> list[Card]:
     picked = order[np.linspace(0, len(order) - 1, min(6, len(order))).round().astype(int)]
     asked = run.model.predict_distribution(run.inputs(rows.iloc[picked]))
     draws = asked.sample(300, 0)[:, :, :2]
-    titles = [f"row {i + 1}" for i in picked]
+    names = row_names(run)
+    titles = [names[i] for i in picked]
     cloud = charts.clouds(draws, truth[picked][:, :2], titles, (run.targets[0], run.targets[1]))
     scatters = [charts.scatter_truth(mean[:, k], truth[:, k], t) for k, t in enumerate(run.targets)]
     return [

@@ -76,6 +76,7 @@
         const share = axis.domain ? axis.domain[1] - axis.domain[0] : 1;
         const length = share * (letter === "x" ? width - (isWords(figure, "y") ? 140 : 50) : (layout.height || 450) - 60);
         if (axis.title && axis.title.text) axis.title.text = wrapped(axis.title.text, Math.max(10, length / 6));
+        if (axis.categoryarray) axis.categoryarray = axis.categoryarray.map((label) => wrapped(label, 20));
         if (letter === "x" && !isWords(figure, "x")) axis.nticks = Math.min(axis.nticks || 5, share < 0.3 ? 3 : 5);
       }
     }
@@ -84,7 +85,11 @@
 
   function dataFor(figure, byNight, width) {
     const data = coloured(figure.data, byNight);
-    for (const trace of data) if (trace.colorbar && width < 560) trace.colorbar.title = { text: "" };
+    if (width >= 560) return data;
+    for (const trace of data) {
+      if (trace.colorbar) trace.colorbar.title = { text: "" };
+      if (typeof (trace.y || [])[0] === "string") trace.y = trace.y.map((label) => wrapped(label, 20));
+    }
     return data;
   }
 
