@@ -71,9 +71,9 @@ def decide(column: pd.Series, missing: Collection[str] = (), decimal: str = ".")
 
 
 def as_text(column: pd.Series, missing: Collection[str] = ()) -> Column:
-    """The column as texts, whatever it holds; empty cells are gaps."""
-    texts = _labels(_with_gaps(column, missing))
-    return Column(_category(texts.where(texts != "", None)), "text")
+    """The column as texts without blanks around them, whatever it holds; empty cells are gaps."""
+    texts = _labels(_with_gaps(column, missing)).str.strip().astype(object)
+    return Column(_category(texts.where(texts.notna() & (texts != ""), None)), "text")
 
 
 def read_as(
@@ -151,7 +151,7 @@ def _native(column: pd.Series) -> Column:
     """A column by the type that it has; texts as ``object``, undecided."""
     dtype = column.dtype
     if isinstance(dtype, pd.CategoricalDtype):
-        return Column(_category(_labels(column)), "text")
+        return as_text(column)
     if isinstance(dtype, pd.PeriodDtype):
         return Column(column.dt.to_timestamp(), "date")
     if isinstance(dtype, pd.SparseDtype):

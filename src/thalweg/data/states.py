@@ -79,11 +79,10 @@ class StateEncoder:
         self.origin, self.resolution = np.zeros(n), np.zeros(n)
         self.whole, self.categories = [False] * n, [[] for _ in range(n)]
         for k in self.columns("categorical"):
-            values = pd.unique(X[:, k]).tolist()
-            odd = [v for v in values if not isinstance(v, str | bool | int | float | np.number | np.bool_)]
+            odd = [v for v in X[:, k] if not _is_category(v)]
             if odd:
                 raise ValueError(f"{_named(names, k)} holds {odd[0]!r}: categories are texts or numbers")
-            self.categories[k] = sorted(values, key=_by_kind)
+            self.categories[k] = sorted(pd.unique(X[:, k]).tolist(), key=_by_kind)
         numbers = np.concatenate([self.columns("binary"), self.columns("gaussian")])
         values = _numbers(X, numbers, names)
         for k, whole in zip(numbers, np.all(whole_numbers(values), 0), strict=True):
@@ -226,6 +225,11 @@ class StateEncoder:
         return encoder
 
 
+def _is_category(value: Any) -> bool:
+    is_span = isinstance(value, np.timedelta64)  # a number to NumPy
+    return isinstance(value, str | bool | int | float | np.number | np.bool_) and not is_span
+
+
 def _suitable(column: np.ndarray) -> str:
     if column.dtype.kind in "OUS" and any(isinstance(v, str) for v in column):
         return "categorical"
@@ -235,7 +239,11 @@ def _suitable(column: np.ndarray) -> str:
 def _numbers(X: np.ndarray, columns: np.ndarray, names: Names) -> np.ndarray:
     """Columns of X as float64 ``[N, n]``, NaN for gaps."""
     if X.dtype.kind in "fiub":
-        return X[:, columns].astype(np.float64)
+        values = X[:, columns].astype(np.float64)
+        infinite = np.isinf(values).any(0)
+        if infinite.any():
+            raise ValueError(f"{_named(names, columns[int(infinite.argmax())])} has an infinite value")
+        return values
     values = np.full((len(X), len(columns)), np.nan)
     for i, k in enumerate(columns):
         known = ~pd.isna(X[:, k])
