@@ -45,7 +45,10 @@ def _generated(run: ImageRun) -> Card:
     training = run.images[0]
     if n > 1:
         assert training.labels is not None
-        text = "New images, made by fresh chains from uniform noise, and training images below: a label a column."
+        text = (
+            "New images, made by fresh chains from uniform noise, and training images below. Each column has one "
+            "label."
+        )
         shown = in_columns(training.pixels, training.labels, n, 3)
     else:
         text = "New images, made by fresh chains from uniform noise, and training images below."

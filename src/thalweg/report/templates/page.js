@@ -32,7 +32,7 @@
   }
 
   const isWords = (figure, letter) =>
-    figure.data.some((trace) => Array.isArray(trace[letter]) && typeof trace[letter][0] === "string");
+    figure.data.some((trace) => (letter === "x" && trace.type === "violin") || Array.isArray(trace[letter]) && typeof trace[letter][0] === "string");
 
   const axes = (layout, letter) =>
     Object.keys(layout).filter((k) => new RegExp("^" + letter + "axis\\d*$").test(k)).map((k) => layout[k]);
@@ -67,6 +67,8 @@
   function layoutFor(figure, byNight, width) {
     const layout = coloured(figure.layout, byNight);
     layout.template = coloured(template, byNight);
+    // A picture keeps its shape.
+    if (figure.data[0].type === "image") layout.height = Math.round(Math.min(1, width / 950) * layout.height) + 10;
     if (width >= 560) return layout;
     if (layout.meta && layout.meta.panels) restack(layout);
     layout.font = Object.assign({}, layout.font, { size: 11 });
