@@ -10,8 +10,10 @@ from thalweg.evaluation.baselines import (
     BoostedQuantiles,
     GaussianPredictive,
     LeastSquaresGaussian,
+    PredictiveWithAtoms,
     QuantilePredictive,
 )
+from thalweg.evaluation.density_baselines import KernelBaseline
 from thalweg.evaluation.regression import joint_log_prob, score, score_rows, score_targets
 from thalweg.runs.density import held_out_log_prob
 
@@ -138,6 +140,38 @@ def test_boosting_learns_the_quantiles() -> None:
     assert s.rmse < 1.3
     assert 0.7 < s.coverage <= 1
     assert s.nll < score(y[400:], GaussianPredictive(np.full(200, y.mean()), y.std())).nll
+
+
+def test_a_distribution_with_atoms_is_what_it_says_by_hand() -> None:
+    """Masses of 0.2 at 0 and 0.3 at 5, and half of N(2, 1) or of N(9, 1)."""
+    masses = np.array([[0.2, 0.3], [0.2, 0.3]])
+    found = PredictiveWithAtoms(GaussianPredictive(np.array([2.0, 9.0]), 1.0), np.array([0.0, 5.0]), masses)
+    at, low, high = np.array([5.0, 5.0]), norm.cdf(5.0, [2, 9], 1), np.log(0.3)
+    assert found.mean() == pytest.approx([0.3 * 5 + 0.5 * 2, 0.3 * 5 + 0.5 * 9])
+    assert found.cdf(at) == pytest.approx(0.5 + 0.5 * low)
+    assert found.cdf_before(at) == pytest.approx(0.2 + 0.5 * low)
+    assert found.log_prob(at) == pytest.approx([high, high])
+    assert found.log_prob(at - 1) == pytest.approx(np.log(0.5) + norm.logpdf(4.0, [2, 9], 1))
+    cell = norm.cdf(5.5, [2, 9], 1) - norm.cdf(4.5, [2, 9], 1)
+    assert found.log_mass(at, 1.0) == pytest.approx(np.log(0.3 + 0.5 * cell))
+    # Below the upper atom lie 0.2 + 0.5 F: a level within its mass lands on it, the others beside it.
+    assert found.quantile(np.array([0.71, 0.99]))[0].tolist() == [5.0, 5.0]
+    below = norm.ppf((0.5 - 0.2) / 0.5, 2, 1)
+    assert found.quantile(0.5)[0] == pytest.approx(below, abs=1e-3)
+
+
+def test_the_bandwidth_of_many_rows_is_that_of_some_made_narrower_by_their_number() -> None:
+    """As n^(-1 / (D + 4)), in two dimensions."""
+    X = np.random.default_rng(0).normal(size=(160, 2))
+
+    class Some(KernelBaseline):
+        max_rows_chosen_on = 40
+
+    class Few(Some):
+        max_rows = 40
+
+    wide, narrow = Few().fit(X).model.bandwidth, Some().fit(X).model.bandwidth
+    assert narrow == pytest.approx(wide * (40 / 160) ** (1 / 6))
 
 
 def test_several_targets() -> None:

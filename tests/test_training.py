@@ -441,6 +441,27 @@ def test_the_record_holds_the_figure_of_each_validation_and_the_best_so_far():
     assert all("validation" not in e for e in history.epochs[::2])
 
 
+def test_updates_are_made_in_training_mode_and_judged_in_evaluation_mode_without_a_graph():
+    seen = []
+
+    class Watching(MaximumLikelihood):
+        def per_row(self, energy, batch, generator):
+            seen.append(("update", energy.training, self.training, torch.is_grad_enabled()))
+            return super().per_row(energy, batch, generator)
+
+    objective = Watching()
+
+    def validate(energy):
+        seen.append(("validation", energy.training, objective.training, torch.is_grad_enabled()))
+        return torch.tensor(1.0)
+
+    energy = mixture()
+    Trainer(Plan(max_epochs=2, batch_size=48)).fit(energy, objective, toy_data(), validate)
+    update, validation = ("update", True, True, True), ("validation", False, False, False)
+    assert seen == [update, update, validation] * 2
+    assert not energy.training
+
+
 def test_a_figure_is_better_only_by_more_than_min_delta():
     """Two figures that are hardly lower count as none, and patience runs out."""
     figures = iter([3.0, 2.95, 2.91, 1.0])
