@@ -174,6 +174,17 @@ def test_the_bandwidth_of_many_rows_is_that_of_some_made_narrower_by_their_numbe
     assert narrow == pytest.approx(wide * (40 / 160) ** (1 / 6))
 
 
+def test_boosted_tails_are_as_heavy_as_the_rows_beyond_the_outermost_quantiles() -> None:
+    """Rows that far values make heavy above: the density falls there by the mean excess over the 95 % quantile."""
+    rng = np.random.default_rng(0)
+    X, y = pd.DataFrame({"a": rng.normal(size=200)}), np.exp(3 * rng.normal(size=200))
+    found = BoostedQuantiles(max_iter=2).fit(X, y).predict_distribution(X)
+    top = found.quantile(0.95)
+    excess = (y - top)[y > top].mean()
+    fall = found.log_prob(top + 1) - found.log_prob(top + 1 + excess)
+    np.testing.assert_allclose(fall, 1.0, rtol=1e-6)
+
+
 def test_several_targets() -> None:
     class Independent:
         """Two standard normals."""
