@@ -203,6 +203,23 @@ def test_each_column_of_a_prediction_is_the_answer_that_it_is_named_after(call, 
         assert all(np.abs(values - v).max() > 1e-2 * spread for v in others), name
 
 
+def test_the_gain_over_a_baseline_and_its_error_are_those_of_the_same_rows(fitted) -> None:
+    from scipy.stats import sem
+
+    from thalweg.evaluation.baselines import LeastSquaresGaussian
+    from thalweg.evaluation.regression import score_rows
+    from thalweg.runs.base import load_run
+
+    run = load_run(fitted[1])
+    training, test = run.training_rows, run.test_rows
+    line = LeastSquaresGaussian().fit(run.inputs(training), run.truth(training))
+    gain = score_rows(run.truth(test), run.model.predict_distribution(run.inputs(test)))
+    gain = gain - score_rows(run.truth(test), line.predict_distribution(run.inputs(test)))
+    found = run.figures["scores"][line.name]
+    assert found["nll_gain"] == pytest.approx(gain.mean(), abs=1e-3)
+    assert found["nll_gain_error"] == pytest.approx(sem(gain), rel=1e-3)
+
+
 def test_the_seed_decides_the_draws_of_a_prediction(call, fitted, tmp_path: Path) -> None:
     pd.read_csv(fitted[0]).head(12).to_csv(tmp_path / "few.csv", index=False)
     first, again, other = (

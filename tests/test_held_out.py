@@ -11,6 +11,7 @@ from thalweg import EnergyDensity, EnergyRegressor
 from thalweg.energies import GaussianEnergy, GaussianMixtureEnergy, MixtureDensity
 from thalweg.estimators._chain import stacked
 from thalweg.estimators._conditional import HeldOutFigure
+from thalweg.estimators._held_out import NestedFigure
 from thalweg.estimators._whole_rows import HeldOutLikelihood
 from thalweg.objectives import Batch
 from thalweg.objectives.likelihood import MaximumLikelihood
@@ -148,6 +149,34 @@ def figure(n_rows: int = 40) -> HeldOutFigure:
     held_out = np.zeros((n_rows, 1), dtype=bool)
     held_out[: n_rows // 2] = True
     return HeldOutFigure(MaximumLikelihood(), data, held_out, None, 0, (-1.0, 1.0))
+
+
+def test_an_outlier_score_is_the_share_of_held_out_rows_that_are_likelier():
+    """Of n rows held out those likelier, over n + 1; 1 where all are."""
+
+    class Itself:
+        def score_samples(self, X):
+            return X["a"].to_numpy()
+
+    held_out = [1.0, 2.0, 3.0, 4.0]
+    found = scored_rows(Itself(), pd.DataFrame({"a": [2.5, 5.0, 0.5, 3.0, np.nan]}), held_out)
+    assert found["outlier_score"].tolist()[:4] == pytest.approx([2 / 5, 0.0, 1.0, 1 / 5])
+    assert found["log_prob"].tolist()[:4] == [2.5, 5.0, 0.5, 3.0]
+    assert found[["log_prob", "outlier_score"]].iloc[4].isna().all()
+
+
+def test_a_part_of_the_rows_is_judged_by_the_weights_best_on_the_others():
+    """Ten rows in five parts. The second weights are worse on the first part and better on all others."""
+    figure = NestedFigure()
+    first, weights = torch.full((10, 1), 2.0), torch.full((10, 1), 0.1)
+    second = torch.where(torch.arange(10)[:, None] % 5 == 0, 30.0, 1.0)
+    third = torch.where(torch.arange(10)[:, None] % 5 == 0, 0.0, 1.5)
+    for values in (first, second, third):
+        figure._judge(values, weights)
+    # On all but the first part the second weights are best, though they are worst on it; on all but any other
+    # part, the first one among them, the third.
+    assert figure.judged[:, 0].tolist() == [30.0, 1.5, 1.5, 1.5, 1.5] * 2
+    assert float(figure.nested()) == pytest.approx(0.1 * (60 + 8 * 1.5))
 
 
 def test_the_best_of_many_figures_does_not_flatter():
