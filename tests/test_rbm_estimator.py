@@ -17,6 +17,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from thalweg import RestrictedBoltzmannMachine
 from thalweg.energies import Binary, Categorical, Gaussian, RBMEnergy
 from thalweg.energies.machines.layered import binary_states
+from thalweg.evaluation.density_baselines import BernoulliMixture
 
 RAW = load_digits()
 ORDER = np.random.RandomState(0).permutation(len(RAW.target))
@@ -529,3 +530,33 @@ def test_numbers_beyond_the_integers_stay_numbers():
     drawn = RestrictedBoltzmannMachine(4, max_epochs=3, random_state=0).fit(table).sample(50, random_state=0)
     assert (np.abs(drawn[:, 1].astype(float)) < 1e21).all()
     assert (drawn[:, 1].astype(float) > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("width", "levels", "rate"),
+    [(16, 1, 0.3), (17, 10, 0.3), (128, 10, 0.15), (256, 10, 0.075), (784, 1, 0.3 * 64 / 784)],
+)
+def test_wide_machines_learn_slowly_and_at_several_temperatures(width, levels, rate):
+    rows = (np.random.RandomState(0).uniform(size=(30, width)) < 0.5).astype(float)
+    model = RestrictedBoltzmannMachine(2, max_epochs=1, random_state=0).fit(rows)
+    assert len(model.chains_[0]) == 64
+    assert model._n_levels() == levels
+    assert model._rate() == pytest.approx(rate)
+
+
+@pytest.mark.slow
+def test_the_defaults_learn_rows_of_one_hot_groups():
+    """Twenty kinds of rows of 22 columns, nearly all alike within a kind, as one-hot bits."""
+    rng = np.random.RandomState(0)
+    tables = [rng.dirichlet(np.full(n, 0.05), size=20) for n in rng.randint(3, 8, size=22)]
+
+    def rows(n):
+        kinds = rng.randint(20, size=n)
+        return np.hstack([np.array([rng.multinomial(1, t[k]) for k in kinds], float) for t in tables])
+
+    training, fresh = rows(2000), rows(500)
+    model = RestrictedBoltzmannMachine(100, max_epochs=100, random_state=0).fit(training)
+    # A mixture of Bernoullis is of the right family, and knows nothing of the groups.
+    mixture = BernoulliMixture(20).fit(training).log_prob(fresh).mean()
+    assert model.score_samples(fresh).mean() > mixture - 3
+    assert model.verdict_.state != "failed"

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from thalweg import EnergyDensity, EnergyRegressor, RestrictedBoltzmannMachine
+from thalweg.evaluation.row_checks import check_beside_gaussian, check_samples, check_units, check_variety
 from thalweg.evaluation.verdict import (
     Check,
     FailedModelWarning,
     Verdict,
     check_baselines,
-    check_beside_gaussian,
     check_coverage,
     check_doubts,
     check_held_out,
@@ -20,10 +20,8 @@ from thalweg.evaluation.verdict import (
     check_ranking,
     check_rows,
     check_rows_used,
-    check_samples,
+    check_swaps,
     check_training,
-    check_units,
-    check_variety,
 )
 from thalweg.training.history import History
 
@@ -125,6 +123,7 @@ def test_hidden_units_that_are_all_alike():
 
 
 def test_chains_and_ranking():
+    assert [check_swaps(x).state for x in (None, 0.5, 0.001)] == ["passed", "passed", "doubtful"]
     assert [check_lost_chains(x).state for x in (0.1, 0.6, 0.95)] == ["passed", "doubtful", "failed"]
     ranking, memory = check_ranking({"noise": 0.99, "grey": 0.3}, 0.5)
     assert ranking.state == "failed"
@@ -198,4 +197,4 @@ def test_a_machine_whose_units_are_all_alike_fails():
     rng = np.random.RandomState(0)
     X = (rng.uniform(size=(200, 12)) < 0.5).astype(float)
     model = RestrictedBoltzmannMachine(8, max_epochs=2, random_state=0).fit(X)
-    assert {c.name for c in model.verdict_} == {"rows", "training", "hidden units", "variety"}
+    assert {c.name for c in model.verdict_} == {"rows", "training", "hidden units", "chains", "variety"}

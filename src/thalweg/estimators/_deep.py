@@ -21,7 +21,8 @@ from thalweg.data.states import StateEncoder
 from thalweg.estimators._base import RandomState, check_counts, check_widths
 from thalweg.estimators._normaliser import Normalised, Normaliser
 from thalweg.estimators._states import IMPOSSIBLE, StateRows
-from thalweg.evaluation.verdict import check_rows, check_training, check_units
+from thalweg.evaluation.row_checks import check_units
+from thalweg.evaluation.verdict import check_rows, check_training
 from thalweg.sampling.layered_annealing import bracket_machine
 from thalweg.training.history import History
 from thalweg.training.moments import machine_plan

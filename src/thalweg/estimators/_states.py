@@ -21,6 +21,10 @@ from thalweg.estimators._base import Estimator, check_count, check_names, genera
 IMPOSSIBLE = -1e4
 
 
+# Numbers in a state between which persistent chains get several temperatures.
+_FEW_STATES, _MANY_STATES = 16, 256
+
+
 class StateRows(Estimator):
     """An estimator whose rows become states of visible units; it has a parameter ``visible``, their kind.
 
@@ -97,8 +101,14 @@ class StateRows(Estimator):
         return parts[0] if len(parts) == 1 else Mixed(parts)
 
     def _suitable_levels(self) -> int:
-        """Temperatures of persistent chains: numbers make groups that lie far apart."""
-        return 5 if len(self.encoder_.columns("gaussian")) else 1
+        """Temperatures of persistent chains.
+
+        Numbers make groups that lie far apart, and so do many bits or categories; of images there would have to be
+        too many temperatures.
+        """
+        if len(self.encoder_.columns("gaussian")):
+            return 5
+        return 10 if _FEW_STATES < self.encoder_.width <= _MANY_STATES else 1
 
     def _base_bias(self, units: Units, states: Tensor) -> Tensor:
         """An energy of visible units alone, with the data's means."""

@@ -20,7 +20,8 @@ from thalweg.energies.machines.layered import LayeredMachine, RBMEnergy
 from thalweg.estimators._base import RandomState, check_count, check_counts, count_weights, generator_of
 from thalweg.estimators._normaliser import Normalised, Normaliser
 from thalweg.estimators._states import StateRows
-from thalweg.evaluation.verdict import check_rows, check_training, check_units, check_variety
+from thalweg.evaluation.row_checks import check_units, check_variety
+from thalweg.evaluation.verdict import check_rows, check_swaps, check_training
 from thalweg.objectives.base import Batch
 from thalweg.sampling.annealing import resampled_ends
 from thalweg.sampling.layered_annealing import anneal_machine, bracket_machine
@@ -68,11 +69,11 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
             inside, with learned standard deviations), "categorical" (each column's values are its categories),
             "mixed" (column by column: categorical for texts, binary for 0 and 1, else Gaussian), or "auto":
             binary if all are numbers in [0, 1], else as mixed.
-        learning_rate: step size of the first epoch; None is 0.3 (Gaussian units: 0.1, less with over 64 hidden
-            units).
+        learning_rate: step size of the first epoch; None is 0.3, less where a row has over 64 states (Gaussian
+            units: 0.1, less with over 64 hidden units).
         final_rate: step size of the last epoch; between the two it falls on a straight line.
-        n_temperatures: number of temperatures of the persistent chains; None is 5 with Gaussian units, whose
-            groups often lie far apart, else 1.
+        n_temperatures: number of temperatures of the persistent chains; None is 5 with Gaussian units and
+            10 with 17 to 256 states in a row, whose groups often lie far apart, else 1.
         batch_size, momentum, weight_decay, n_gibbs, persistent, centred, fast_rate, sparsity_target,
             sparsity_cost: see :class:`~thalweg.training.moments.Moments`.
         max_epochs: passes over the data; a table of few rows has few updates in each, and takes more of them.
@@ -181,6 +182,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
                 check_rows(len(X), self._n_free_columns),
                 check_training({"training": self.history_}, by_held_out=False),
                 check_units(self.components_),
+                check_swaps(self.history_.epochs[-1].get("swaps")),
                 check_variety(self.chains_[0].numpy(), data.numpy(), "chains of the training"),
             ]
         )
@@ -262,7 +264,10 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         if self.learning_rate is not None:
             return self.learning_rate
         # Gaussian units answer to the sum of what all hidden units learn, and run away if that is too much.
-        return 0.1 * min(1.0, 64 / self.hidden) if len(self.encoder_.columns("gaussian")) else 0.3
+        if len(self.encoder_.columns("gaussian")):
+            return 0.1 * min(1.0, 64 / self.hidden)
+        # With many units each step changes much at once, and the chains do not follow.
+        return 0.3 * min(1.0, 64 / self.encoder_.width)
 
     def _build(self, data: Tensor) -> None:
         with seeded(self._seed):

@@ -49,13 +49,8 @@ from thalweg.estimators._whole_rows import (
     resampled,
     table_of_numbers,
 )
-from thalweg.evaluation.verdict import (
-    Check,
-    check_beside_gaussian,
-    check_normaliser,
-    check_rows,
-    check_training,
-)
+from thalweg.evaluation.row_checks import check_beside_gaussian
+from thalweg.evaluation.verdict import Check, check_normaliser, check_rows, check_training
 from thalweg.inference import completion
 from thalweg.objectives.base import Batch
 from thalweg.objectives.catalogue import METHODS

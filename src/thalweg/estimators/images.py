@@ -34,7 +34,8 @@ from thalweg.estimators._base import (
     draw_seed,
     generator_of,
 )
-from thalweg.evaluation.verdict import check_lost_chains, check_rows, check_training, check_variety
+from thalweg.evaluation.row_checks import check_variety
+from thalweg.evaluation.verdict import check_lost_chains, check_rows, check_training
 from thalweg.objectives.base import Batch
 from thalweg.objectives.contrastive_divergence import ContrastiveDivergence
 from thalweg.sampling.buffer import ReplayBuffer

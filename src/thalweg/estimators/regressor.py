@@ -34,7 +34,8 @@ from thalweg.estimators._base import (
 from thalweg.estimators._conditional import BroadProposal, HeldOutFigure, mlp_with_dropout
 from thalweg.estimators._tables import TableInputs
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
-from thalweg.evaluation.verdict import Check, check_beside_gaussian, check_rows, check_training
+from thalweg.evaluation.row_checks import check_beside_gaussian
+from thalweg.evaluation.verdict import Check, check_rows, check_training
 from thalweg.objectives.base import Batch, Objective
 from thalweg.objectives.catalogue import conditional_objective
 from thalweg.objectives.names import CONDITIONAL

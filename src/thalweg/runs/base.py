@@ -265,7 +265,8 @@ def _fit_run(folder: Path, settings: RunSettings, resume: bool, overwrite: bool,
         figures = cls.measure(model, data, settings, tell)
         figures["seconds"] = {"training": model.history_.seconds, **figures.get("seconds", {})}
         figures["made_with"] = versions()
-        model.verdict_ = model.verdict_.extended(cls.judge(model, data, figures, settings))
+        verdict = getattr(model, "verdict_", Verdict())
+        model.verdict_ = verdict.extended(cls.judge(model, data, figures, settings))
         figures["verdict"] = model.verdict_.to_list()
         cls.keep(folder, model, data, figures, settings)
         finish_run(folder, figures)

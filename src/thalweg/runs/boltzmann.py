@@ -22,7 +22,8 @@ from thalweg.estimators.belief import DeepBeliefNetwork
 from thalweg.estimators.boltzmann import RestrictedBoltzmannMachine
 from thalweg.estimators.deep import DeepBoltzmannMachine
 from thalweg.evaluation.density_baselines import BernoulliMixture, GaussianBaseline
-from thalweg.evaluation.verdict import Check, check_baselines, check_normaliser, check_samples
+from thalweg.evaluation.row_checks import check_samples
+from thalweg.evaluation.verdict import Check, check_baselines, check_normaliser
 from thalweg.runs.base import MODEL_NAME, Run, Tell, TextTable
 from thalweg.runs.kinds import BoltzmannFigures
 from thalweg.runs.settings import Verb
@@ -231,7 +232,7 @@ class BoltzmannRun(Run):
         if list(pixels.shape[1:]) != self.shape:
             raise ValueError(
                 f"the images are {' x '.join(map(str, pixels.shape[1:]))}, and the machine was trained on "
-                f"{' x '.join(map(str, self.shape))}"
+                f"{' x '.join(map(str, self.figures['shape']))}"
             )
         flat = pixels.reshape(len(pixels), -1).astype(np.float64)
         cut = self.figures["visible"] == "binary" and not self.settings.grey

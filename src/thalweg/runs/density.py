@@ -13,7 +13,8 @@ import pandas as pd
 from thalweg.data.tables import Cells, read_cells
 from thalweg.estimators.density import EnergyDensity
 from thalweg.evaluation.density_baselines import BASELINES, BesideAtoms
-from thalweg.evaluation.verdict import Check, check_baselines, check_samples
+from thalweg.evaluation.row_checks import check_samples
+from thalweg.evaluation.verdict import Check, check_baselines
 from thalweg.runs.base import MODEL_NAME, Run, Tell, TextTable
 from thalweg.runs.kinds import DensityFigures
 from thalweg.runs.settings.density import DensitySettings

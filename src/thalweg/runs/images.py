@@ -15,7 +15,8 @@ from sklearn.metrics import roc_auc_score
 from thalweg.data.images import Images, outliers, read_images
 from thalweg.estimators.images import ImageEBM
 from thalweg.evaluation.generation import copying_ratio, frechet_distance, pca_features
-from thalweg.evaluation.verdict import Check, check_held_out, check_ranking, check_samples
+from thalweg.evaluation.row_checks import check_samples
+from thalweg.evaluation.verdict import Check, check_held_out, check_ranking
 from thalweg.runs.base import Run, Tell, TextTable
 from thalweg.runs.kinds import ImageFigures
 from thalweg.runs.settings.images import ImageSettings

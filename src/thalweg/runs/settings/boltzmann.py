@@ -56,7 +56,9 @@ class BoltzmannSettings(RunSettings):
         None, "Number of passes over the data. [default: enough for 3000 updates, at least 50]", least=1
     )
     learning_rate: float | None = option(
-        None, "Learning rate of the first epoch; it falls to 0. [default: 0.3, or 0.1 with Gaussian units]"
+        None,
+        "Learning rate of the first epoch; it falls to 0. [default: 0.3, or 0.1 with Gaussian units; less for "
+        "wide machines]",
     )
     gibbs: int = option(1, "Number of Gibbs sweeps of the chains before each update.", least=1)
     persistent: bool = option(
@@ -67,7 +69,7 @@ class BoltzmannSettings(RunSettings):
     temperatures: int | None = option(
         None,
         "Number of temperatures of the chains; 5 to 10 help if the data form groups far apart. [default: 5 with "
-        "numbers, else 1]",
+        "numbers, 10 with 17 to 256 bits, else 1]",
         least=1,
     )
     grey: bool = option(False, "Keep grey values of images as probabilities of white.", flags=("--grey",))

@@ -1,0 +1,211 @@
+"""Whether verdicts are right: default fits on data whose source is known, judged by fresh rows.
+
+    .venv/bin/python benchmarks/verdicts.py --seeds 3 --out verdicts.json
+
+Every data set is a source that fresh rows can be drawn from. A model has failed in fact if 2,000 fresh rows are
+less likely under it than under the plainest baseline of its task, fitted to the same rows, by more than 0.1
+nats (and 3 standard errors); or if its draws are told from fresh rows by their nearest neighbours in more than
+80 % of cases. Counted are failed models without a failed verdict, and sound models with one: the latter on 15
+rows, where a verdict fails for want of rows alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from sklearn.datasets import load_digits
+from sklearn.neighbors import NearestNeighbors
+
+from thalweg.evaluation.baselines import LeastSquaresGaussian
+from thalweg.evaluation.density_baselines import BernoulliMixture, GaussianBaseline
+from thalweg.evaluation.regression import score_rows
+from thalweg.runs import settings_of
+from thalweg.runs.base import fit_run
+
+N_FRESH = 2000
+Draw = Callable[[int, np.random.RandomState], pd.DataFrame]
+
+
+def columns(*values: np.ndarray, names: str = "abcdefgh") -> pd.DataFrame:
+    return pd.DataFrame(dict(zip(names, values, strict=False)))
+
+
+def line(n: int, rng: np.random.RandomState) -> pd.DataFrame:
+    x = rng.standard_normal((3, n))
+    return columns(*x).assign(y=x[0] - x[1] + rng.standard_normal(n))
+
+
+def wave(n: int, rng: np.random.RandomState) -> pd.DataFrame:
+    x = rng.uniform(-3, 3, n)
+    return columns(x).assign(y=np.sin(2 * x) + 0.1 * (1 + np.abs(x)) * rng.standard_normal(n))
+
+
+def nothing(n: int, rng: np.random.RandomState) -> pd.DataFrame:
+    return columns(*rng.standard_normal((2, n))).assign(y=rng.standard_normal(n))
+
+
+def heavy(n: int, rng: np.random.RandomState) -> pd.DataFrame:
+    x = rng.standard_normal(n)
+    return columns(x).assign(y=x + rng.standard_t(2, n))
+
+
+def many(n: int, rng: np.random.RandomState) -> pd.DataFrame:
+    x = rng.standard_normal((40, n))
+    return pd.DataFrame(x.T, columns=[f"x{i}" for i in range(40)]).assign(y=x[0] + 0.5 * rng.standard_normal(n))
+
+
+def gaussian(n: int, rng: np.random.RandomState) -> pd.DataFrame:
+    x = rng.standard_normal((3, n))
+    return columns(x[0], x[0] + 0.5 * x[1], x[2] - x[0])
+
+
+def ring(n: int, rng: np.random.RandomState) -> pd.DataFrame:
+    angle = rng.uniform(0, 2 * np.pi, n)
+    return columns(*((1 + 0.1 * rng.standard_normal(n)) * np.stack([np.cos(angle), np.sin(angle)])))
+
+
+def groups(n: int, rng: np.random.RandomState) -> pd.DataFrame:
+    centre = np.random.RandomState(5).uniform(-5, 5, (6, 5))
+    return pd.DataFrame(centre[rng.randint(6, size=n)] + 0.4 * rng.standard_normal((n, 5)), columns=list("abcde"))
+
+
+def cauchy(n: int, rng: np.random.RandomState) -> pd.DataFrame:
+    x = rng.standard_cauchy(n)
+    return columns(x, x + rng.standard_normal(n))
+
+
+def bits(n: int, rng: np.random.RandomState) -> pd.DataFrame:
+    return pd.DataFrame((rng.uniform(size=(n, 12)) < 0.4).astype(int)).rename(columns="b{}".format)
+
+
+def one_hot(n: int, rng: np.random.RandomState) -> pd.DataFrame:
+    fixed = np.random.RandomState(0)
+    tables = [fixed.dirichlet(np.full(k, 0.05), size=20) for k in fixed.randint(3, 8, size=22)]
+    kinds = rng.randint(20, size=n)
+    rows = np.hstack([[rng.multinomial(1, t[k]) for k in kinds] for t in tables])
+    return pd.DataFrame(rows).rename(columns="b{}".format)
+
+
+def digits(n: int, rng: np.random.RandomState) -> pd.DataFrame:
+    pixels = (load_digits().data > 8).astype(int)
+    return pd.DataFrame(pixels[rng.randint(len(pixels), size=n)]).rename(columns="b{}".format)
+
+
+CASES: list[tuple[str, str, Draw, int]] = [
+    ("regression", "line", line, 300), ("regression", "wave", wave, 300),
+    ("regression", "pure noise", nothing, 200),
+    ("regression", "heavy tails", heavy, 300), ("regression", "40 inputs", many, 100),
+    ("regression", "line", line, 15),
+    ("density", "Gaussian", gaussian, 300), ("density", "ring", ring, 500), ("density", "groups", groups, 300),
+    ("density", "Cauchy", cauchy, 300), ("density", "groups", groups, 15),
+    ("boltzmann", "bits", bits, 300), ("boltzmann", "one-hot groups", one_hot, 600),
+    ("boltzmann", "one-hot groups", one_hot, 3000), ("boltzmann", "digits", digits, 1000),
+    ("boltzmann", "digits", digits, 60),
+]  # fmt: skip
+CRIPPLED = {"regression": {"epochs": 1}, "density": {"epochs": 1}, "boltzmann": {"learning_rate": 5.0}}
+
+
+def gain_and_draws(
+    task: str, run: Any, training: pd.DataFrame, fresh: pd.DataFrame
+) -> tuple[np.ndarray, np.ndarray]:
+    """The model's gain over the plainest baseline on each fresh row, and as many rows drawn from it."""
+    if task == "regression":
+        X, y = training.drop(columns="y"), training["y"].to_numpy()
+        baseline = LeastSquaresGaussian().fit(X, y, 0.0).predict_distribution(fresh.drop(columns="y"))
+        ours = run.model.predict_distribution(fresh.drop(columns="y"))
+        truth = fresh["y"].to_numpy()
+        drawn = fresh.assign(y=ours.sample(1, 0)[:, 0]).to_numpy()
+        return score_rows(truth, ours, 0.0) - score_rows(truth, baseline, 0.0), drawn
+    drawn = run.sample(N_FRESH, 1)[list(training.columns)].to_numpy(np.float64)
+    log_prob = run.model.score_samples(fresh[run.columns].astype(float))
+    rows = training[run.columns].to_numpy(np.float64)
+    kind = GaussianBaseline() if task == "density" else BernoulliMixture(1)
+    return log_prob - kind.fit(rows).log_prob(fresh[run.columns].to_numpy(np.float64)), drawn
+
+
+def told_apart(drawn: np.ndarray, fresh: np.ndarray) -> float:
+    """Share of rows, drawn and fresh, whose nearest neighbour is of their own kind: .5 if they are alike."""
+    scale = np.maximum(fresh.std(0), 1e-9)
+    rows = np.concatenate([drawn, fresh]) / scale
+    # Equal rows would all be nearest neighbours: a little noise parts them.
+    rows += 1e-3 * np.random.RandomState(0).standard_normal(rows.shape)
+    nearest = NearestNeighbors(n_neighbors=2).fit(rows).kneighbors(return_distance=False, n_neighbors=1)[:, 0]
+    kind = np.arange(len(rows)) < len(drawn)
+    return float((kind == kind[nearest]).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--tasks", default="regression,density,boltzmann")
+    parser.add_argument("--crippled", action="store_true", help="train by settings that must fail")
+    parser.add_argument("--out", type=Path, default=Path("verdicts.json"))
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    found = []
+    for task, name, draw, n in CASES:
+        if task not in arguments.tasks.split(","):
+            continue
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
+            found.append(judged(task, name, draw, n, seed, arguments.crippled))
+            print(json.dumps(found[-1]), flush=True)
+            arguments.out.write_text(json.dumps(found, indent=1))
+    show(found)
+
+
+def judged(task: str, name: str, draw: Draw, n: int, seed: int, crippled: bool) -> dict[str, Any]:
+    rng, start = np.random.RandomState(1000 + seed), time.process_time()
+    training, fresh = draw(n, rng), draw(N_FRESH, rng)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.csv"
+        training.to_csv(path, index=False)
+        how = {"targets": ["y"]} if task == "regression" else {}
+        more = CRIPPLED[task] if crippled else {}
+        settings = settings_of(task)(data=str(path), seed=seed, threads=1, **how, **more)
+        entry = {"task": task, "data": name, "rows": n, "seed": seed}
+        try:
+            run = fit_run(Path(folder) / "run", settings, verbose=False)
+        except ValueError as error:
+            return {**entry, "refused": str(error)}
+        gain, drawn = gain_and_draws(task, run, training, fresh)
+    gain = np.maximum(gain, -1e6)
+    error = gain.std() / np.sqrt(len(gain))
+    apart = told_apart(drawn, fresh.to_numpy(np.float64))
+    return {
+        **entry,
+        "gain": float(gain.mean()),
+        "told_apart": apart,
+        "failed_in_fact": bool(gain.mean() < -(0.1 + 3 * error) or not np.isfinite(gain).all() or apart > 0.8),
+        "verdict": run.verdict.state,
+        "checks": [f"{c.name}: {c.state}" for c in run.verdict if c.state != "passed"],
+        "cpu_seconds": time.process_time() - start,
+    }
+
+
+def show(found: list[dict[str, Any]]) -> None:
+    table = Table("task", "data", "rows", "fits", "failed in fact", "missed", "failed verdicts", "of sound ones")
+    cases = {(e["task"], e["data"], e["rows"]) for e in found}
+    for case in sorted(cases):
+        own = [e for e in found if (e["task"], e["data"], e["rows"]) == case and "refused" not in e]
+        bad = [e for e in own if e["failed_in_fact"]]
+        missed = [e for e in bad if e["verdict"] != "failed"]
+        wrong = [e for e in own if e["verdict"] == "failed" and not e["failed_in_fact"]]
+        counts = [len(own), len(bad), len(missed), sum(e["verdict"] == "failed" for e in own), len(wrong)]
+        table.add_row(case[0], case[1], str(case[2]), *map(str, counts))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

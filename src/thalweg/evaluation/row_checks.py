@@ -1,0 +1,139 @@
+"""Checks that compute from rows: of held-out likelihoods, of weights, and of samples beside the data."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import multivariate_normal
+
+from thalweg.evaluation.generation import Rows, as_rows, median_distance, nearest_neighbours
+from thalweg.evaluation.verdict import FEWEST_COMPARED, Check, check_baselines
+
+_MOST_COMPARED = 500
+
+
+def check_beside_gaussian(log_prob: np.ndarray, rows: np.ndarray, name: str) -> Check:
+    """Whether rows are likelier under the model than under a Gaussian fitted to other rows.
+
+    Args:
+        log_prob: log p of rows that the model did not learn from ``[n]``; NaN where there is none.
+        rows: ``[n, D]``.
+        name: what the Gaussian is called.
+    """
+    gain = log_prob - _gaussian_log_prob(rows)
+    gain = gain[~np.isnan(gain)]
+    if not len(gain):
+        return Check("baselines", "doubtful", "No row was held out to compare the model with a baseline.")
+    error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else 0.0
+    return check_baselines({name: (float(gain.mean()), error)}, len(gain))
+
+
+def _gaussian_log_prob(rows: np.ndarray, n_folds: int = 5) -> np.ndarray:
+    """log p of each row ``[n]`` under a Gaussian with the moments of the rows of other folds."""
+    fold, log_prob = np.arange(len(rows)) % n_folds, np.full(len(rows), np.nan)
+    scale = rows.std(0)
+    z = (rows - rows.mean(0)) / scale
+    for k in range(n_folds):
+        known = z[fold != k]
+        if len(known) > 1 and (fold == k).any():
+            covariance = np.atleast_2d(np.cov(known.T)) + 1e-6 * np.eye(z.shape[1])
+            gaussian = multivariate_normal(known.mean(0), covariance)
+            log_prob[fold == k] = gaussian.logpdf(z[fold == k]) - np.log(scale).sum()
+    return log_prob
+
+
+def check_units(weights: np.ndarray) -> Check:
+    """Whether hidden units have learned different things.
+
+    Args:
+        weights: of the hidden units ``[hidden, width]``.
+    """
+    length = np.linalg.norm(weights, axis=1, keepdims=True)
+    unit = weights / np.maximum(length, 1e-12)
+    n = len(unit)
+    alike = float((np.abs(unit @ unit.T).sum() - n) / max(n * (n - 1), 1))
+    found = f"The weights of two hidden units have a cosine of {alike:.2f} on average"
+    if alike > 0.8:
+        text = f"{found}: they have nearly all learned the same. Lower the learning rate, or take fewer units."
+        return Check("hidden units", "failed", text)
+    if alike > 0.6:
+        return Check("hidden units", "doubtful", f"{found}: many have learned the same. Lower the learning rate.")
+    return Check("hidden units", "passed", f"{found}: they have learned different things.")
+
+
+def check_samples(samples: Rows, training: Rows, held_out: Rows, what: str = "draws") -> list[Check]:
+    """Whether samples are as varied as held-out rows, no copies of training rows and no noise.
+
+    Distances are Euclidean, in standard deviations of the training rows' entries.
+
+    Args:
+        samples: from the model ``[n, ...]``.
+        training: what it learned from ``[m, ...]``.
+        held_out: rows of the same source ``[h, ...]``; with fewer than 20 nothing can be said.
+        what: what the samples are called.
+    """
+    if len(held_out) < FEWEST_COMPARED:
+        return []
+    if not np.isfinite(samples).all():
+        return [Check("samples", "failed", f"Some {what} are not finite.")]
+    known = as_rows(training, "the training rows", 1)
+    scale = known.std(0)
+    scale[scale == 0] = 1.0
+    rng = np.random.RandomState(0)
+    drawn, fresh = (_some(as_rows(rows, "samples", 1) / scale, rng) for rows in (samples, held_out))
+    known = known / scale
+    return [
+        check_variety(drawn, fresh, what),
+        _check_likeness(
+            nearest_neighbours(drawn, known).distance, nearest_neighbours(fresh, known).distance, what
+        ),
+    ]
+
+
+def check_variety(samples: Rows, rows: Rows, what: str = "draws") -> Check:
+    """Whether samples lie as far from one another as rows of the data do.
+
+    Args:
+        samples: from the model, or the ends of chains ``[n, ...]``.
+        rows: of the data ``[m, ...]``.
+        what: what the samples are called.
+    """
+    if min(len(samples), len(rows)) < 2:
+        return Check("variety", "passed", f"There are too few {what} or rows to compare.")
+    rng = np.random.RandomState(0)
+    drawn, real = (_some(as_rows(values, "samples", 2), rng) for values in (samples, rows))
+    ratio = median_distance(drawn) / max(median_distance(real), 1e-12)
+    found = f"The distance of two {what} is {ratio:.2f} of that of two rows of the data"
+    if ratio < 0.5:
+        return Check("variety", "failed", f"{found}: they are nearly all alike. Most of the data are lost.")
+    if ratio < 0.75:
+        return Check("variety", "doubtful", f"{found}: they vary too little.")
+    if ratio > 2:
+        return Check("variety", "failed", f"{found}: they are noise. Train longer.")
+    if ratio > 1.4:
+        return Check("variety", "doubtful", f"{found}: they vary too much.")
+    return Check("variety", "passed", f"{found}.")
+
+
+def _check_likeness(drawn: np.ndarray, fresh: np.ndarray, what: str) -> Check:
+    """From the distances of samples and of held-out rows to their nearest training rows."""
+    name = "samples"
+    # No held-out row is so far from all training rows; of real ones about one in so many would be.
+    far = float(np.mean(drawn > 1.25 * fresh.max()))
+    error = float(np.sqrt(max(far * (1 - far), 1 / len(drawn)) / len(drawn)))
+    allowed = 1 / (len(fresh) + 1)
+    if far > allowed + 2 * error and far > 0.02:
+        found = (
+            f"{100 * far:.0f} % of the {what} are farther from all training rows than any held-out row is: noise."
+        )
+        return Check(name, "failed" if far > 0.1 else "doubtful", f"{found} Train longer, or otherwise.")
+    middle = float(np.median(fresh))
+    if middle > 0:
+        ratio = float(np.median(drawn)) / middle
+        if ratio < 0.5:
+            found = f"The {what} lie {ratio:.2f} times as far from the nearest training rows as held-out rows do"
+            return Check(name, "failed" if ratio < 0.2 else "doubtful", f"{found}: they are near copies of them.")
+    return Check(name, "passed", f"The {what} are as far from the training rows as held-out rows are.")
+
+
+def _some(rows: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+    return rows if len(rows) <= _MOST_COMPARED else rows[rng.permutation(len(rows))[:_MOST_COMPARED]]
