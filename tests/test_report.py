@@ -1,5 +1,6 @@
 """The report: one page that holds what it promises."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from plotly.subplots import make_subplots
 
 from pages import figures_of, table
+from thalweg.evaluation.verdict import check_baselines
 from thalweg.recipes import Figure, Recipe, Result, Settings
 from thalweg.report import charts, write_report
 from thalweg.report.inputs import input_effects
@@ -19,6 +21,7 @@ from thalweg.report.words import duration
 from thalweg.runs.base import fit_run
 from thalweg.runs.regression import RegressionRun
 from thalweg.runs.settings.regression import RegressionSettings
+from thalweg.runs.tables import gains_of, without_infinities
 
 
 def fit(folder: Path, table: pd.DataFrame, targets: list[str], **settings) -> RegressionRun:
@@ -193,3 +196,21 @@ def test_bins_hold_whole_rounding_cells() -> None:
 @pytest.mark.parametrize(("seconds", "words"), [(4.21, "4.2 s"), (200, "3 min 20 s"), (3900, "1 h 5 min")])
 def test_durations(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_a_likelihood_that_is_not_finite_is_said_in_words(run: RegressionRun) -> None:
+    figures = copy.deepcopy(run.figures)
+    figures["scores"]["thalweg"]["nll"] = None
+    for name in list(figures["scores"])[1:]:
+        figures["scores"][name]["nll_gain"] = None
+    failed = RegressionRun(run.folder, run.settings, figures, run.model)
+    assert failed.tables()[0].rows[0][1] == "not finite"
+    html = report(failed)
+    assert ">not finite<" in html
+    assert "is not finite." in html
+    assert check_baselines(gains_of(figures["scores"]), 50).state == "failed"
+
+
+def test_figures_without_infinities_all_the_way_down() -> None:
+    found = without_infinities({"a": np.inf, "b": {"c": np.nan, "d": 1.0}, "e": "x"})
+    assert found == {"a": None, "b": {"c": None, "d": 1.0}, "e": "x"}

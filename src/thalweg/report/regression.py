@@ -23,7 +23,7 @@ from thalweg.report.grids import (
 from thalweg.report.held_out import held_out_cards
 from thalweg.report.inputs import input_cards
 from thalweg.report.page import Card, Tile, checks_of, footer_of, render_page
-from thalweg.report.words import duration, gain_in_words
+from thalweg.report.words import duration, figure, gain_in_words, place_of_least
 from thalweg.runs.base import MODEL_NAME
 from thalweg.runs.regression import RegressionRun, not_trusted_in_words, rounded_in_words
 
@@ -57,12 +57,13 @@ def _tiles(run: RegressionRun) -> list[Tile]:
     score = figures["scores"].get(MODEL_NAME)
     if score is not None:
         error = score["nll_error"]
-        tiles.append(Tile("test NLL", f"{score['nll']:.3f}", f"± {error:.3f} nats" if error else "nats"))
+        sure = f"± {error:.3f} nats" if error else "nats"
+        tiles.append(Tile("test NLL", figure(score["nll"], "test", ".3f"), sure))
     elif figures["validation_nll"] is not None:
         tiles.append(Tile("held-out NLL", f"{figures['validation_nll']:.3f}", "nats, on folds"))
     if score is not None and len(run.targets) == 1:
         tiles += [
-            Tile("CRPS", f"{score['crps']:.3g}", "units of the target"),
+            Tile("CRPS", figure(score["crps"], "crps", ".3g"), "units of the target"),
             Tile("90 % coverage", f"{100 * score['coverage']:.1f} %", "of test rows in the interval"),
         ]
     epochs = len(run.model.history_.epochs)
@@ -173,15 +174,14 @@ def _scores_card(run: RegressionRun) -> Card:
     )
     if len(run.targets) > 1:
         # Many figures and three models: a line for each figure.
-        lines = [["joint NLL, nats", *(f"{entry['nll']:.4f}" for entry in scores.values())]]
-        best = {(0, 1 + int(np.argmin([entry["nll"] for entry in scores.values()])))}
+        lines = [["joint NLL, nats", *(figure(entry["nll"], "nll") for entry in scores.values())]]
+        best = {(0, 1 + place_of_least([entry["nll"] for entry in scores.values()]))}
         for target in run.targets:
             for key, label in (("crps", "CRPS"), ("rmse", "RMSE"), ("coverage", "90 % coverage")):
                 values = [entry["targets"][target][key] for entry in scores.values()]
                 if key != "coverage":
-                    best.add((len(lines), 1 + int(np.argmin(values))))
-                shown = [f"{100 * v:.1f} %" if key == "coverage" else f"{v:.4g}" for v in values]
-                lines.append([f"{target}: {label}", *shown])
+                    best.add((len(lines), 1 + place_of_least(values)))
+                lines.append([f"{target}: {label}", *(figure(v, key) for v in values)])
         notes = not_trusted_in_words(scores)
         return Card("Beside two baselines", text, head=["figure", *scores], rows=lines, best=best, notes=notes)
     columns = {"nll": "NLL", "crps": "CRPS", "rmse": "RMSE", "mae": "MAE", "coverage": "90 % coverage", "width":
@@ -190,14 +190,13 @@ def _scores_card(run: RegressionRun) -> Card:
     for name, entry in scores.items():
         cells = [name]
         for key in columns:
-            value = entry[key]
-            cell = f"{100 * value:.1f} %" if key == "coverage" else f"{value:.{4}{'f' if key == 'nll' else 'g'}}"
+            cell = figure(entry[key], key)
             error = entry.get(f"{key}_error")
             cells.append(f"{cell} ± {error:.2g}" if error else cell)
         rows.append(cells)
     for j, key in enumerate(columns):
         if key in ("nll", "crps", "rmse", "mae"):
-            best.add((int(np.argmin([entry[key] for entry in scores.values()])), j + 1))
+            best.add((place_of_least([entry[key] for entry in scores.values()]), j + 1))
     notes = []
     for name, entry in scores.items():
         if "nll_gain" in entry:

@@ -272,7 +272,9 @@ class RegressionRun(Run):
         return held_out + super().remarks()
 
 
-def _cell(value: float, name: str) -> str:
+def _cell(value: float | None, name: str) -> str:
+    if value is None:
+        return "not finite"
     return f"{100 * value:.1f} %" if name == "coverage" else f"{value:.4g}" if name != "nll" else f"{value:.4f}"
 
 
@@ -322,9 +324,8 @@ def _scores(
     start = time.monotonic()
     distribution = model.predict_distribution(X.iloc[test])
     if isinstance(distribution, MultivariateDistribution):
-        scores[MODEL_NAME] = score_targets(
-            y[test], distribution, settings.targets, model.resolution_, settings.seed
-        )
+        joint = score_targets(y[test], distribution, settings.targets, model.resolution_, settings.seed)
+        scores[MODEL_NAME] = without_infinities(joint)
         seconds["scoring"] = time.monotonic() - start
         for baseline in BASELINES:
             start = time.monotonic()
@@ -334,7 +335,7 @@ def _scores(
                 fitted = baseline().fit(X.iloc[training], y[training, k], width)
                 parts[name] = score(y[test, k], fitted.predict_distribution(X.iloc[test]), width)
             rows = np.sum([p.log_score for p in parts.values()], axis=0)
-            scores[baseline.name] = {
+            entry = {
                 "n_rows": len(rows),
                 "nll": float(-rows.mean()),
                 "nll_error": float(rows.std(ddof=1) / np.sqrt(len(rows))) if len(rows) > 1 else None,
@@ -343,6 +344,7 @@ def _scores(
                     for name, p in parts.items()
                 },
             }
+            scores[baseline.name] = without_infinities(entry)
             seconds[baseline.name] = time.monotonic() - start
         return scores, seconds
     ours = score(y[test], distribution, model.resolution_)

@@ -296,7 +296,14 @@ def thinned(values: np.ndarray, most: int = 1000) -> list[float]:
 
 def without_infinities(summary: dict[str, Any]) -> dict[str, Any]:
     """JSON has no infinity: an infinite or undefined figure becomes null."""
-    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in summary.items()}
+    return {
+        k: without_infinities(v)
+        if isinstance(v, dict)
+        else None
+        if isinstance(v, float) and not np.isfinite(v)
+        else v
+        for k, v in summary.items()
+    }
 
 
 def scored_rows(model: Any, X: pd.DataFrame, held_out_log_prob: list[float]) -> pd.DataFrame:
