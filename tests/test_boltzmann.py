@@ -648,6 +648,23 @@ def test_options_do_what_they_say():
     assert log_likelihood(machine, states) > log_likelihood(alone, states)
 
 
+def test_sparsity_counts_the_activity_under_the_data_alone():
+    rows = torch.ones(64, 5)
+    machine = machine_of(rows, 3)
+    with torch.no_grad():
+        machine.weights[0].fill_(2.0)
+        machine.biases[1].fill_(-5.0)
+    # Hidden units are on under the data and off under the chains, which are all zeros.
+    chains = [torch.zeros(64, 5), torch.zeros(64, 3)]
+    with torch.no_grad():
+        machine.biases[0].fill_(-20.0)
+    step = begun(machine, rows, chains, sparsity_target=0.1, sparsity_cost=0.0)
+    before = step.activity[1].clone()
+    step.learn(rows, 0.0)
+    expected = before + 0.1 * (torch.sigmoid(torch.full((3,), 5.0)) - before)
+    torch.testing.assert_close(step.activity[1], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_fast_weights_drive_the_chains_out_of_a_mode():
     """All ones or all zeros, each half of the data, and all chains at the ones."""
     machine = RBMEnergy(10, 1)
