@@ -441,7 +441,7 @@ def test_a_changed_table_can_not_be_resumed(call, fitted, tmp_path: Path) -> Non
     assert "has changed" in call("fit", "regression", "--resume", "--out", run).err
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT])
 def test_an_interrupted_run_resumes_and_ends_the_same(call, tmp_path: Path, how: signal.Signals) -> None:
     table, cut, whole = make_table(tmp_path), tmp_path / "cut", tmp_path / "whole"
     settings = [

@@ -509,6 +509,7 @@ def test_recipe_runs(tmp_path):
     assert len(result.pictures) == 8
 
 
+@pytest.mark.slow
 def test_recipe_on_larger_images(tmp_path):
     rng = np.random.RandomState(0)
     pixels, labels = (255 * (rng.uniform(size=(60, 28, 28)) < 0.3)).astype(np.uint8), np.zeros(60, int)

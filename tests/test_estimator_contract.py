@@ -212,6 +212,7 @@ if int(torch.distributed.get_rank()) == 0:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_nearly_the_density_of_one(tmp_path):
     """Sums are taken in another order, and denoising draws its noise in each process: both within a small part of
     how far rows lie apart."""

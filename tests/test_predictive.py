@@ -79,9 +79,12 @@ TARGETS = {
     "limit and a far row": lambda x, rng: np.r_[np.maximum(linear(x, rng), 0.0)[:-1], 1e5],
 }
 _FITTED: dict[str, tuple] = {}
+# Others of their kind are always tested.
+SLOW = ("far by 1e3", "far by 1e6", "Pareto", "censored from below", "tiny scale", "huge scale", "nearly constant",
+        "two narrow modes")  # fmt: skip
 
 
-@pytest.fixture(params=TARGETS)
+@pytest.fixture(params=[pytest.param(t, marks=pytest.mark.slow) if t in SLOW else t for t in TARGETS])
 def fitted(request):
     """The target's name, inputs, values, and a model's distributions of them."""
     if request.param not in _FITTED:
@@ -374,6 +377,7 @@ def test_a_zero_inflated_column_of_a_density_stays_what_it_is():
         assert np.trapezoid(joint, grid) + at_zero == pytest.approx(marginal, rel=5e-3)
 
 
+@pytest.mark.slow
 def test_a_rounded_column_with_an_atom_is_a_density_over_its_cells():
     """A column rounded to 0.01 and capped at 0.4, where a third of the rows stand: the atom's mass is all over its
     cell, for the total to be 1 and for fresh rows, spread over their cells, to score as those held out."""
@@ -492,6 +496,7 @@ def test_a_mixture_far_beyond_a_limit_has_a_density_within_it_and_gradients(limi
     torch.testing.assert_close(near, inside, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_zero_inflated_targets_train_without_a_roll_back():
     """Targets of which half are zero and the others log-normal, whose log-scale follows x."""
     for seed in (1, 3):

@@ -38,12 +38,12 @@ def test_scikit_learn_checks(estimator, check):
 
 @pytest.fixture(scope="module")
 def small() -> RestrictedBoltzmannMachine:
-    return RestrictedBoltzmannMachine(16, random_state=0).fit(TRAIN)
+    return RestrictedBoltzmannMachine(16, n_temperatures=1, random_state=0).fit(TRAIN)
 
 
 @pytest.fixture(scope="module")
 def large() -> RestrictedBoltzmannMachine:
-    return RestrictedBoltzmannMachine(64, random_state=0).fit(TRAIN)
+    return RestrictedBoltzmannMachine(64, n_temperatures=1, random_state=0).fit(TRAIN)
 
 
 # -- likelihood -----------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_gaussian_units_recover_a_known_machine():
 def test_features_help_a_classifier_as_bernoulli_rbms_do():
     scores = []
     for model in (
-        RestrictedBoltzmannMachine(64, random_state=0),
+        RestrictedBoltzmannMachine(64, n_temperatures=1, random_state=0),
         BernoulliRBM(64, learning_rate=0.06, n_iter=10, random_state=0),
     ):
         pipeline = make_pipeline(model, LogisticRegression(max_iter=500)).fit(TRAIN, LABELS[:1400])
@@ -539,7 +539,6 @@ def test_numbers_beyond_the_integers_stay_numbers():
 def test_wide_machines_learn_slowly_and_at_several_temperatures(width, levels, rate):
     rows = (np.random.RandomState(0).uniform(size=(30, width)) < 0.5).astype(float)
     model = RestrictedBoltzmannMachine(2, max_epochs=1, random_state=0).fit(rows)
-    assert len(model.chains_[0]) == 64
     assert model._n_levels() == levels
     assert model._rate() == pytest.approx(rate)
 

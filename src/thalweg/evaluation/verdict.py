@@ -219,7 +219,7 @@ def check_normaliser(error: float, warning: str | None) -> Check:
     """Whether log Z is known well enough for log densities to mean something."""
     name = "log Z"
     if warning is not None:
-        return Check(name, "doubtful", f"log Z, and log p with it, may be off by more than its error: {warning}")
+        return Check(name, "doubtful", f"log Z may be off by more than its error: {warning}")
     if not error:
         return Check(name, "passed", "The density is normalised exactly.")
     found = f"log Z is known to ± {error:.2g} nats, an error that all log densities share."

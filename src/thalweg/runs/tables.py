@@ -113,8 +113,12 @@ def read_numbers(settings: Any, convert: Callable[[Typed], pd.DataFrame] = numbe
         worst = f"; most gaps has {gaps.index[0]!r} ({gaps.iloc[0]}): --drop it" if gaps.iloc[0] else ""
         raise ValueError(f"{name} has {len(complete)} rows without gaps: at least 10 are needed{worst}")
     if len(complete) < len(numbers):
+        n = len(numbers) - len(complete)
         with_gaps = [c for c in numbers.columns if numbers[c].isna().any()]
-        remarks.append(f"Gaps are in {listed(with_gaps)}; `thalweg impute` fills them.")
+        remarks.append(
+            f"{n} of {len(numbers)} rows have gaps (in {listed(with_gaps)}) and were left out; the model can fill "
+            "them with `thalweg impute`."
+        )
     training_index, test_index = split_rows(len(complete), test_fraction, seed)
     training, test = complete.iloc[training_index], complete.iloc[test_index]
     constant = {c: _as_json(training[c].iloc[0]) for c in training.columns if training[c].nunique() == 1}
