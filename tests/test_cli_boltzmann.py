@@ -261,7 +261,7 @@ def test_deep_machines_are_fitted_drawn_scored_and_shown(kind, tmp_path):
 
 def test_an_interrupted_or_killed_run_resumes_to_the_same_model(tmp_path):
     numbers().to_csv(tmp_path / "rows.csv", index=False)
-    settings = ["fit", "boltzmann", tmp_path / "rows.csv", "--epochs", 400, "--hidden", 64, "--temperatures", 2,
+    settings = ["fit", "boltzmann", tmp_path / "rows.csv", "--epochs", 200, "--hidden", 64, "--temperatures", 2,
                 "--no-report", "--quiet", "--threads", 1, "--checkpoint-seconds", 0.1]  # fmt: skip
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     for how in (signal.SIGKILL, signal.SIGINT):

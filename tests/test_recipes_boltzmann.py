@@ -17,6 +17,7 @@ def test_quick_run():
     assert all(np.isfinite(figure.values).all() for figure in result.figures)
 
 
+@pytest.mark.slow
 def test_quick_run_on_images_of_28_x_28_pixels(tmp_path):
     rng = np.random.RandomState(0)
     images, labels = rng.randint(0, 256, (300, 28, 28)).astype(np.uint8), rng.randint(0, 10, 300)

@@ -315,6 +315,7 @@ def test_the_shell_completes_commands_options_and_choices():
 # -- several processes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_figures_of_one(tmp_path):
     """The sums of a batch are taken in another order, so equality is up to rounding that training has grown."""
     rng = np.random.default_rng(0)

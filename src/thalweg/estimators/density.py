@@ -49,7 +49,7 @@ from thalweg.estimators._whole_rows import (
     resampled,
     table_of_numbers,
 )
-from thalweg.evaluation.row_checks import check_beside_gaussian
+from thalweg.evaluation.row_checks import check_folds
 from thalweg.evaluation.verdict import Check, check_normaliser, check_rows, check_training
 from thalweg.inference import completion
 from thalweg.objectives.base import Batch
@@ -215,7 +215,7 @@ class EnergyDensity(DensityMixin, Normalised, Estimator):
             check_normaliser(self.log_normaliser_error_, self.log_normaliser_warning_),
         ]
         if not any(self.atoms_):
-            found.append(check_beside_gaussian(self.held_out_log_prob_, X, "one Gaussian"))
+            found.append(check_folds(self.held_out_log_prob_, X))
         return found
 
     def _check_settings(self) -> None:

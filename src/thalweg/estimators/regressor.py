@@ -34,7 +34,7 @@ from thalweg.estimators._base import (
 from thalweg.estimators._conditional import BroadProposal, HeldOutFigure, mlp_with_dropout
 from thalweg.estimators._tables import TableInputs
 from thalweg.estimators.distribution import MultivariateDistribution, PredictiveDistribution
-from thalweg.evaluation.row_checks import check_beside_gaussian
+from thalweg.evaluation.row_checks import check_folds
 from thalweg.evaluation.verdict import Check, check_rows, check_training
 from thalweg.objectives.base import Batch, Objective
 from thalweg.objectives.catalogue import conditional_objective
@@ -235,15 +235,16 @@ class EnergyRegressor(RegressorMixin, TableInputs, Estimator):
             gain = validate.gain_of_all(self.energy_, data.x, data.y)
             self.validation_nll_ = float(validate.nested().mean()) - gain + offset
             self._held_out_log_prob = gain - validate.nested_rows(len(y)).nanmean(1).numpy() + self._slopes(y)
-        self._conclude(self._checks(targets, validate.is_likelihood))
+        self._conclude(self._checks(features, targets, validate.is_likelihood))
         return self
 
-    def _checks(self, targets: np.ndarray, is_likelihood: bool) -> list[Check]:
+    def _checks(self, features: Tensor, targets: np.ndarray, is_likelihood: bool) -> list[Check]:
         """What can be said of the model from its own held-out rows."""
         n_columns = getattr(self, "n_features_in_", None)
         found = [check_rows(len(targets), n_columns), check_training({"training": self.history_})]
         if is_likelihood and not self.atoms_:
-            found.append(check_beside_gaussian(self._held_out_log_prob, targets, "one Gaussian for all rows"))
+            plain = features.double().numpy() if features.ndim == 2 else None
+            found.append(check_folds(self._held_out_log_prob, targets, plain))
         return found
 
     def _progress(self, offset: float, n_members: int) -> Progress:

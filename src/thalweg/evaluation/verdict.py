@@ -177,7 +177,7 @@ def check_baselines(
     if gain > 2 * error:
         text = f"Held-out {what} are {shown} likelier than under the best baseline, {rival!r}."
         return Check(name, "passed", text)
-    if gain < -(3 * error + 0.05):
+    if gain < -(2 * error + 0.05):
         text = f"It is worse than the baseline {rival!r}, by {shown} a row: use that, or train longer."
         return Check(name, "failed", text)
     order = "better" if gain > 0 else "worse"
