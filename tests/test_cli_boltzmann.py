@@ -87,6 +87,10 @@ def test_a_run_is_told_beside_independent_columns_and_drawn(runs, kind):
     ours, alone = figures["scores"]["thalweg"], figures["scores"]["independent columns"]
     assert ours["log_likelihood"] > alone["log_likelihood"]
     assert ours["reconstruction"] < alone["reconstruction"]
+    assert alone["nll_gain"] == pytest.approx(ours["log_likelihood"] - alone["log_likelihood"], abs=1e-6)
+    rivals = {name: entry["nll_gain"] for name, entry in figures["scores"].items() if name != "thalweg"}
+    text = next(check["text"] for check in figures["verdict"] if check["name"] == "baselines")
+    assert repr(min(rivals, key=lambda name: rivals[name])) in text
     for words in ("independent columns", "exact" if kind != "images" else "±", "thalweg sample"):
         assert words in printed(run)
     page = (run / "report.html").read_text()

@@ -224,6 +224,26 @@ def test_compare(call, tmp_path: Path) -> None:
     assert "<h2>Maps</h2>" not in (tmp_path / "t" / "report.html").read_text()
 
 
+@pytest.mark.parametrize(("shift", "state"), [(1.0, "passed"), (-1.0, "failed")])
+def test_the_verdict_of_a_comparison_is_on_the_best_method_beside_the_best_baseline(shift, state) -> None:
+    from types import SimpleNamespace
+
+    from thalweg.runs.compare import Comparison, Contender
+
+    rival = np.random.default_rng(0).normal(size=40)
+    contenders = [
+        Contender("nce", "", "", 5, [-shift], log_prob=rival + shift, cpu_seconds=[9.0]),
+        Contender("sm", "", "", 5, [9.0], log_prob=rival - 9, cpu_seconds=[2.0]),
+    ]
+    data = SimpleNamespace(n_rows=240, training=pd.DataFrame(np.zeros((200, 2))), test=range(40), doubts=[])
+    found = Comparison(SimpleNamespace(steps=None), data, contenders, {"mixture": rival, "kernel": rival - 5}, 1.0)
+    checks = {check.name: check for check in found.verdict}
+    assert checks["baselines"].state == state
+    assert "'mixture'" in checks["baselines"].text
+    assert "4.5 times as many CPU seconds" in checks["budgets"].text
+    assert checks["budgets"].state == "doubtful"
+
+
 def test_a_method_that_diverges_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from thalweg.report.compare import write_comparison_page
     from thalweg.runs import compare

@@ -214,3 +214,21 @@ def test_a_likelihood_that_is_not_finite_is_said_in_words(run: RegressionRun) ->
 def test_figures_without_infinities_all_the_way_down() -> None:
     found = without_infinities({"a": np.inf, "b": {"c": np.nan, "d": 1.0}, "e": "x"})
     assert found == {"a": None, "b": {"c": None, "d": 1.0}, "e": "x"}
+
+
+def test_the_verdict_is_that_of_the_figures(run: RegressionRun) -> None:
+    scores = run.figures["scores"]
+    texts = {check.name: check.text for check in run.verdict}
+    assert f"cover {100 * scores['thalweg']['coverage']:.1f} %" in texts["coverage"]
+    name = min(list(scores)[1:], key=lambda baseline: scores[baseline]["nll_gain"])
+    assert repr(name) in texts["baselines"]
+    assert f"{abs(scores[name]['nll_gain']):.3f}" in texts["baselines"]
+
+
+def test_gains_are_what_the_baselines_lose() -> None:
+    ours, other = {"nll": 1.0, "nll_error": 0.3}, {"nll": 3.0, "nll_error": 0.4}
+    found = gains_of(
+        {"thalweg": ours, "unpaired": other, "paired": other | {"nll_gain": 1.9, "nll_gain_error": 0.1}}
+    )
+    assert found == {"unpaired": (2.0, pytest.approx(0.5)), "paired": (1.9, 0.1)}
+    assert gains_of({"thalweg": ours, "lost": {"nll": None, "nll_error": None}}) == {"lost": (None, None)}

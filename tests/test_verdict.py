@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import norm
 
 from thalweg import EnergyDensity, EnergyRegressor, RestrictedBoltzmannMachine
-from thalweg.evaluation.row_checks import check_folds, check_samples, check_units, check_variety
+from thalweg.evaluation.row_checks import _ridge_log_prob, check_folds, check_samples, check_units, check_variety
 from thalweg.evaluation.verdict import (
     Check,
     FailedModelWarning,
@@ -214,3 +214,19 @@ def test_a_machine_whose_units_are_all_alike_fails():
     X = (rng.uniform(size=(200, 12)) < 0.5).astype(float)
     model = RestrictedBoltzmannMachine(8, max_epochs=2, random_state=0).fit(X)
     assert {c.name for c in model.verdict_} == {"rows", "training", "hidden units", "chains", "variety"}
+
+
+def test_the_ridge_of_several_targets_is_the_sum_of_those_of_each():
+    rng = np.random.RandomState(0)
+    X, targets = rng.standard_normal((60, 3)), rng.standard_normal((60, 2)) * [1.0, 4.0]
+    parts = [_ridge_log_prob(targets[:, [k]], X) for k in range(2)]
+    np.testing.assert_allclose(_ridge_log_prob(targets, X), parts[0] + parts[1], rtol=1e-9)
+
+
+def test_samples_with_heavy_tails_are_judged_wherever_they_lie():
+    rng = np.random.RandomState(0)
+    training, held_out = (rng.standard_cauchy((n, 2)) for n in (300, 100))
+    alike = 0.001 * rng.standard_cauchy((200, 2))
+    for shift in (0.0, 1e6):
+        found = check_samples(alike + shift, training + shift, held_out + shift)
+        assert found[0].state == "failed", shift

@@ -34,14 +34,15 @@ def check_folds(log_prob: np.ndarray, rows: np.ndarray, inputs: np.ndarray | Non
     plain = {"one Gaussian": _gaussian_log_prob(rows)}
     if inputs is not None:
         plain["ridge regression"] = _ridge_log_prob(rows, inputs)
-    gains = {}
+    gains, n_compared = {}, 0
     for kind, other in plain.items():
         gain = (log_prob - other)[known]
         gain = gain[~np.isnan(gain)]
+        n_compared = max(n_compared, len(gain))
         if len(gain):
             error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else 0.0
             gains[kind] = (float(gain.mean()), error)
-    return replace(check_baselines(gains, len(known), "rows of the training's folds"), name=name)
+    return replace(check_baselines(gains, n_compared, "rows of the training's folds"), name=name)
 
 
 def _folds(n_rows: int, n_folds: int = 5) -> Iterator[tuple[np.ndarray, np.ndarray]]:

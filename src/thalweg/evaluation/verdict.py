@@ -195,7 +195,8 @@ def check_training(histories: Mapping[str, Any], by_held_out: bool = True) -> Ch
     """
     rollbacks = sum(history.rollbacks for history in histories.values())
     if rollbacks:
-        text = f"It diverged and was rolled back {rollbacks} time{'s' * (rollbacks != 1)}: lower its rate."
+        times = "once" if rollbacks == 1 else f"{rollbacks} times"
+        text = f"It diverged and was rolled back {times}: lower the learning rate."
         return Check("training", "doubtful", text)
     unfinished = [name for name, h in histories.items() if by_held_out and _still_improves(h.epochs)]
     if unfinished:
