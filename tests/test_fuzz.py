@@ -5,6 +5,7 @@ test, new ones in each run: ``THALWEG_FUZZ=10000 python -m pytest tests/test_fuz
 """
 
 import datetime
+import io
 import math
 import os
 import re
@@ -18,6 +19,7 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from thalweg import EnergyDensity, EnergyRegressor, ImageEBM, RestrictedBoltzmannMachine
 from thalweg.data.columns import KINDS, decide, read_as
@@ -29,6 +31,7 @@ from thalweg.evaluation.verdict import FailedModelWarning
 from thalweg.runs.base import fit_run
 from thalweg.runs.settings.boltzmann import BoltzmannSettings
 from thalweg.runs.settings.density import DensitySettings
+from thalweg.runs.settings.images import ImageSettings
 from thalweg.runs.settings.regression import RegressionSettings
 
 _N = int(os.environ.get("THALWEG_FUZZ", "0"))
@@ -279,6 +282,102 @@ def test_images_are_read_or_refused(array, labels):
         path = Path(folder) / "x.npz"
         np.savez(path, X=array, **({} if labels is None else {"y": np.array(labels)}))
         answered(lambda: read_images(path))
+
+
+@st.composite
+def pictures(draw, least=0):
+    """Pictures of a folder: name -> bytes. Some are of another size or mode, damaged, or no pictures."""
+    modes = ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I", "F", "CMYK"]
+    mode, ending = draw(st.sampled_from(modes)), draw(st.sampled_from(ENDINGS))
+    height, width = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    deep = draw(st.booleans())
+    found = {}
+    for place in draw(
+        st.lists(st.tuples(st.sampled_from(PLACES), st.sampled_from(STEMS)), min_size=least, max_size=6)
+    ):
+        odd = draw(st.sampled_from([*20 * [""], "mode", "size", "cut", "bytes", "pages"]))
+        kind = draw(st.sampled_from(modes)) if odd == "mode" else mode
+        size = (height + 1, width) if odd == "size" else (height, width)
+        values = np.random.RandomState(draw(st.integers(0, 1000))).uniform(size=size)
+        content = picture(values, kind, ending, deep, n_pages=2 if odd == "pages" else 1)
+        if odd == "bytes":
+            content = draw(st.binary(max_size=40))
+        elif odd == "cut":
+            content = content[: draw(st.integers(0, len(content)))]
+        found["/".join(part for part in (*place[:1], place[1] + ending) if part)] = content
+    return found
+
+
+ENDINGS = [".png", ".PNG", ".tif", ".bmp", ".gif", ".jpg", ".webp", ".txt"]
+PLACES = ["", "", "a", "b", "10", "2", "größe", "日本", ".hidden", "a/b", "with blank"]
+STEMS = ["0", "1", "x", ".x", "ö", "a.b", "0 (1)"]
+
+
+def picture(values, mode, ending, deep, n_pages):
+    """A picture of values in [0, 1] as a file of that kind holds it; empty where that kind can't hold the mode."""
+    scales = {
+        "I;16": (65535, np.uint16),
+        "I": (65535 if deep else 200, np.int32),
+        "F": (1 if deep else 9, np.float32),
+    }
+    scale, kind = scales.get(mode, (255 if deep else 1, np.uint8))
+    made = Image.fromarray((values * scale).astype(kind))
+    made = made if mode in scales else made.convert(mode)
+    stream = io.BytesIO()
+    try:
+        form = Image.registered_extensions().get(ending.lower(), "PNG")
+        made.save(
+            stream, form, **({"save_all": True, "append_images": [made] * (n_pages - 1)} if n_pages > 1 else {})
+        )
+    except (OSError, ValueError, TypeError, KeyError):
+        return b""
+    return stream.getvalue()
+
+
+@tried(60)
+@given(pictures())
+def test_a_folder_of_pictures_is_read_or_refused(files):
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        found = answered(lambda: read_images(Path(folder)))
+        if found is None:
+            return
+        seen = [n for n in files if not n.endswith(".txt") and not any(p.startswith(".") for p in n.split("/"))]
+        assert sorted(found.files) == sorted(seen)
+        assert found.pixels.min() >= 0
+        assert found.pixels.max() <= 1
+        places = [name.rpartition("/")[0] for name in found.files]
+        if len(set(places)) > 1:  # one label to a subfolder
+            assert len(set(zip(places, found.labels.tolist(), strict=True))) == len(set(places))
+        else:
+            assert found.labels is None
+
+
+@tried(12)
+@given(pictures(least=4), st.sampled_from(["images", "boltzmann"]))
+def test_a_run_on_pictures_is_made_and_asked_or_refused(files, task):
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "pictures"
+        data.mkdir()
+        for name, content in files.items():
+            # Enough of them for a test set.
+            for copy in range(4):
+                path = (data / name).with_stem(f"{Path(name).stem}-{copy}")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        if task == "images":
+            ask = lambda: ImageSettings(data=str(data), steps=1)  # noqa: E731
+        else:
+            ask = lambda: BoltzmannSettings(data=str(data), epochs=1, hidden=[2])  # noqa: E731
+        run = answered(lambda: fit_run(Path(folder) / "run", ask(), verbose=False))
+        if run is None:
+            assert not (Path(folder) / "run").exists()
+            return
+        for verb in run.verbs:
+            answered(lambda verb=verb: getattr(run, verb)(5 if verb == "sample" else data))
 
 
 @tried(6)

@@ -242,6 +242,14 @@ def test_a_folder_in_which_all_is_hidden_holds_no_pictures(tmp_path):
     is_refused(tmp_path, "holds no pictures")
 
 
+def test_a_picture_beside_the_subfolders_of_labels_is_refused(tmp_path):
+    for label in ("cats", "dogs"):
+        (tmp_path / label).mkdir()
+        save(tmp_path / label, BYTES, "png")
+    Image.fromarray(BYTES[0]).save(tmp_path / "stray.png")
+    is_refused(tmp_path, r"some pictures lie in subfolders, which are labels, and stray\.png lies beside these")
+
+
 def test_subfolders_named_by_numbers_are_numbered_by_them(tmp_path):
     for k in range(12):
         (tmp_path / str(k)).mkdir()

@@ -82,7 +82,7 @@ def read_images(path: Path) -> Images:
 
     Raises:
         ValueError: if there is nothing to read, a picture has several pages, transparent pixels or values of which
-            white is not known, or the pictures are not alike; in words.
+            white is not known, the pictures are not alike, or only some lie in subfolders; in words.
     """
     if not path.exists():
         raise ValueError(f"there is no file or folder {path}")
@@ -276,6 +276,12 @@ def _read_folder(folder: Path) -> Images:
         white, pixels = 1, np.stack([p.pixels.astype(np.float32) / p.white for p in pictures])
     names = [file.parent.relative_to(folder).as_posix() for file in files]
     classes = _in_order(names)
+    if len(classes) > 1 and "." in classes:
+        beside = files[names.index(".")].name
+        raise ValueError(
+            f"in {folder} some pictures lie in subfolders, which are labels, and {beside} lies beside these: put "
+            "it into the subfolder of its label, or all pictures into one folder"
+        )
     labels = _positions(names, classes) if len(classes) > 1 else None
     try:
         found = _scaled(pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2), white, labels)

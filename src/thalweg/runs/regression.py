@@ -38,6 +38,7 @@ from thalweg.runs.tables import (
     without_infinities,
 )
 
+_TELLS_ALL = 0.999
 _MAX_TEXTS = 32
 _ROWS_AT_ONCE = 10_000
 
@@ -407,7 +408,22 @@ def _doubts(data: Rows, model: EnergyRegressor, settings: RegressionSettings) ->
             )
             hidden = "which hide the structure of the rest"
             doubts.append(f"The target {name!r} has values far from all others ({far}), {hidden}: {advice}")
+        for telling, correlation in _telling(data.X, values).items():
+            doubts.append(
+                f"Column {telling!r} alone nearly gives the target {name!r} (rank correlation {correlation:.4f}): "
+                "leave it out (--drop) if it is not known before the target."
+            )
     return doubts
+
+
+def _telling(X: pd.DataFrame, target: np.ndarray) -> dict[str, float]:
+    """The columns, of several, that tell the order of the target, and their rank correlations with it."""
+    numbers = X.select_dtypes("number")
+    if X.shape[1] < 2 or numbers.empty:
+        return {}
+    with np.errstate(all="ignore"):  # of constant columns
+        found = numbers.rank().corrwith(pd.Series(target, X.index).rank())
+    return {str(name): value for name, value in found.items() if abs(value) > _TELLS_ALL}
 
 
 def _predictions(
