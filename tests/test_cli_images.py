@@ -95,3 +95,15 @@ def test_what_is_refused(run, tmp_path):
     assert "no pictures" in thalweg("fit", "images", tmp_path, "--out", tmp_path / "run", code=1).err
     assert "--out" in thalweg("sample", folder / "run", code=1).err
     assert "finished already" in thalweg("fit", "images", "--resume", "--out", folder / "run").err
+
+
+def test_held_out_images_that_are_training_images_are_told_and_a_single_one_is_refused(tmp_path):
+    images = np.repeat(np.arange(2)[:, None, None] * np.eye(3) + 0.1, 100, 0)
+    np.savez(tmp_path / "twice.npz", X=images / images.max())
+    fit = ("fit", "images", tmp_path / "twice.npz", "--steps", 1, "--out", tmp_path / "run")
+    assert "20 of 20 held-out rows equal training rows" in thalweg(*fit).out
+    assert "ratio of distances" not in json.loads((tmp_path / "run/figures.json").read_text())["scores"]
+    np.savez(tmp_path / "few.npz", X=images[:9] / images.max())
+    refused = thalweg("fit", "images", tmp_path / "few.npz", "--out", tmp_path / "few", code=1)
+    assert "one of 9 images would be held out" in refused.err
+    assert not (tmp_path / "few").exists()

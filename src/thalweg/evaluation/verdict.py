@@ -128,14 +128,21 @@ def check_rows_used(n_used: int, n_rows: int, what_to_do: str) -> Check:
     return Check("rows used", "failed" if lost > 0.5 * n_rows else "doubtful", f"{found} {what_to_do}")
 
 
-def check_held_out(n_test: int) -> Check:
-    """Whether enough rows were held out for figures that mean something."""
+def check_held_out(n_test: int, n_known: int = 0) -> Check:
+    """Whether enough rows were held out for figures that mean something.
+
+    Args:
+        n_known: how many of them equal a training row, where hardly any should.
+    """
     if not n_test:
         text = "No rows were held out: nothing says how good the model is on new rows. Give --test-fraction."
         return Check("held-out rows", "doubtful", text)
     if n_test < FEWEST_COMPARED:
         text = f"All figures rest on {n_test} held-out row{'s' * (n_test != 1)}: they are very uncertain."
         return Check("held-out rows", "doubtful", text)
+    if 2 * n_known >= n_test:
+        text = f"{n_known} of {n_test} held-out rows equal training rows: they do not show how new ones fare."
+        return Check("held-out rows", "doubtful", f"{text} Leave out what occurs twice.")
     return Check("held-out rows", "passed", f"{n_test} rows were held out.")
 
 

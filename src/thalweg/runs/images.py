@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from thalweg.data.images import Images, outliers, read_images
 from thalweg.estimators.images import ImageEBM
-from thalweg.evaluation.generation import copying_ratio, frechet_distance, pca_features
+from thalweg.evaluation.generation import copying_ratio, frechet_distance, nearest_neighbours, pca_features
 from thalweg.evaluation.row_checks import check_samples
 from thalweg.evaluation.verdict import Check, check_held_out, check_ranking
 from thalweg.runs.base import Run, Tell, TextTable
@@ -59,6 +59,11 @@ class ImageRun(Run):
         if images.labels is not None:
             digest.update(images.labels.data)
         rows, held_out = split_rows(len(images.pixels), settings.test_fraction, settings.seed)
+        if len(held_out) < 2:
+            raise ValueError(
+                f"one of {len(images.pixels)} images would be held out, and nothing can be measured on it: give "
+                "more images, or raise --test-fraction"
+            )
         return SplitImages(images.rows(rows), images.rows(held_out), digest.hexdigest())
 
     @classmethod
@@ -95,7 +100,7 @@ class ImageRun(Run):
         fresh = model.sample(max(50, min(n, 200)), n_steps=300, random_state=settings.seed + 1)
         what = "images of fresh chains"
         return [
-            check_held_out(n),
+            check_held_out(n, _n_known(data)),
             *_check_ranking(figures["scores"]),
             *check_samples(fresh, data.training.pixels, data.test.pixels, what),
         ]
@@ -144,6 +149,12 @@ def _check_ranking(scores: dict[str, float]) -> list[Check]:
     return check_ranking(found, training)
 
 
+def _n_known(data: SplitImages) -> int:
+    """How many of the held-out images are among the training images."""
+    known = {image.tobytes() for image in data.training.pixels}
+    return sum(image.tobytes() in known for image in data.test.pixels)
+
+
 def _measured(model: ImageEBM, training: Images, test: Images, seed: int) -> dict[str, float]:
     rng = np.random.RandomState(seed)
     some = training.pixels[rng.permutation(len(training.pixels))[:_MAX_MEASURED]]
@@ -151,13 +162,14 @@ def _measured(model: ImageEBM, training: Images, test: Images, seed: int) -> dic
     features = pca_features(some, n_components)
     n = int(np.clip(len(some), 50, 1000))
     fresh = model.sample(n, n_steps=300, random_state=seed)
-    copying = copying_ratio(fresh, some, test.pixels)
     scores = {
         "Frechet distance, fresh chains": frechet_distance(fresh, some, features),
         "Frechet distance, chains of the buffer": frechet_distance(model.buffer_[0].numpy(), some, features),
         "Frechet distance, images held out": frechet_distance(test.pixels, some, features),
-        "nearest training image, fresh over held out (ratio of distances)": copying,
     }
+    if np.median(nearest_neighbours(test.pixels, some).distance) > 0:
+        name = "nearest training image, fresh over held out (ratio of distances)"
+        scores[name] = copying_ratio(fresh, some, test.pixels)
     inside = model.score_samples(test.pixels)
     for kind, images in outliers(test.pixels, len(test.pixels), rng).items():
         truth = np.r_[np.ones(len(inside)), np.zeros(len(images))]
