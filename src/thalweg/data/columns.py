@@ -223,7 +223,7 @@ def _is_decimal(value: Any) -> bool:
 
 def _is_truth(column: pd.Series) -> bool:
     known = column.dropna()
-    return len(known) > 0 and bool(known.map(lambda v: isinstance(v, bool | np.bool_)).all())
+    return len(known) > 0 and all(isinstance(value, bool | np.bool_) for value in known)
 
 
 def check_entries(values: pd.Series) -> None:
