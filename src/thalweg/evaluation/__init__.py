@@ -12,6 +12,17 @@ __getattr__, __dir__, __all__ = lazily(
             "LeastSquaresGaussian",
             "QuantilePredictive",
         ],
+        "calibration": [
+            "Estimate",
+            "Reliability",
+            "Temperature",
+            "binomial_error",
+            "brier_score",
+            "expected_calibration_error",
+            "fit_temperature",
+            "mean_log_loss",
+            "reliability",
+        ],
         "density": ["GridFigures", "grid", "grid_energies", "grid_figures"],
         "density_baselines": ["BernoulliMixture", "GaussianBaseline", "KernelBaseline", "MixtureBaseline"],
         "generation": [
