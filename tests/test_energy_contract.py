@@ -55,6 +55,7 @@ from thalweg.energies import (
     PerceptronEnergy,
     PointNet,
     RBMEnergy,
+    ShapedDensity,
     StudentExperts,
     TiltedEnergy,
     TiltedMixtureEnsemble,
@@ -101,6 +102,7 @@ UNCONDITIONAL = {
     "GaussianMixture": Case(gaussian_mixture),
     "GaussianMixture, full": Case(correlated_mixture),
     "Uniform": Case(lambda: UniformEnergy(-torch.ones(2) * 3, torch.ones(2) * 3)),
+    "Shaped": Case(lambda: ShapedDensity(correlated_mixture(), (1, 2, 1)), (1, 2, 1)),
     "Logistic": Case(lambda: LogisticEnergy(2)),
     "Flow": Case(flow),
     "Autoregressive": Case(chain_rule, every_parameter=False),
@@ -344,7 +346,7 @@ def assert_normalised(density: Density, drawn: torch.Tensor) -> None:
     else:
         # A narrower one than p keeps the weights bounded.
         spread = torch.distributions.Normal(drawn.median(0).values, 0.3 * drawn.std(0))
-        q = spread.log_prob(drawn).sum(-1)
+        q = spread.log_prob(drawn).flatten(1).sum(1)
     with torch.no_grad():
         weights = (q - density.log_prob(drawn)).exp()
     error = float(weights.std()) / math.sqrt(len(weights))

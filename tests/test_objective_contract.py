@@ -29,12 +29,16 @@ from thalweg.objectives import (
     ContrastiveDivergence,
     CrossEntropy,
     DenoisingScoreMatching,
+    DualAdversarialTraining,
     EnergyDiscrepancy,
     EnergyLoss,
+    EnergyMargin,
     FlowContrastiveEstimation,
     GridLikelihood,
     ImportanceSampling,
     ImprovedContrastiveDivergence,
+    JointFlowContrast,
+    JointLikelihood,
     JointProposalNCE,
     KLDivergenceImportanceSampling,
     LangevinML,
@@ -42,6 +46,7 @@ from thalweg.objectives import (
     NoiseContrastiveEstimation,
     Objective,
     PseudoLikelihood,
+    QueueContrast,
     RankingNCE,
     RatioMatching,
     ScoreMatching,
@@ -87,6 +92,15 @@ def regression(k: int) -> DirectRegression:
 
 def classifier(k: int) -> LabelledEnergy:
     return perturbed(LabelledEnergy(mlp([3, 6, k])))
+
+
+def joint(k: int) -> JointLikelihood:
+    """Of inputs ``[3]``."""
+    return JointLikelihood(ContrastiveDivergence(Langevin(0.1), 3, ReplayBuffer(noise(3), 20, 6, 0.2)), 0.5, 0.1)
+
+
+def dual(k: int) -> DualAdversarialTraining:
+    return DualAdversarialTraining(noise(3), 1.0, 3, attack_radius=0.1, attack_steps=2)
 
 
 def machine(k: int) -> BoltzmannMachine:
@@ -157,6 +171,17 @@ CASES = {
     "ML of an ensemble": (ensemble, lambda k: MaximumLikelihood(), (1,), None),
     "energy loss": (regression, lambda k: EnergyLoss(), (1, 3), None),
     "cross-entropy": (classifier, lambda k: CrossEntropy(), (3,), None),
+    "joint likelihood": (classifier, joint, (3,), None),
+    "joint likelihood by DSM": (classifier, lambda k: JointLikelihood(DenoisingScoreMatching()), (3,), None),
+    "queue contrast": (classifier, lambda k: QueueContrast(k, queue_size=20), (3,), None),
+    "energy margin": (
+        classifier,
+        lambda k: EnergyMargin(3 * torch.randn(10, 3, generator=seeded(7)), n_outliers=5),
+        (3,),
+        None,
+    ),
+    "dual adversarial": (classifier, dual, (3,), None),
+    "joint flow contrast": (classifier, lambda k: JointFlowContrast(flow(3), warm_up=0), (3,), None),
     "pseudo-likelihood": (machine, lambda k: PseudoLikelihood(), (3,), None),
     "pseudo-likelihood of some sites": (machine, lambda k: PseudoLikelihood(2), (3,), None),
     "ratio matching": (machine, lambda k: RatioMatching(), (3,), None),
@@ -171,7 +196,7 @@ contract = pytest.mark.parametrize(ARGUMENTS, CONTRACT)
 unnormalised = pytest.mark.parametrize(ARGUMENTS, [p for p in CONTRACT if p.values[3] is not None])
 # The others hold their samples fixed, or some of their terms: their gradient is not that of their value.
 plain_gradient = pytest.mark.parametrize(
-    ARGUMENTS, [p for p in CONTRACT if not p.id.startswith((*CHAINS, "joint", "tilt", "Stein", "FCE"))]
+    ARGUMENTS, [p for p in CONTRACT if not p.id.startswith((*CHAINS, "joint", "tilt", "Stein", "FCE", "dual"))]
 )
 
 

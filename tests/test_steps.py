@@ -14,7 +14,7 @@ from thalweg.training.feed import Feed, Stages
 from thalweg.training.guard import Diverged, DivergenceError, Guard
 from thalweg.training.loop import Plan, Trainer
 from thalweg.training.moments import MomentStep, machine_plan
-from thalweg.training.step import Step
+from thalweg.training.step import GradientStep, Step
 
 
 def points(n: int = 64, seed: int = 0) -> Batch:
@@ -125,6 +125,76 @@ def test_no_two_players_move_one_parameter():
 
     with pytest.raises(ValueError, match="same parameter"):
         Trainer(Plan()).fit(perceptron(), Shared(), points())
+
+
+# -- sharpness-aware steps ----------------------------------------------------------------------------------
+
+
+class Bowl(Objective):
+    """(w'Hw) / 2 of the weights w of a linear layer, whatever the rows; it counts its passes in a buffer."""
+
+    def __init__(self, curvature: torch.Tensor):
+        super().__init__()
+        self.curvature = curvature
+        self.register_buffer("passes", torch.zeros(()))
+        self.drawn: list[float] = []
+
+    def check(self, energy, batch):
+        pass
+
+    def per_row(self, energy, batch, generator):
+        self.passes += 1
+        self.drawn.append(float(torch.rand((), generator=generator)))
+        w = energy.weight[0]
+        return (0.5 * w @ self.curvature @ w).expand(len(batch.y))
+
+
+def test_a_sharpness_aware_gradient_is_that_a_step_uphill_and_leaves_no_other_trace():
+    curvature = torch.tensor([[3.0, 1.0], [1.0, 0.5]])
+    energy, objective = nn.Linear(2, 1, bias=False), Bowl(curvature)
+    plan, fabric, generator = Plan(sharpness_radius=0.3), Fabric(accelerator="cpu", devices=1), torch.Generator()
+    step = GradientStep(energy, objective)
+    step.begin(plan, fabric, Feed(points(), plan, fabric), generator.manual_seed(0))
+    before = energy.weight.detach().clone()
+    value = step._differentiate(points(), 1.0, generator, step.weights)
+    gradient = curvature @ before[0]
+    expected = curvature @ (before[0] + 0.3 * gradient / gradient.norm())
+    torch.testing.assert_close(energy.weight.grad[0], expected)
+    assert value == pytest.approx(float(0.5 * before[0] @ curvature @ before[0]))
+    assert torch.equal(energy.weight.detach(), before)
+    # The first pass is taken back: its random numbers are drawn again, and what it stored is gone.
+    assert objective.drawn[0] == objective.drawn[1]
+    assert float(objective.passes) == 1.0
+
+
+def test_at_a_minimum_there_is_no_uphill():
+    energy = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        energy.weight.zero_()
+    plan = Plan(sharpness_radius=0.3, max_epochs=2, batch_size=16)
+    assert not Trainer(plan).fit(energy, Bowl(torch.eye(2)), points()).events
+    assert torch.equal(energy.weight, torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("at", [5, 11, 14])
+def test_sharpness_aware_players_resume_where_they_were(tmp_path, at):
+    plan = Plan(max_epochs=4, batch_size=16, checkpoint_seconds=0.0, sharpness_radius=0.1)
+    whole, objective = perceptron(), Duel(n_steps=2)
+    Trainer(plan).fit(whole, objective, points())
+    broken = Duel(n_steps=2)
+    broken.interrupt_at = 2 * at
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(plan, run_dir=tmp_path).fit(perceptron(), broken, points())
+    again, other = perceptron(), Duel(n_steps=2)
+    Trainer(plan, run_dir=tmp_path).fit(again, other, points(), resume=True)
+    assert_same(tensors(again, other), tensors(whole, objective))
+
+
+def test_a_sharpness_radius_that_does_not_apply_is_refused():
+    with pytest.raises(ValueError, match="sharpness_radius must not be negative"):
+        Plan(sharpness_radius=-0.1)
+    with pytest.raises(ValueError, match="MomentStep takes no gradient"):
+        Trainer(machine_plan(sharpness_radius=0.1)).run(MomentStep(RBMEnergy(6, 3)), Batch(None, torch.ones(8, 6)))
 
 
 # -- stages -----------------------------------------------------------------------------------------------

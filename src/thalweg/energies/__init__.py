@@ -22,6 +22,7 @@ __getattr__, __dir__, __all__ = lazily(
             "fit_gaussian_mixture",
         ],
         "densities.gaussian": ["GaussianEnergy"],
+        "densities.shaped": ["ShapedDensity", "gaussian_of_classes"],
         "densities.tilted": [
             "BatchedLinear",
             "MixtureDensity",

@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazily(
         "base": ["Adversarial", "Batch", "Loss", "Objective", "Player"],
         "catalogue": ["METHODS", "Method", "conditional_objective"],
         "classification": ["CrossEntropy"],
+        "classifier_contrast": ["DualAdversarialTraining", "EnergyMargin", "QueueContrast"],
         "contrastive_divergence": [
             "BoltzmannLearning",
             "ContrastiveDivergence",
@@ -17,6 +18,7 @@ __getattr__, __dir__, __all__ = lazily(
         "energy_discrepancy": ["EnergyDiscrepancy"],
         "energy_loss": ["EnergyLoss"],
         "importance_sampling": ["ImportanceSampling", "KLDivergenceImportanceSampling"],
+        "joint": ["JointFlowContrast", "JointLikelihood", "jem"],
         "likelihood": ["GridLikelihood", "MaximumLikelihood"],
         "noise": ["TargetNoise"],
         "noise_contrastive": [

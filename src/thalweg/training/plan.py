@@ -31,6 +31,9 @@ class Plan:
         validate_every: epochs from one validation to the next.
         keep_best: whether the weights with the best validation figure are kept, rather than the last ones.
         clip_norm: the gradient's norm is clipped to this; None does not clip.
+        sharpness_radius: length of the step up the gradient, in the weights, at whose end the gradient of the
+            update is taken: sharpness-aware minimisation, at twice the time [Foret 2021]. 0 takes the gradient
+            where the weights are.
         ema_decay: decay of an exponential moving average of the weights, which is validated and kept in their
             place; None keeps no average.
         n_snapshots: how many snapshots of the energy's weights are taken, evenly over the last eighth of the
@@ -59,6 +62,7 @@ class Plan:
     validate_every: int = 1
     keep_best: bool = True
     clip_norm: float | None = None
+    sharpness_radius: float = 0.0
     ema_decay: float | None = None
     n_snapshots: int = 0
     max_rollbacks: int = 5
@@ -73,7 +77,14 @@ class Plan:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
-        for name in ("final_rate", "weight_decay", "warmup_steps", "n_snapshots", "max_rollbacks"):
+        for name in (
+            "final_rate",
+            "weight_decay",
+            "warmup_steps",
+            "n_snapshots",
+            "max_rollbacks",
+            "sharpness_radius",
+        ):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"{name} must not be negative, got {value}")

@@ -51,6 +51,7 @@ class Step:
         weights: what training moves, the energy's weights first.
         buffers: what else changes and belongs to the model.
         n_energy_weights: how many of the weights are the energy's.
+        takes_gradients: whether an update follows the gradient of a loss, which may then be taken uphill.
         settings: what a run that resumes must have in common with the one before, beside the plan.
     """
 
@@ -60,9 +61,19 @@ class Step:
     buffers: list[Tensor]
     n_energy_weights: int
     settings: Mapping[str, Any] = {}
+    takes_gradients = False
 
     def begin(self, plan: Plan, fabric: Fabric, feed: Feed, generator: torch.Generator) -> None:
-        """Get ready for a run, before its first update or before the state of an earlier one is restored."""
+        """Get ready for a run, before its first update or before the state of an earlier one is restored.
+
+        Raises:
+            ValueError: if the plan asks for a sharpness radius and this step does not take gradients.
+        """
+        if plan.sharpness_radius and not self.takes_gradients:
+            raise ValueError(
+                f"{type(self).__name__} takes no gradient of a loss: sharpness_radius must be 0, got "
+                f"{plan.sharpness_radius}"
+            )
         self.plan, self.fabric = plan, fabric
 
     def learning(self) -> AbstractContextManager[Any]:
@@ -130,6 +141,8 @@ class GradientStep(Step):
         objective: its loss; what it owns trains beside the energy.
     """
 
+    takes_gradients = True
+
     def __init__(self, energy: AnyEnergy, objective: Objective):
         self.energy, self.objective = energy, objective
         self.module: _Loss = _Loss(energy, objective)
@@ -158,9 +171,47 @@ class GradientStep(Step):
         return [torch.optim.AdamW(groups, weight_decay=plan.weight_decay, fused=True)]
 
     def update(self, batch: Batch, share: float, clock: Clock, generator: torch.Generator) -> dict[str, float]:
-        value = self._backward(self.forward(batch, generator, None, False), self.weights, share)
+        value = self._differentiate(batch, share, generator, self.weights)
         self._move(self.optimizers[0], self.weights, value, clock.rate(), self.plan.clip_norm)
         return {"energy": value}
+
+    def _differentiate(
+        self,
+        batch: Batch,
+        share: float,
+        generator: torch.Generator,
+        weights: Sequence[Tensor],
+        player: str | None = None,
+        warming_up: bool = False,
+    ) -> float:
+        """The loss at the weights; afterwards these have its gradient, there or uphill from there."""
+        radius = self.plan.sharpness_radius
+        if not radius:
+            return self._backward(self.forward(batch, generator, player, warming_up), weights, share)
+        # The first pass leaves no trace but where uphill is: chains are stored once, and both passes draw the same
+        # random numbers.
+        numbers, buffers = generator.get_state(), [b.clone() for b in self.buffers]
+        value = self._backward(self.forward(batch, generator, player, warming_up), weights, share)
+        moved = [w for w in weights if w.grad is not None]
+        norm = _norm(moved)
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise Diverged("loss or gradient not finite")
+        here = [w.detach().clone() for w in moved]
+        with torch.no_grad():
+            generator.set_state(numbers)
+            for buffer, before in zip(self.buffers, buffers, strict=True):
+                buffer.copy_(before)
+            if norm:
+                gradients = [w.grad for w in moved if w.grad is not None]
+                torch._foreach_add_(moved, gradients, alpha=radius / norm)
+        try:
+            uphill = self._backward(self.forward(batch, generator, player, warming_up), weights, share)
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(moved, here)
+        if not math.isfinite(uphill):
+            raise Diverged("loss not finite a step uphill from the weights")
+        return value
 
     def _backward(self, loss: Tensor, weights: Sequence[Tensor], share: float) -> float:
         """The value of the loss; afterwards its gradient is that of the weights, and nothing else has one."""
@@ -183,7 +234,7 @@ class GradientStep(Step):
         self, optimizer: Any, weights: Sequence[Tensor], value: float, rate: float, clip_norm: float | None
     ) -> None:
         gradients = [w.grad for w in weights if w.grad is not None]
-        norm = float(torch.stack(torch._foreach_norm(gradients)).norm()) if gradients else 0.0
+        norm = _norm(weights)
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise Diverged("loss or gradient not finite")
         if clip_norm is not None and norm > clip_norm:
@@ -243,7 +294,7 @@ class PlayersStep(GradientStep):
     def update(self, batch: Batch, share: float, clock: Clock, generator: torch.Generator) -> dict[str, float]:
         place, warming_up = turn(self.players, self.n_updates)
         player = self.players[place]
-        value = self._backward(self.forward(batch, generator, player.name, warming_up), player.parameters, share)
+        value = self._differentiate(batch, share, generator, player.parameters, player.name, warming_up)
         clip_norm = self.plan.clip_norm if player.clip_norm is None else player.clip_norm
         self._move(self.optimizers[place], player.parameters, value, clock.rate(player.schedule), clip_norm)
         self.n_updates += 1
@@ -255,6 +306,12 @@ class PlayersStep(GradientStep):
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
         self.n_updates = state["n_updates"]
+
+
+def _norm(weights: Sequence[Tensor]) -> float:
+    """The Euclidean norm of the weights' gradient."""
+    gradients = [w.grad for w in weights if w.grad is not None]
+    return float(torch.stack(torch._foreach_norm(gradients)).norm()) if gradients else 0.0
 
 
 def _group(weights: Sequence[Tensor], highest: float) -> dict[str, Any]:

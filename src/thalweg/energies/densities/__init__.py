@@ -14,6 +14,7 @@ from thalweg.energies.densities.basic import (
     fit_gaussian_mixture,
 )
 from thalweg.energies.densities.gaussian import GaussianEnergy
+from thalweg.energies.densities.shaped import ShapedDensity, gaussian_of_classes
 from thalweg.energies.densities.tilted import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
 
 __all__ = [
@@ -28,9 +29,11 @@ __all__ = [
     "GivenDensity",
     "MixtureDensity",
     "NumericEncoding",
+    "ShapedDensity",
     "TiltedEnergy",
     "TiltedMixtureEnsemble",
     "UniformEnergy",
     "choose_gaussian_mixture",
     "fit_gaussian_mixture",
+    "gaussian_of_classes",
 ]
