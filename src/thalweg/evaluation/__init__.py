@@ -25,6 +25,18 @@ __getattr__, __dir__, __all__ = lazily(
         ],
         "density": ["GridFigures", "grid", "grid_energies", "grid_figures"],
         "density_baselines": ["BernoulliMixture", "GaussianBaseline", "KernelBaseline", "MixtureBaseline"],
+        "detection": [
+            "auroc",
+            "boundary_distance",
+            "detection_scores",
+            "energy",
+            "energy_score",
+            "false_positive_rate",
+            "generalised_entropy",
+            "max_softmax",
+            "neighbour_distance",
+            "virtual_logit",
+        ],
         "generation": [
             "BANDWIDTHS",
             "BLOCK_ENTRIES",

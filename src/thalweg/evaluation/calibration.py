@@ -59,7 +59,7 @@ class Temperature(NamedTuple):
 def expected_calibration_error(
     probabilities: Values, labels: Values, n_bins: int = 20, adaptive: bool = False
 ) -> float:
-    """How far the confidence of a classifier is from its accuracy [Guo 2017, eq. 3].
+    """How far the confidence of a classifier is from its accuracy [Guo 2017, sec. 2].
 
     The rows are put into bins by the largest probability; the error is the mean over rows of
     |accuracy - mean confidence| of their bin. It is never negative, so that even perfect probabilities have an
@@ -92,7 +92,7 @@ def reliability(probabilities: Values, labels: Values, n_bins: int = 10, adaptiv
     Raises:
         ValueError: as :func:`expected_calibration_error`.
 
-    Source: [Guo 2017, eq. 2].
+    Source: [Guo 2017, sec. 2].
     """
     p, y = _probabilities(probabilities, labels)
     if n_bins < 1:
@@ -114,7 +114,7 @@ def reliability(probabilities: Values, labels: Values, n_bins: int = 10, adaptiv
 
 
 def brier_score(probabilities: Values, labels: Values) -> Estimate:
-    """Mean over rows of sum_k (p_k - [k is the label])^2 [Brier 1950, eq. 2]: from 0, perfect, to 2.
+    """Mean over rows of sum_k (p_k - [k is the label])^2 [Brier 1950]: from 0, perfect, to 2.
 
     Args:
         probabilities: ``[n, C]``, rows that add up to 1.
@@ -207,7 +207,11 @@ def mean_estimate(values: np.ndarray) -> Estimate:
 
 def as_array(values: Any) -> np.ndarray:
     """An array of what may be a tensor, with or without a graph, on any device."""
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        # NumPy knows no bfloat16.
+        return (values.double() if values.is_floating_point() else values).numpy()
+    return np.asarray(values)
 
 
 def check_logits(logits: Values, labels: Values | None = None) -> tuple[np.ndarray, np.ndarray]:
