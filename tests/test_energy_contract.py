@@ -122,6 +122,14 @@ UNCONDITIONAL = {
     "difference": Case(lambda: gaussian() - 0.5 * gaussian_mixture()),
     "disjunction": Case(lambda: Disjunction([gaussian(), gaussian_mixture(), PerceptronEnergy(2, (4,))])),
     "Marginal over labels": Case(lambda: labelled().marginal(0.7)),
+    "Marginal over labels of images": Case(
+        lambda: LabelledPerceptron((1, 4, 4), 3, (6, 5), "silu").marginal(0.7), (1, 4, 4)
+    ),
+    "Marginal over labels, fixed": Case(
+        lambda: perturbed(LabelledPerceptron((1, 4, 4), 3, (6, 5), "silu")).marginal(0.7).fixed(),
+        (1, 4, 4),
+        every_parameter=False,
+    ),
     "Lowest over labels": Case(lambda: labelled().lowest(), every_parameter=False),
     "one label": Case(lambda: labelled().given_label(1), every_parameter=False),
     "Image": Case(lambda: ImageEnergy(residual_network(1, 1, 4, 2)), (1, 8, 8)),

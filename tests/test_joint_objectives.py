@@ -197,6 +197,18 @@ class Stretched(LabelledEnergy):
         return self.other.energies(2 * x - 1)
 
 
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_the_marginal_of_a_perceptron_laid_out_for_chains_is_the_same(activation, temperature):
+    energy = perturbed(LabelledPerceptron((1, 4, 4), C, (8, 6), activation)).marginal(temperature)
+    images = torch.rand(5, 1, 4, 4, generator=seeded())
+    value, gradient = energy.value_and_gradient(images)
+    fixed = energy.fixed()
+    assert type(fixed) is not type(energy)
+    torch.testing.assert_close(fixed(images), value)
+    torch.testing.assert_close(fixed.gradient(images), gradient)
+
+
 def test_the_published_chains_are_the_same_whatever_the_range_of_the_inputs():
     energy, data = classifier(), rows()
     wide = jem(UniformEnergy(-torch.ones(D), torch.ones(D)), buffer_size=100, n_chains=8)

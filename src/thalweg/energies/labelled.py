@@ -84,6 +84,10 @@ class LabelledEnergy(ConditionalEnergy):
         """The energy of inputs given labels, laid out for the many gradients of a chain, or None."""
         return None
 
+    def fixed_marginal(self, temperature: float) -> Energy | None:
+        """The marginal energy of inputs, laid out for the many gradients of a chain, or None."""
+        return None
+
 
 class LabelDistribution(Density, Conditioned):
     """p(k|x) of the rows of a batch: the softmax of minus the energies.
@@ -201,6 +205,9 @@ class MarginalOverLabels(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         return -self.temperature * torch.logsumexp(self.labelled.energies(x) / -self.temperature, -1)
+
+    def fixed(self) -> Energy:
+        return self.labelled.fixed_marginal(self.temperature) or self
 
 
 def _of_labels(values: Tensor, labels: Tensor) -> Tensor:
