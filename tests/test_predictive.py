@@ -1,6 +1,7 @@
 """Predictive distributions on nasty targets: the density, the distribution function, quantiles and draws agree."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -577,3 +578,20 @@ def test_weights_of_several_targets_say_when_they_are_not_to_be_trusted():
     at = np.zeros((24, 2))
     np.testing.assert_allclose(good.log_prob(at), -np.log(2 * np.pi), atol=0.15)
     assert bad.log_prob(at).mean() > -np.log(2 * np.pi) + 1
+
+
+def test_cells_too_narrow_for_the_precision_have_the_mass_of_their_density():
+    # A whole number of 16 digits: its cell's ends are one number in units of the spread.
+    rng = np.random.RandomState(0)
+    y = rng.choice([6559307017372196.0, 32678, 617, 2200, 5], 60)
+    X = rng.normal(size=(60, 2))
+    model = EnergyRegressor(max_epochs=1, n_members=1, hidden=(4,), random_state=0).fit(X, y)
+    distribution = model.predict_distribution(X)
+    assert model.resolution_ == 1.0
+    np.testing.assert_allclose(distribution.log_mass(y), np.minimum(distribution.log_prob(y), 0), atol=0.05)
+
+
+def test_a_density_of_whole_numbers_of_sixteen_digits_has_no_gaps():
+    table = pd.DataFrame({"a": [6559307017372196, 6559307017372196, 32678, 617, 2200], "b": [1, 1, 0, 1, 0]})
+    model = EnergyDensity(max_epochs=1, n_members=1, hidden=(4,), random_state=0).fit(table)
+    assert np.isfinite(model.score_samples(table)).all()

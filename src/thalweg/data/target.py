@@ -53,6 +53,10 @@ def location_and_scale(y: np.ndarray, heavy: float = 3.0) -> tuple[np.ndarray, n
     return np.where(far, median, y.mean(0)), np.where(far, robust, std)
 
 
+# Grids finer than this, in standard deviations, are none to a network in single precision.
+FINEST_GRID = 1e-6
+
+
 def find_resolution(y: np.ndarray, max_decimals: int = 6) -> float:
     """The spacing of the grid that a target is rounded to, or 0 if there is none.
 

@@ -25,7 +25,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from thalweg._torch_state import seeded
-from thalweg.data.target import find_resolution, location_and_scale, most_frequent, rounded
+from thalweg.data.target import FINEST_GRID, find_resolution, location_and_scale, most_frequent, rounded
 from thalweg.energies.base import Energy, check_energy
 from thalweg.energies.conditioning import ClampedEnergy
 from thalweg.energies.densities import AutoregressiveEnergy, Density, GaussianMixtureEnergy, NumericEncoding
@@ -271,10 +271,10 @@ class EnergyDensity(DensityMixin, Normalised, Estimator):
         """
         self.conditionals_, histories = [], {}
         own = np.empty(Z.shape)
+        # A grid finer than single precision tells apart is none to a network.
+        cells = np.where(self.resolution_ < FINEST_GRID * scale, 0.0, self.resolution_ / scale)
         for d in range(Z.shape[1]):
-            model = self._conditional(
-                float(self.resolution_[d] / scale[d]), seed + d, f"column {d + 1} of {Z.shape[1]}"
-            )
+            model = self._conditional(float(cells[d]), seed + d, f"column {d + 1} of {Z.shape[1]}")
             model.shift, model.fold_seed = float(np.log(scale[d])), seed
             given = Z[:, :d] if d else np.zeros((len(Z), 1))
             model.fit(given, Z[:, d], run_dir=None if folder is None else folder / f"column-{d}", **how)

@@ -181,7 +181,14 @@ class PredictiveDistribution:
                 log_mass = np.logaddexp(log_mass, atoms)
             return np.minimum(log_mass, 0.0)
 
-        return self._per_value(y, chunk)
+        log_mass = self._per_value(y, chunk)
+        values = np.asarray(y, np.float64)
+        low, high = (self._target.forth(values + side * width / 2) for side in (-1, 1))
+        narrow = (high - low <= 1e-9 * np.maximum(1.0, np.abs(low))) & ~np.isin(values, self.atoms)
+        if narrow.any():
+            # The ends of the cell are one number in double precision, or nearly so.
+            log_mass = np.where(narrow, np.minimum(self.log_prob(values) + np.log(width), 0.0), log_mass)
+        return log_mass
 
     def _log_cell(self, rows: slice, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         """log of the continuous part's probability of cells ``[B, m]``."""

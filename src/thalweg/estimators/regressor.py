@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from thalweg._torch_state import seeded
 from thalweg.data.encoding import TableEncoder
-from thalweg.data.target import TargetScale, check_target, find_atoms, find_resolution, location_and_scale
+from thalweg.data.target import (
+    FINEST_GRID,
+    TargetScale,
+    check_target,
+    find_atoms,
+    find_resolution,
+    location_and_scale,
+)
 from thalweg.energies.base import ConditionalEnergy, check_energy
 from thalweg.energies.densities import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
 from thalweg.energies.networks import NetworkEnergy, mlp
@@ -314,6 +321,12 @@ class EnergyRegressor(RegressorMixin, TableInputs, Estimator):
         """How one target is standardised."""
         return TargetScale(self.location_[0], self.scale_[0], self.curved_)
 
+    @property
+    def _scaled_resolution(self) -> float:
+        """The spacing of one standardised target; a grid finer than single precision tells apart is none."""
+        spacing = float(self.resolution_) / float(self.scale_[0])
+        return spacing if spacing >= FINEST_GRID else 0.0
+
     def _standardised(self, targets: np.ndarray) -> np.ndarray:
         if self.n_outputs_ == 1:
             return self.target_scale_.forth(targets)
@@ -366,7 +379,7 @@ class EnergyRegressor(RegressorMixin, TableInputs, Estimator):
         dropout = (0.1 if wide else 0.0) if self.dropout == "auto" else float(self.dropout)
         if self.energy is not None or self.n_outputs_ > 1:
             return {"n_inputs": n_inputs, "dropout": dropout}
-        resolution = self.resolution_ / float(self.scale_[0])
+        resolution = self._scaled_resolution
         return {
             "n_inputs": n_inputs,
             "dropout": dropout,
@@ -380,7 +393,7 @@ class EnergyRegressor(RegressorMixin, TableInputs, Estimator):
         name, k, architecture = self.objective_name, self.n_outputs_, self.architecture_
         hidden = check_widths(self.hidden)
         n_inputs, width = architecture["n_inputs"], hidden[-1]
-        resolution = self.resolution_ / float(self.scale_[0]) if k == 1 else 0.0
+        resolution = self._scaled_resolution if k == 1 else 0.0
         stds = [float(s) for s in self.noise_stds]
         if self.energy is not None:
             energy = copy.deepcopy(self.energy)
