@@ -1,4 +1,4 @@
-"""Numbers: likelihood, calibration, generation, goodness of fit; and the baselines."""
+"""Numbers: likelihood, calibration, detection, generation, robustness, goodness of fit; and the baselines."""
 
 from thalweg._lazy import lazily
 
@@ -78,6 +78,13 @@ __getattr__, __dir__, __all__ = lazily(
             "score",
             "score_rows",
             "score_targets",
+        ],
+        "robustness": [
+            "Refined",
+            "RobustAccuracy",
+            "projected_gradient",
+            "robust_accuracy",
+            "square_attack",
         ],
     },
 )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -305,11 +304,6 @@ def as_network(network: Any) -> Callable[[Tensor], Tensor]:
     if isinstance(network, LabelledEnergy):
         return lambda x: -network.energies(x)
     return network
-
-
-def mode_of(network: Any) -> Any:
-    """Evaluation mode for a module, as a context; nothing for any other function."""
-    return evaluating(network) if isinstance(network, nn.Module) else nullcontext()
 
 
 def _share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
