@@ -63,13 +63,13 @@ def lengths(delta: Tensor, norm: str) -> Tensor:
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("n_classes", [2, 5])
 def test_the_accuracy_of_a_linear_classifier_is_the_share_beyond_the_radius(n_classes, norm):
-    network, x, labels = linear(n_classes)
+    network, x, labels = linear(n_classes, n=100)
     exact = distances(network, x, labels, norm)
     radii = np.quantile(exact[exact > 0], [0.2, 0.5, 0.8])
     found = robust_accuracy(
-        network, x, labels, radii, norm, bounds=None, n_queries=150, batch_size=128, generator=seeded()
+        network, x, labels, radii, norm, bounds=None, n_queries=300, batch_size=64, generator=seeded()
     )
-    assert found.n_rows == 300
+    assert found.n_rows == 100
     assert found.clean == pytest.approx((exact > 0).mean())
     # No attack may find what is not there, and these find all but what is at the edge of the ball.
     for accuracy, share in ((found.gradient, 0.9), (found.gradient_free, 0.7), (found.worst, 0.9)):

@@ -50,9 +50,9 @@ def projected_gradient(
 ) -> Tensor:
     """Inputs near x that the network gets wrong, by steps up a gradient from random places [Madry 2018, sec. 2.1].
 
-    The steps raise the largest other logit minus that of the label [Carlini 2017, sec. V], whose gradient does not
-    vanish where the network is sure, as that of the cross-entropy does. Of all places visited, x among them, the
-    one where it is largest is returned.
+    The first half of the steps goes up the cross-entropy, without the factor by which it vanishes where the
+    network is sure; the second up the largest other logit minus that of the label [Carlini 2017, sec. V], which
+    has a single class in view. Of all places visited, x among them, the one where this is largest is returned.
 
     Args:
         network: see the module.
@@ -84,8 +84,8 @@ def projected_gradient(
         for _ in range(n_restarts):
             place = _into_bounds(x + _random_in_ball(x, radius, norm, generator), bounds)
             # The last place is looked at too, though no step follows.
-            for _ in range(n_steps + 1):
-                margin, grad = _ascent(logits, place, labels)
+            for i in range(n_steps + 1):
+                margin, grad = _ascent(logits, place, labels, by_all_classes=i < n_steps // 2)
                 worse = margin > highest
                 highest = torch.where(worse, margin, highest)
                 best = torch.where(_wide(worse, x), place, best)
@@ -443,16 +443,29 @@ def _first_logits(logits: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor)
 
 def _margin(logits: Tensor, labels: Tensor) -> Tensor:
     """The largest other logit minus that of the label ``[n]``: positive where the network is wrong."""
-    own = logits.gather(1, labels[:, None])
-    return logits.scatter(1, labels[:, None], -torch.inf).amax(1) - own.squeeze(1)
+    own, others = _parted(logits, labels)
+    return others.amax(1) - own
 
 
-def _ascent(logits: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The margin ``[n]`` and its gradient with respect to x, 0 where there is none."""
+def _parted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The logit of the label ``[n]``, and all logits with minus infinity in its place."""
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    return own, logits.scatter(1, labels[:, None], -torch.inf)
+
+
+def _ascent(
+    logits: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor, by_all_classes: bool
+) -> tuple[Tensor, Tensor]:
+    """The margin ``[n]``, and the gradient with respect to x of what a step goes up; 0 where there is none.
+
+    logsumexp of the other logits minus that of the label has the gradient of the cross-entropy over 1 - p(label).
+    """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        margin = _margin(logits(x), labels)
-        grad = torch.autograd.grad(margin.sum(), x, allow_unused=True)[0] if margin.requires_grad else None
+        own, others = _parted(logits(x), labels)
+        margin = others.amax(1) - own
+        loss = torch.logsumexp(others, 1) - own if by_all_classes else margin
+        grad = torch.autograd.grad(loss.sum(), x, allow_unused=True)[0] if loss.requires_grad else None
     return margin.detach(), torch.zeros_like(x) if grad is None else grad.detach().nan_to_num(0.0)
 
 
