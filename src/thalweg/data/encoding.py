@@ -69,7 +69,7 @@ class TableEncoder:
                 "rare": [str(v) for v in rare] if len(counts) <= _MOST_KNOWN else None,
                 "has_gaps": bool(found.values.isna().any()),
             }
-        numbers = _as_numbers(name, found.values)
+        numbers = as_numbers(name, found.values)
         known = numbers[~np.isnan(numbers)]
         has_gaps = len(known) < len(numbers)
         if not len(known):
@@ -119,7 +119,7 @@ class TableEncoder:
             elif column["kind"] == "gap-only":
                 parts.append(values.isna().to_numpy(np.float32))
             else:
-                parts += self._encode_number(column, _as_numbers(column["name"], values))
+                parts += self._encode_number(column, as_numbers(column["name"], values))
         return np.stack(parts, 1).astype(np.float32) if parts else np.zeros((len(table), 1), np.float32)
 
     @staticmethod
@@ -189,7 +189,7 @@ def is_number(values: pd.Series) -> bool:
     return decide(values).kind != "text"
 
 
-def _as_numbers(name: str, values: pd.Series) -> np.ndarray:
+def as_numbers(name: str, values: pd.Series) -> np.ndarray:
     if pd.api.types.is_datetime64_any_dtype(values):
         return ((values - pd.Timestamp("1970-01-01")) / pd.Timedelta(days=1)).to_numpy(np.float64)
     numbers = values.to_numpy(np.float64, na_value=np.nan)

@@ -22,9 +22,9 @@ __getattr__, __dir__, __all__ = lazily(
             "fit_gaussian_mixture",
         ],
         "densities.gaussian": ["GaussianEnergy"],
+        "densities.kernel": ["KernelDensity"],
         "densities.shaped": ["ShapedDensity", "gaussian_of_classes"],
         "densities.tilted": [
-            "BatchedLinear",
             "MixtureDensity",
             "TiltedEnergy",
             "TiltedMixtureEnsemble",
@@ -32,6 +32,7 @@ __getattr__, __dir__, __all__ = lazily(
         ],
         "discrete": ["BINARY", "OneHotGroups", "Sites", "all_states", "binary_states"],
         "labelled": [
+            "FactoredEnergy",
             "InputsGivenLabels",
             "LabelDistribution",
             "LabelledEnergy",
@@ -44,10 +45,12 @@ __getattr__, __dir__, __all__ = lazily(
         "machines.fully_connected": ["BoltzmannMachine", "PairwiseEnergy", "VisibleEnergy"],
         "machines.layered": ["DBMEnergy", "LayeredMachine", "RBMEnergy"],
         "machines.units": ["Binary", "Categorical", "Gaussian", "Mixed", "MixedSupport", "Units"],
+        "networks.batched": ["BatchedLinear"],
         "networks.conditional": ["DirectRegression", "NetworkEnergy", "source_network"],
         "networks.dropout": ["Dropout"],
         "networks.features": ["PointNet", "convnet", "mlp"],
         "networks.image": ["ImageEnergy", "MultiscaleEnergy", "UNIT_IMAGES"],
+        "networks.labelled_members": ["LabelledMembers"],
         "networks.labelled_perceptron": ["LabelledPerceptron"],
         "networks.module": ["ConditionalModuleEnergy", "ModuleEnergy"],
         "networks.perceptron": [

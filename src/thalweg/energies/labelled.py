@@ -169,6 +169,33 @@ class LabelledEnsemble(LabelledEnergy):
         return WeightedSum(parts, [1 / n] * n)
 
 
+class FactoredEnergy(LabelledEnergy):
+    """E(x, k) = -log p(k|x) - log p(x): a classifier, and a density or an energy of the inputs beside it.
+
+    Its marginal over labels is the energy of the inputs, normalised where that is; p(k|x) is the classifier's.
+
+    Args:
+        classifier: a labelled energy.
+        inputs: the energy of x.
+        views: what of x each of the two is given, where that is not all of it: columns of a vector.
+    """
+
+    def __init__(
+        self,
+        classifier: LabelledEnergy,
+        inputs: Energy,
+        views: tuple[slice, slice] = (slice(None), slice(None)),
+    ):
+        super().__init__(input_ndim=classifier.input_ndim, input_support=classifier.input_support)
+        self.classifier, self.inputs, self.views = classifier, inputs, views
+
+    def energies(self, x: Tensor) -> Tensor:
+        whole = self.views == (slice(None), slice(None))
+        shown, judged = (x, x) if whole else (x[..., view] for view in self.views)
+        log_probs = torch.log_softmax(-self.classifier.energies(shown), -1)
+        return self.inputs(judged).unsqueeze(-1) - log_probs
+
+
 class LowestOverLabels(Energy):
     """E(x) = min over labels of E(x, k): how far an input is from anything known.
 

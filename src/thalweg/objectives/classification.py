@@ -7,13 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from thalweg.energies.labelled import LabelledEnergy
+from thalweg.energies.networks.labelled_members import LabelledMembers
 from thalweg.objectives.base import AnyEnergy, Batch, Objective, check_rows, evaluating
 
 
 class CrossEntropy(Objective):
     """-log p(y|x), with p(k|x) the softmax over labels of a network's scores, or of minus a labelled energy's.
 
-    A batch's x are inputs, its y are labels from 0.
+    A batch's x are inputs, its y are labels from 0. Each member of an ensemble
+    (:class:`~thalweg.energies.LabelledMembers`) learns by a loss of its own.
 
     Source: [LeCun 2006, sec. 2.2.4], where it is the negative log-likelihood loss.
     """
@@ -33,6 +35,10 @@ class CrossEntropy(Objective):
             )
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        if isinstance(energy, LabelledMembers):
+            scores = energy.member_scores(batch.x)
+            labels = batch.y.long().expand(scores.shape[:2])
+            return F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).T
         return F.cross_entropy(self._scores(energy, batch), batch.y.long(), reduction="none")
 
     @staticmethod

@@ -14,6 +14,7 @@ from thalweg.energies.densities.basic import (
     fit_gaussian_mixture,
 )
 from thalweg.energies.densities.gaussian import GaussianEnergy
+from thalweg.energies.densities.kernel import KernelDensity
 from thalweg.energies.densities.shaped import ShapedDensity, gaussian_of_classes
 from thalweg.energies.densities.tilted import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
 
@@ -27,6 +28,7 @@ __all__ = [
     "GaussianEnergy",
     "GaussianMixtureEnergy",
     "GivenDensity",
+    "KernelDensity",
     "MixtureDensity",
     "NumericEncoding",
     "ShapedDensity",

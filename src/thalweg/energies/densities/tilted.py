@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from thalweg.energies.base import ConditionalEnergy, Features, align, map_features
 from thalweg.energies.densities.basic import ConditionalDensity
 from thalweg.energies.networks import NetworkEnergy
+from thalweg.energies.networks.batched import BatchedLinear
 from thalweg.energies.networks.dropout import Dropout
 
 # Standard deviations beyond a limit that a component's mean may lie.
@@ -450,18 +451,6 @@ class ContinuousPart(ConditionalEnergy):
 
     def landmarks(self, features: Features) -> tuple[Tensor, Tensor] | None:
         return self.ensemble.landmarks(features)
-
-
-class BatchedLinear(nn.Module):
-    """n_members linear layers as one batched product: ``[n_members, B, n_in]`` -> ``[..., n_out]``."""
-
-    def __init__(self, n_members: int, n_in: int, n_out: int, gain: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(n_members, n_in, n_out) * gain / math.sqrt(n_in))
-        self.bias = nn.Parameter(torch.zeros(n_members, 1, n_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x, self.weight)
 
 
 def floored(log_std: Tensor, floor: float) -> Tensor:

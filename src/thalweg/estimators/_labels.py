@@ -1,0 +1,112 @@
+"""Parts of a classifier: labels checked and numbered, folds by label, the held-out figure of its members."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d
+from torch import Tensor, nn
+
+from thalweg.energies.labelled import LabelledEnergy
+from thalweg.energies.networks.labelled_members import LabelledMembers
+from thalweg.estimators._held_out import NestedFigure
+
+UNLABELLED = -1
+
+
+def numbered(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """The classes, in order, and each row's place among them ``[n]``, -1 where a row has no label.
+
+    A row whose label is the number -1 has none, as in scikit-learn, unless all other labels are one.
+
+    Raises:
+        ValueError: for labels that are missing, not one for each row, no classes, or all the same.
+    """
+    labels = column_or_1d(y, warn=True)
+    if len(labels) != n_rows:
+        raise ValueError(
+            f"X has {n_rows} rows, y has {len(labels)}: Found input variables with inconsistent numbers of samples"
+        )
+    gaps = pd.isna(labels)
+    if gaps.any():
+        row = int(np.flatnonzero(gaps)[0]) + 1
+        raise ValueError(
+            f"Input y contains NaN: the label of row {row} is missing ({int(gaps.sum())} in all); leave such rows "
+            "out, or number the labels and give -1 where there is none"
+        )
+    if labels.dtype == object and len({isinstance(v, str) for v in labels}) > 1:
+        raise ValueError("Unknown label type: y mixes texts and numbers: write all labels in one way")
+    if labels.dtype.kind == "f" and np.isinf(labels).any():
+        raise ValueError("Input y contains infinity: labels are classes, such as 0, 1 and 2")
+    check_classification_targets(labels)
+    classes, places = np.unique(labels, return_inverse=True)
+    if len(classes) > 2 and classes.dtype.kind in "if" and classes[0] == UNLABELLED:
+        classes, places = classes[1:], places - 1
+    if len(classes) < 2:
+        raise ValueError(
+            f"all rows have the label {classes[0]!r}: a classifier can't learn from one class, give rows of "
+            "another too"
+        )
+    return classes, places
+
+
+def folds_by_label(labels: np.ndarray, n_members: int, rng: np.random.RandomState) -> np.ndarray:
+    """Which rows each member does not learn from ``[n, members]``: folds with each label as often as elsewhere.
+
+    A single member holds out a tenth.
+    """
+    n = len(labels)
+    order = np.lexsort((rng.uniform(size=n), labels))
+    n_folds = max(2, min(n_members if n_members > 1 else 10, n))
+    fold = np.empty(n, dtype=int)
+    # Rows in order of their labels take the folds in turn.
+    fold[order] = np.arange(n) % n_folds
+    return fold[:, None] == np.arange(n_members) % n_folds
+
+
+class HeldOutLogLoss(NestedFigure):
+    """Minus the mean log probability of the labels of rows that a member did not learn from.
+
+    Args:
+        x: inputs of all rows ``[n, *event]``.
+        labels: of all rows ``[n]``.
+        held_out: which rows judge each member ``[n, members]``.
+        weight: of the rows ``[n]``, or None.
+        seed: of the order of the rows.
+    """
+
+    def __init__(
+        self, x: Tensor, labels: Tensor, held_out: np.ndarray, weight: np.ndarray | None = None, seed: int = 0
+    ):
+        shuffle = np.random.RandomState(seed % 2**32).permutation
+        index = [shuffle(np.flatnonzero(h)) for h in held_out.T]
+        longest = max(len(i) for i in index)
+        self.rows = torch.from_numpy(np.stack([np.resize(i, longest) for i in index]))
+        weights = np.ones(len(held_out)) if weight is None else weight
+        # Folds may differ by one row: a row that a short one repeats counts nothing.
+        counted = [np.where(np.arange(longest) < len(i), weights[np.resize(i, longest)], 0.0) for i in index]
+        total = np.maximum(np.sum(counted, 1, keepdims=True), 1e-12)
+        self.weights = torch.from_numpy(np.stack(counted) / total).float()
+        self.x, self.labels = x, labels.long()
+
+    def _of_rows(self, energy: nn.Module) -> tuple[Tensor, Tensor]:
+        scores = self.scores(energy)
+        labels = self.labels[self.rows]
+        loss = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+        return loss.T, self.weights.T
+
+    def scores(self, energy: nn.Module) -> Tensor:
+        """Scores of the rows that judge each member ``[members, rows, labels]``."""
+        parts = []
+        for rows in self.rows.split(2048, 1):
+            if isinstance(energy, LabelledMembers):
+                parts.append(energy.member_scores(self.x[rows]))
+            else:
+                assert isinstance(energy, LabelledEnergy)
+                parts.append(-energy.energies(self.x[rows[0]])[None])
+        return torch.cat(parts, 1)
