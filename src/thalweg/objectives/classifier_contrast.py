@@ -31,7 +31,7 @@ class QueueContrast(Objective):
         queue_size: K, rows in the queue. It starts with standard normal scores.
         temperature: T.
         normalise: whether the scores of a row are divided by their Euclidean norm before they are compared, as in
-            the published settings.
+            the published settings. Without it the scores outgrow those in the queue, and classification may fail.
 
     Source: [Liu 2020b, eq. 8] and its code, whose queue is of 65,536 rows.
     """

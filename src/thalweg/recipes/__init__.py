@@ -9,10 +9,13 @@ from thalweg.recipes import (
     consistency,
     continual,
     density_2d,
+    hdge,
     head_pose,
     igebm,
+    jem,
     narx,
     regression_1d,
+    semi_supervised,
     tanks,
 )
 from thalweg.recipes.base import Figure, Recipe, Result, Settings
@@ -31,6 +34,9 @@ _MODULES = (
     composition,
     consistency,
     continual,
+    jem,
+    hdge,
+    semi_supervised,
 )
 RECIPES: dict[str, Recipe] = {module.RECIPE.name: module.RECIPE for module in _MODULES}
 
