@@ -74,7 +74,7 @@ def test_a_missing_number_of_several_is_integrated_out():
 def test_the_parts_of_the_classes_add_up():
     rows, classes = table()
     density = KernelDensity.of(rows, classes, [0, 3, 2])
-    x = torch.from_numpy(rows[:7]).float()
+    x = torch.from_numpy(rows[:7])
     torch.testing.assert_close(torch.logsumexp(density.log_parts(x), 1), density.log_prob(x), rtol=1e-5, atol=1e-5)
 
 

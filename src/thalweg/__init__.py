@@ -13,6 +13,7 @@ _load, __dir__, __all__ = lazily(
     {
         "estimators.belief": ["DeepBeliefClassifier", "DeepBeliefNetwork"],
         "estimators.boltzmann": ["RestrictedBoltzmannMachine"],
+        "estimators.classifier": ["EnergyClassifier"],
         "estimators.deep": ["DeepBoltzmannMachine"],
         "estimators.density": ["EnergyDensity"],
         "estimators.images": ["ImageEBM"],

@@ -124,6 +124,33 @@ def as_images(pixels: np.ndarray, labels: np.ndarray | None = None) -> Images:
     return _scaled(*with_white(pixels), labels)
 
 
+def pixels_like(images: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Images of a shape that is known, as float32 ``[n, C, H, W]`` in the units in which a model takes them.
+
+    Args:
+        images: ``[n, C, H, W]`` or ``[n, H, W]``, numbers or bytes.
+        shape: (C, H, W).
+
+    Raises:
+        ValueError: for another shape, NaN or infinities.
+    """
+    found = np.asarray(images)
+    if found.dtype.kind in "iu":
+        found, white = with_white(found)
+        found = found / np.float32(white)
+    found = found.astype(np.float32)
+    if found.ndim == 3:
+        found = found[:, None]
+    elif found.ndim == 4 and found.shape[1:] != tuple(shape):
+        moved = found.transpose(0, 3, 1, 2)
+        found = moved if moved.shape[1:] == tuple(shape) else found
+    if found.shape[1:] != tuple(shape):
+        raise ValueError(f"images must be [n, {', '.join(map(str, shape))}], got {np.shape(images)}")
+    if not np.isfinite(found).all():
+        raise ValueError("the images contain NaN or infinity")
+    return np.ascontiguousarray(found)
+
+
 def with_white(pixels: np.ndarray) -> tuple[np.ndarray, int]:
     """The pixels as float32, uint8 or uint16, and the value that is white.
 

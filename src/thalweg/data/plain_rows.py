@@ -59,16 +59,16 @@ class PlainRows:
         for column in self.columns:
             name = column["name"]
             if column["values"] is None:
-                numbers = rounded(
-                    column["mean"] + column["std"] * kept[name], column["origin"], column["resolution"]
-                )
-                found[name] = _as_read(np.clip(numbers, column["low"], column["high"]), column["read"])
+                numbers = column["mean"] + column["std"] * kept[name]
+                numbers = rounded(numbers, column["origin"], column["resolution"])
+                found[name] = _as_read(np.clip(numbers, column["low"], column["high"]), column)
+                continue
+            codes = np.nan_to_num(kept[name], nan=-1).astype(int) if name in kept else np.zeros(len(rows), int)
+            # The last place is for a gap: a code of -1.
+            if column["read"] == "text":
+                found[name] = np.array([*column["values"], None], dtype=object)[codes]
             else:
-                codes = kept[name].astype(int) if name in kept else np.zeros(len(rows), int)
-                values = np.array(column["values"] or [np.nan], dtype=object)[codes]
-                found[name] = (
-                    values if column["read"] == "text" else _as_read(values.astype(float), column["read"])
-                )
+                found[name] = _as_read(np.array([*column["values"], np.nan])[codes], column)
         return pd.DataFrame(found)
 
     def log_scale(self, rows: np.ndarray) -> np.ndarray:
@@ -83,7 +83,8 @@ class PlainRows:
 
 def _described(values: pd.Series) -> dict[str, Any]:
     found = decide(values)
-    about: dict[str, Any] = {"name": values.name, "read": found.kind, "values": None}
+    is_whole = found.kind == "number" and pd.api.types.is_integer_dtype(found.values)
+    about: dict[str, Any] = {"name": values.name, "read": found.kind, "values": None, "whole": is_whole}
     if found.kind == "text":
         counts = found.values.value_counts()
         return {**about, "values": [str(v) for v in counts.index[counts > 0][:_MOST_VALUES]]}
@@ -108,19 +109,23 @@ def _coded(values: pd.Series, column: dict[str, Any]) -> np.ndarray:
     if column["read"] == "text":
         texts = read_as(values, "text", known=column["values"])
         codes = {text: float(k) for k, text in enumerate(column["values"])}
-        found = texts.astype(object).map(lambda v: codes.get(v, float(len(codes))), na_action="ignore")
-        return found.to_numpy(np.float64, na_value=np.nan)
+        numbered = texts.astype(object).map(lambda v: codes.get(v, float(len(codes))), na_action="ignore")
+        return numbered.to_numpy(np.float64, na_value=np.nan)
     numbers = as_numbers(str(values.name), read_as(values, column["read"]))
     if column["values"] is None:
         return (numbers - column["mean"]) / column["std"]
     levels = np.asarray(column["values"])
     place = np.searchsorted(levels, numbers).clip(0, len(levels) - 1)
-    codes = np.where(levels[place] == numbers, place, len(levels)).astype(np.float64)
-    return np.where(np.isnan(numbers), np.nan, codes)
+    found = np.where(levels[place] == numbers, place, len(levels)).astype(np.float64)
+    return np.where(np.isnan(numbers), np.nan, found)
 
 
-def _as_read(numbers: np.ndarray, kind: str) -> Any:
+def _as_read(numbers: np.ndarray, column: dict[str, Any]) -> Any:
     """Numbers as the type of a column has them."""
-    if kind == "date":
+    if column["read"] == "date":
         return pd.Timestamp("1970-01-01") + pd.to_timedelta(numbers, unit="D")
-    return numbers.astype(bool) if kind == "truth" and not np.isnan(numbers).any() else numbers
+    if np.isnan(numbers).any():
+        return numbers
+    if column["read"] == "truth":
+        return numbers.astype(bool)
+    return np.round(numbers).astype(np.int64) if column["whole"] else numbers

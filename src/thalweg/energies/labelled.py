@@ -178,6 +178,7 @@ class FactoredEnergy(LabelledEnergy):
         classifier: a labelled energy.
         inputs: the energy of x.
         views: what of x each of the two is given, where that is not all of it: columns of a vector.
+        temperature: by which the classifier's energies are divided.
     """
 
     def __init__(
@@ -185,14 +186,15 @@ class FactoredEnergy(LabelledEnergy):
         classifier: LabelledEnergy,
         inputs: Energy,
         views: tuple[slice, slice] = (slice(None), slice(None)),
+        temperature: float = 1.0,
     ):
         super().__init__(input_ndim=classifier.input_ndim, input_support=classifier.input_support)
-        self.classifier, self.inputs, self.views = classifier, inputs, views
+        self.classifier, self.inputs, self.views, self.temperature = classifier, inputs, views, temperature
 
     def energies(self, x: Tensor) -> Tensor:
         whole = self.views == (slice(None), slice(None))
         shown, judged = (x, x) if whole else (x[..., view] for view in self.views)
-        log_probs = torch.log_softmax(-self.classifier.energies(shown), -1)
+        log_probs = torch.log_softmax(-self.classifier.energies(shown) / self.temperature, -1)
         return self.inputs(judged).unsqueeze(-1) - log_probs
 
 

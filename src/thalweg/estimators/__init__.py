@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazily(
     {
         "belief": ["DeepBeliefClassifier", "DeepBeliefNetwork"],
         "boltzmann": ["LogLikelihood", "RestrictedBoltzmannMachine"],
+        "classifier": ["EnergyClassifier"],
         "deep": ["DeepBoltzmannMachine"],
         "density": ["EnergyDensity"],
         "distribution": ["MultivariateDistribution", "PredictiveDistribution"],

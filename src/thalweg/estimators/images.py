@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from thalweg._torch_state import seeded
-from thalweg.data.images import as_images, with_white
+from thalweg.data.images import as_images, pixels_like
 from thalweg.energies.conditioning import ClampedEnergy
 from thalweg.energies.densities import UniformEnergy
 from thalweg.energies.labelled import LabelledEnergy, LabelledEnsemble
@@ -391,18 +391,7 @@ class ImageEBM(Estimator):
         return found
 
     def _pixels(self, images: np.ndarray) -> Tensor:
-        found = np.asarray(images)
-        if found.dtype.kind in "iu":
-            found, white = with_white(found)
-            found = found / np.float32(white)
-        found = found.astype(np.float32)
-        if found.ndim == 3:
-            found = found[:, None]
-        if found.shape[1:] != self.image_shape_:
-            raise ValueError(f"images must be [n, {', '.join(map(str, self.image_shape_))}], got {found.shape}")
-        if not np.isfinite(found).all():
-            raise ValueError("the images contain NaN or infinity")
-        return torch.from_numpy(np.ascontiguousarray(found)).to(self._device)
+        return torch.from_numpy(pixels_like(images, self.image_shape_)).to(self._device)
 
     def _generator(self, random_state: Any) -> torch.Generator:
         return generator_of(random_state, self._device)

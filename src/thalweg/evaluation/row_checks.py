@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 from scipy.stats import multivariate_normal, norm
-from sklearn.linear_model import RidgeCV
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from thalweg.evaluation.generation import Rows, as_rows, median_distance, nearest_neighbours
 from thalweg.evaluation.verdict import FEWEST_COMPARED, Check, check_baselines
@@ -43,6 +47,51 @@ def check_folds(log_prob: np.ndarray, rows: np.ndarray, inputs: np.ndarray | Non
             error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else 0.0
             gains[kind] = (float(gain.mean()), error)
     return replace(check_baselines(gains, n_compared, "rows of the training's folds"), name=name)
+
+
+def check_label_folds(log_prob: np.ndarray, labels: np.ndarray, inputs: np.ndarray) -> Check:
+    """Whether labels are more probable under the model than under plain classifiers fitted to other rows.
+
+    These are the shares of the labels, and a logistic regression.
+
+    Args:
+        log_prob: log p(label|x) of rows that the model did not learn from ``[n]``; NaN where there is none.
+        labels: ``[n]``, whole numbers from 0.
+        inputs: as numbers ``[n, F]``.
+    """
+    name = "baselines on folds"
+    known = np.flatnonzero(~np.isnan(log_prob))
+    if not len(known):
+        return Check(name, "doubtful", "No row was held out in training to compare the model with a baseline.")
+    gains, n_compared = {}, 0
+    for kind, other in _plain_classifiers(labels, inputs).items():
+        gain = (log_prob - other)[known]
+        gain = gain[~np.isnan(gain)]
+        n_compared = max(n_compared, len(gain))
+        if len(gain):
+            error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else 0.0
+            gains[kind] = (float(gain.mean()), error)
+    return replace(check_baselines(gains, n_compared, "rows of the training's folds"), name=name)
+
+
+def _plain_classifiers(labels: np.ndarray, inputs: np.ndarray) -> dict[str, np.ndarray]:
+    """log p of each row's label ``[n]`` under each plain classifier of other rows; NaN where it was not asked."""
+    n_labels = int(labels.max()) + 1
+    shares, logistic = np.full(len(labels), np.nan), np.full(len(labels), np.nan)
+    for fitted, judged in _folds(len(labels)):
+        counts = np.bincount(labels[fitted], minlength=n_labels) + 0.5
+        shares[judged] = np.log(counts / counts.sum())[labels[judged]]
+        if len(np.unique(labels[fitted])) < 2:
+            continue
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(inputs[fitted], labels[fitted])
+        # A label that none of the rows had counts as half a row.
+        found = np.full((len(judged), n_labels), 0.5 / (len(fitted) + 0.5 * n_labels))
+        found[:, model.classes_] = np.maximum(model.predict_proba(inputs[judged]), 1e-12)
+        logistic[judged] = np.log(found / found.sum(1, keepdims=True))[np.arange(len(judged)), labels[judged]]
+    return {"shares of the labels": shares, "logistic regression": logistic}
 
 
 def _folds(n_rows: int, n_folds: int = 5) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -8,3 +8,5 @@ DENSITY = ("nce", "cnce", "fce", "ml-is", "sm", "ssm", "ssm-vr", "dsm", "ed", "l
 CONDITIONAL = (
     "likelihood", "tilt-nce", "proposal-nce", "nce", "nce+", "ml-is", "kld-is", "ml-mcmc", "sm", "dsm",
 )  # fmt: skip
+# For a classifier; all but the first are for images.
+CLASSIFYING = ("cross-entropy", "jem", "hdge", "dat")

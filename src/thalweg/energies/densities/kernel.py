@@ -30,7 +30,7 @@ class KernelDensity(Density):
     standardised.
 
     Args:
-        rows: ``[n, D]``; NaN where a cell of a category is missing, and nowhere else.
+        rows: ``[n, D]``; -1 where a cell of a category is missing.
         classes: class of each row ``[n]``, from 0.
         n_values: for each column the number of values of a category (0, 1, ...), or 0 for numbers.
         factors: lower Cholesky factors of h^2 S_k over the columns of numbers ``[C, d, d]``.
@@ -91,10 +91,11 @@ class KernelDensity(Density):
         numbers = [d for d, n in enumerate(counts) if not n]
         x = x.copy()
         x[:, numbers] = _filled(x[:, numbers], kinds)
+        x = np.where(np.isnan(x), -1.0, x)
         factors = _shapes(x[:, numbers], kinds)
         density = cls(*_tensors(x, kinds), counts, torch.from_numpy(factors), 0.1)
         width, smoothing = density._likeliest(np.random.RandomState(seed))
-        return cls(*_tensors(x, kinds), counts, torch.from_numpy(width * factors), smoothing).float()
+        return cls(*_tensors(x, kinds), counts, torch.from_numpy(width * factors), smoothing)
 
     def _likeliest(self, rng: np.random.RandomState) -> tuple[float, float]:
         """The width and the smoothing under which rows are likeliest by the other rows of their class."""
@@ -121,7 +122,8 @@ class KernelDensity(Density):
         return found
 
     def log_prob(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
+        # Squared distances in single precision lose what is near.
+        flat = x.reshape(-1, x.shape[-1]).to(self.rows.dtype)
         size = max(1, _BLOCK // max(1, len(self.rows)))
         parts = [self._log_prob(block) for block in flat.split(size)]
         return torch.cat(parts).reshape(x.shape[:-1]) if parts else flat.new_zeros(x.shape[:-1])
@@ -194,7 +196,7 @@ class KernelDensity(Density):
         found = {}
         for d in self.categories if categories is None else categories:
             agree = (x[:, d, None] == rows[:, d]).to(x.dtype)
-            found[d] = torch.where(torch.isnan(rows[:, d]), math.nan, agree)
+            found[d] = torch.where(rows[:, d] < 0, math.nan, agree)
         return found
 
     def _log_agreement(self, agree: Tensor, d: int, smoothing: Tensor) -> Tensor:
@@ -216,7 +218,7 @@ class KernelDensity(Density):
             # The value for all others is none that a draw could have.
             even = torch.randint(self.n_values[d], (n,), generator=generator, device=device).to(x.dtype)
             moves = torch.rand(n, generator=generator, device=device) < self.smoothing
-            x[:, d] = torch.where(moves | torch.isnan(x[:, d]), even, x[:, d])
+            x[:, d] = torch.where(moves | (x[:, d] < 0), even, x[:, d])
         return x
 
     def state(self) -> dict[str, Any]:

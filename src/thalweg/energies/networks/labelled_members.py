@@ -10,10 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from thalweg.energies.labelled import LabelledEnergy
 from thalweg.energies.networks.batched import BatchedLinear
 from thalweg.energies.networks.dropout import Dropout
+from thalweg.energies.networks.image import UNIT_IMAGES
 
 
 class LabelledMembers(LabelledEnergy):
@@ -30,6 +32,7 @@ class LabelledMembers(LabelledEnergy):
         hidden: widths of the hidden layers.
         dropout: probability of dropping a hidden unit in training.
         shares: how frequent each label is ``[C]``, positive, from which the members start; None for equal ones.
+        input_ndim: 1 for vectors; 3 for images in [0, 1], which are flattened and taken from -1 to 1.
     """
 
     temperature: Tensor
@@ -42,8 +45,11 @@ class LabelledMembers(LabelledEnergy):
         hidden: Sequence[int] = (128, 128),
         dropout: float = 0.1,
         shares: Sequence[float] | None = None,
+        input_ndim: int = 1,
     ):
-        super().__init__()
+        super().__init__(
+            input_ndim=input_ndim, input_support=UNIT_IMAGES if input_ndim == 3 else constraints.real_vector
+        )
         self.n_members = n_members
         sizes = [n_inputs, *hidden]
         self.hidden: Any = nn.ModuleList(BatchedLinear(n_members, a, b, 1.0) for a, b in itertools.pairwise(sizes))
@@ -60,9 +66,12 @@ class LabelledMembers(LabelledEnergy):
         """The scores of every member ``[M, N, C]``, at temperature 1.
 
         Args:
-            x: ``[N, D]``, or ``[M, N, D]`` where every member has rows of its own.
+            x: ``[N, *event]``, or ``[M, N, *event]`` where every member has rows of its own.
         """
-        x = x if x.dim() == 3 else x.unsqueeze(0).expand(self.n_members, -1, -1)
+        has_members = x.dim() == self.input_ndim + 2
+        if self.input_ndim > 1:
+            x = 2 * x.flatten(-self.input_ndim) - 1
+        x = x if has_members else x.unsqueeze(0).expand(self.n_members, -1, -1)
         h = x
         for layer in self.hidden:
             h = F.silu(layer(h))
@@ -72,6 +81,6 @@ class LabelledMembers(LabelledEnergy):
         return self.out(h) + torch.bmm(x, self.linear)
 
     def energies(self, x: Tensor) -> Tensor:
-        log_probs = torch.log_softmax(self.member_scores(x.reshape(-1, x.shape[-1])) / self.temperature, -1)
-        found = math.log(self.n_members) - torch.logsumexp(log_probs, 0)
-        return found.reshape(*x.shape[:-1], -1)
+        batch, event = x.shape[: x.dim() - self.input_ndim], x.shape[x.dim() - self.input_ndim :]
+        log_probs = torch.log_softmax(self.member_scores(x.reshape(-1, *event)) / self.temperature, -1)
+        return (math.log(self.n_members) - torch.logsumexp(log_probs, 0)).reshape(*batch, -1)
