@@ -100,6 +100,17 @@ def test_odd_rows_and_the_cells_that_make_them_so(of_mixed):
     assert of_mixed.score_samples(nothing) == pytest.approx(0, abs=1e-6)
 
 
+def test_a_row_with_gaps_is_no_more_typical_for_it(of_mixed):
+    table, _, _ = mixed(300, seed=7)
+    table = table[table.notna().all(axis=1)]
+    gappy = table.assign(count=np.nan)
+    whole, filled = of_mixed.typicality(table), of_mixed.typicality(gappy)
+    np.testing.assert_allclose(of_mixed.typicality(table), of_mixed.score_samples(table))
+    spread = whole.std() / np.sqrt(len(table))
+    assert filled.mean() == pytest.approx(whole.mean(), abs=4 * spread)
+    assert (of_mixed.score_samples(gappy) > of_mixed.score_samples(table)).mean() > 0.9
+
+
 def test_draws_are_rows_of_the_table_and_of_the_class(of_mixed):
     table, _, _ = mixed()
     drawn = of_mixed.sample(400, label="yes", random_state=0)

@@ -116,3 +116,22 @@ def test_odd_rows_of_classes():
         KernelDensity.of(np.zeros((0, 2)))
     with pytest.raises(ValueError, match="infinite"):
         KernelDensity.of(np.array([[np.inf]]))
+
+
+def test_missing_cells_are_filled_as_the_density_says():
+    """Of two correlated numbers and a category: the filled ones have the conditional moments."""
+    rng = np.random.default_rng(5)
+    z = rng.normal(size=(3000, 2)) @ np.array([[1.0, 0.8], [0.0, 0.6]])
+    rows = np.column_stack([z, (z[:, 0] > 0).astype(float)])
+    density = KernelDensity.of(rows, None, [0, 0, 2])
+    n = 4000
+    x = torch.tensor([[1.0, torch.nan, torch.nan]]).expand(n, -1)
+    filled = density.fill(x, torch.Generator().manual_seed(0))
+    assert not filled.isnan().any()
+    assert (filled[:, 0] == 1).all()
+    # The kernels widen and pull a little towards the middle: a tenth of a standard deviation is allowed for it.
+    assert float(filled[:, 1].mean()) == pytest.approx(0.8, abs=0.1)
+    assert float(filled[:, 1].std()) == pytest.approx(0.6, abs=0.1)
+    assert float(filled[:, 2].mean()) > 0.9
+    whole = torch.from_numpy(rows[:5])
+    torch.testing.assert_close(density.fill(whole), whole)

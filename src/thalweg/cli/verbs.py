@@ -45,7 +45,7 @@ def add_verbs(app: typer.Typer) -> None:
 def predict(
     context: typer.Context,
     run_folder: RunFolder,
-    table: TableFile,
+    table: DataFile,
     out_file: OutFile = None,
     quantiles: Annotated[
         str, typer.Option(help="Probabilities of the quantiles, separated by commas.")
@@ -57,10 +57,12 @@ def predict(
     seed: Seed = 0,
     keep: Keep = None,
 ) -> None:
-    """Predict the target of each row: mean, median, mode, standard deviation, quantiles, an interval.
+    """Predict the target of each row: mean, median, mode, spread, quantiles, an interval; or its class.
 
     The first column, `row`, counts the rows of the table from 1. Where the table holds the target too, the
-    log-likelihood (higher is better) and the PIT value of each row are added.
+    log-likelihood (higher is better) and the PIT value of each row are added. A classifier gives the prediction,
+    the probability of each class, and how typical the row is; where the table holds the labels, whether it is
+    right, and its log loss (lower is better).
     """
     options = {"quantiles": quantiles, "coverage": coverage, "samples": samples, "seed": seed, "keep": keep or []}
     _ask(context, "predict", run_folder, out_file, "predictions", options, table)
@@ -72,12 +74,13 @@ def sample(
     n: Annotated[int, typer.Option("-n", min=1, help="Number of rows or images.")] = 100,
     out_file: OutFile = None,
     seed: Seed = 0,
+    label: Annotated[str | None, typer.Option(help="Class of the draws, for a classifier.")] = None,
 ) -> None:
     """Draw new rows or new images; columns that were rounded in the data are rounded.
 
     Images are written to an .npz, or as PNG files into a folder.
     """
-    _ask(context, "sample", run_folder, out_file, "rows", {"n": n, "seed": seed})
+    _ask(context, "sample", run_folder, out_file, "rows", {"n": n, "seed": seed, "label": label})
 
 
 def score(
@@ -87,7 +90,8 @@ def score(
 
     A higher outlier_score is odder, from 0 to 1; a higher log_prob is likelier. The first column is `row`, counted
     from 1, or the `file` of a picture. For a deep Boltzmann machine or a belief network log_prob is a lower bound.
-    A run of `thalweg fit images` has a `score` that is not normalised, of which a lower one is odder. A row with
+    A run of `thalweg fit images` has a `score` that is not normalised, of which a lower one is odder. A classifier
+    of a table names the oddest column of each row. A row with
     gaps gets no score, and its `note` says so; fill them with `thalweg impute` first.
     """
     _ask(context, "score", run_folder, out_file, "scores", {"keep": keep or []}, data)

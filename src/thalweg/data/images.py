@@ -24,17 +24,19 @@ class Images(NamedTuple):
         labels: ``[n]`` int64 from 0, or None.
         resolution: one grey level.
         files: the file of each picture in its folder, where they were read from one.
+        classes: what each label is called, where labels were texts or subfolders.
     """
 
     pixels: np.ndarray
     labels: np.ndarray | None
     resolution: float
     files: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
 
     def rows(self, index: np.ndarray | slice) -> Images:
         labels = None if self.labels is None else self.labels[index]
         files = None if self.files is None else tuple(np.array(self.files, object)[index])
-        return Images(self.pixels[index], labels, self.resolution, files)
+        return Images(self.pixels[index], labels, self.resolution, files, self.classes)
 
 
 def digits(seed: int = 0, n_train: int = 1400) -> tuple[Images, Images]:
@@ -224,7 +226,10 @@ def _load(path: Path, x_names: Sequence[str], y_names: Sequence[str]) -> tuple[n
 def _named(path: Path, pixels: np.ndarray, labels: np.ndarray | None, known: np.ndarray | None) -> Images:
     """Images, or an error that names the file; ``known`` are the labels by which texts are numbered."""
     try:
-        return as_images(pixels, None if labels is None else _numbered(labels, known))
+        found = as_images(pixels, None if labels is None else _numbered(labels, known))
+        if known is not None and known.dtype.kind == "U":
+            return found._replace(classes=tuple(_in_order(known.ravel().tolist())))
+        return found
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -314,7 +319,8 @@ def _read_folder(folder: Path) -> Images:
         found = _scaled(pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2), white, labels)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-    return found._replace(files=tuple(file.relative_to(folder).as_posix() for file in files))
+    paths = tuple(file.relative_to(folder).as_posix() for file in files)
+    return found._replace(files=paths, classes=None if labels is None else tuple(classes))
 
 
 def _is_hidden(name: str) -> bool:

@@ -209,7 +209,7 @@ class EnergyClassifier(ClassifierMixin, TableInputs, Estimator):
         with seeded(seed):
             self._classifier = self._build(int(x.shape[1]), shares)
             objective = self._objective(x, y_kept)
-        n_members = getattr(self._classifier, "n_members", 1)
+        n_members = self._classifier.n_members if isinstance(self._classifier, LabelledMembers) else 1
         held_out = folds_by_label(y_kept, n_members, rng)
         held_out &= (y_kept >= 0)[:, None]
         mask = torch.from_numpy(~held_out).float() * torch.as_tensor(weight, dtype=torch.float32)[:, None]
@@ -343,6 +343,23 @@ class EnergyClassifier(ClassifierMixin, TableInputs, Estimator):
         return 1.0 if isinstance(self._classifier, LabelledMembers) else float(self.temperature_.value)
 
     @property
+    def n_networks_(self) -> int:
+        """How many networks there are whose probabilities are averaged."""
+        check_is_fitted(self, "energy_")
+        return self._classifier.n_members if isinstance(self._classifier, LabelledMembers) else 1
+
+    def at_temperature(self, value: float) -> EnergyClassifier:
+        """A copy of the model whose probabilities have this temperature; at 1 as the networks learned them."""
+        check_is_fitted(self, "energy_")
+        if not value > 0:
+            raise ValueError(f"a temperature must be positive, got {value}")
+        other = copy.copy(self)
+        other._classifier = copy.deepcopy(self._classifier)
+        other.temperature_ = Temperature(float(value), math.nan, math.nan, value != 1)
+        other._assemble()
+        return other
+
+    @property
     def normalised_(self) -> bool:
         """Whether :meth:`score_samples` is the log of a density that integrates and sums to one."""
         check_is_fitted(self, "energy_")
@@ -408,7 +425,8 @@ class EnergyClassifier(ClassifierMixin, TableInputs, Estimator):
         """How typical each row is ``[n]``: log p(x) in nats, the higher the more typical.
 
         It is normalised where ``normalised_`` is true: a density per unit of the columns of numbers, and a
-        probability of categories; missing cells are summed out. Otherwise it is known up to a constant.
+        probability of categories; missing cells are summed out. Rows with different gaps are then of different
+        dimensions, and :meth:`typicality` is what compares them. Otherwise it is known up to a constant.
         """
         inputs = self._inputs(X)
         with torch.no_grad():
@@ -417,6 +435,26 @@ class EnergyClassifier(ClassifierMixin, TableInputs, Estimator):
         if self.rows_ is None:
             return found
         return found + self.rows_.log_scale(inputs[:, self._n_inputs :].double().cpu().numpy())
+
+    def typicality(self, X: Any, *, n_draws: int = 8, random_state: RandomState = 0) -> np.ndarray:
+        """How typical each row is ``[n]``, on one scale for rows with gaps and without.
+
+        It is :meth:`score_samples`, but that missing cells are filled in by draws given the known ones, and the
+        mean over draws is taken: a row is not more typical for having less known of it.
+        """
+        inputs = self._inputs(X)
+        if self.rows_ is None or not inputs[:, self._n_inputs :].isnan().any():
+            return self.score_samples(X)
+        generator = generator_of(random_state, self._device)
+        plain = inputs[:, self._n_inputs :]
+        assert isinstance(self.density_, KernelDensity)
+        total = np.zeros(len(plain))
+        with torch.no_grad():
+            for _ in range(n_draws):
+                filled = self.density_.fill(plain, generator)
+                found = self.density_.log_prob(filled).cpu().numpy()
+                total += found + self.rows_.log_scale(filled.cpu().numpy())
+        return total / n_draws
 
     def _typicality(self, inputs: Tensor) -> Tensor:
         if self.density_ is None:

@@ -193,7 +193,7 @@ class LeastSquaresGaussian:
     name = "Gaussian by least squares"
 
     def fit(self, X: pd.DataFrame, y: np.ndarray, resolution: float = 0.0) -> LeastSquaresGaussian:
-        self._encoder = _plain_encoder(X)
+        self._encoder = plain_encoder(X)
         design = self._design(X)
         self._weights, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
         residual = y - design @ self._weights
@@ -226,7 +226,7 @@ class BoostedQuantiles:
         self.max_iter = max_iter
 
     def fit(self, X: pd.DataFrame, y: np.ndarray, resolution: float = 0.0) -> BoostedQuantiles:
-        self._encoder = _plain_encoder(X)
+        self._encoder = plain_encoder(X)
         features = self._encoder.transform(X)
         self._mean_model = self._model("squared_error", None).fit(features, y)
         # Rounded targets are spread over their cells, as for the model, or all quantiles fall on the grid.
@@ -277,7 +277,7 @@ class WithAtoms:
 
     def fit(self, X: pd.DataFrame, y: np.ndarray, resolution: float = 0.0) -> WithAtoms:
         label = np.where(np.isin(y, self.atoms), np.searchsorted(self.atoms, y), len(self.atoms))
-        self._encoder = _plain_encoder(X)
+        self._encoder = plain_encoder(X)
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         self._classifier = classifier.fit(self._encoder.transform(X), label)
         rest = label == len(self.atoms)
@@ -353,7 +353,7 @@ def _mean_excess(values: np.ndarray) -> float:
     return float(over.mean()) if len(over) else 0.0
 
 
-def _plain_encoder(X: pd.DataFrame) -> TableEncoder:
+def plain_encoder(X: pd.DataFrame) -> TableEncoder:
     """Numbers as they are (standardised), without the pieces that only a network makes use of."""
     encoder = TableEncoder().fit(X)
     for column in encoder.columns:

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from thalweg.evaluation.calibration import expected_calibration_error
 from thalweg.evaluation.generation import Rows, as_rows, median_distance, nearest_neighbours
 from thalweg.evaluation.verdict import FEWEST_COMPARED, Check, check_baselines
 
@@ -72,6 +73,34 @@ def check_label_folds(log_prob: np.ndarray, labels: np.ndarray, inputs: np.ndarr
             error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else 0.0
             gains[kind] = (float(gain.mean()), error)
     return replace(check_baselines(gains, n_compared, "rows of the training's folds"), name=name)
+
+
+def check_calibration(probabilities: np.ndarray, labels: np.ndarray, n_draws: int = 200) -> Check:
+    """Whether the probabilities of the predicted labels are the shares of them that are right.
+
+    The expected calibration error is compared with those of labels drawn from the probabilities themselves.
+
+    Args:
+        probabilities: of held-out rows ``[n, C]``.
+        labels: ``[n]``, whole numbers from 0.
+    """
+    name = "calibration"
+    if len(labels) < FEWEST_COMPARED:
+        return Check(name, "passed", "There are too few held-out rows to judge the probabilities.")
+    found = expected_calibration_error(probabilities, labels, n_bins=10)
+    best, rng = probabilities.max(1), np.random.RandomState(0)
+    # Whether each prediction is right is all that counts: a draw of that is enough.
+    place = np.minimum((best * 10).astype(int), 9)
+    errors = []
+    for _ in range(n_draws):
+        gap = np.bincount(place, (rng.uniform(size=len(best)) < best) - best, minlength=10)
+        errors.append(np.abs(gap).sum() / len(best))
+    usual = float(np.quantile(errors, 0.99))
+    text = f"The expected calibration error is {found:.3f}; of exact probabilities it is below {usual:.3f}"
+    if found <= usual:
+        return Check(name, "passed", f"{text} in 99 cases of 100.")
+    advice = "Do not take the probabilities at their word"
+    return Check(name, "failed" if found > usual + 0.1 else "doubtful", f"{text} in 99 cases of 100. {advice}.")
 
 
 def _plain_classifiers(labels: np.ndarray, inputs: np.ndarray) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import numpy as np
 
 STATES = ("passed", "doubtful", "failed")
 
+_FEW_OF_A_CLASS = 5
 _FEWEST_ROWS, _FEW_ROWS, _ROWS_PER_COLUMN = 20, 50, 5
 # With fewer rows a standard error is too uncertain itself to fail a model by it.
 FEWEST_COMPARED = 20
@@ -144,6 +145,21 @@ def check_held_out(n_test: int, n_known: int = 0) -> Check:
         text = f"{n_known} of {n_test} held-out rows equal training rows: they do not show how new ones fare."
         return Check("held-out rows", "doubtful", f"{text} Leave out what occurs twice.")
     return Check("held-out rows", "passed", f"{n_test} rows were held out.")
+
+
+def check_classes(names: Sequence[Any], counts: Sequence[int]) -> Check:
+    """Whether every class has rows enough to be learned.
+
+    Args:
+        names: of the classes.
+        counts: training rows of each.
+    """
+    few = [f"{name!r} ({n})" for name, n in zip(names, counts, strict=True) if n < _FEW_OF_A_CLASS]
+    if few:
+        more = f" and {len(few) - 5} more" if len(few) > 5 else ""
+        text = f"Few training rows have the class {', '.join(few[:5])}{more}: what is said of it is a guess."
+        return Check("classes", "doubtful", f"{text} Collect more of it, or put it together with another.")
+    return Check("classes", "passed", f"Each of {len(counts)} classes has at least {min(counts)} training rows.")
 
 
 def check_doubts(doubts: Sequence[str]) -> Check:

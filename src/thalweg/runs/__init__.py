@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 TASKS = {
     "regression": "thalweg.runs.settings.regression:RegressionSettings",
     "density": "thalweg.runs.settings.density:DensitySettings",
+    "classifier": "thalweg.runs.settings.classifier:ClassifierSettings",
     "images": "thalweg.runs.settings.images:ImageSettings",
     "boltzmann": "thalweg.runs.settings.boltzmann:BoltzmannSettings",
 }

@@ -161,3 +161,29 @@ class ImageFigures(RunFigures):
     labels: Count
     scores: dict[str, float]
     remarks: list[str]
+
+
+class AttackFigures(TypedDict):
+    radii: list[float]
+    n_rows: Count
+    gradient: list[float]
+    gradient_free: list[float]
+    transfer: list[float]
+    worst: list[float]
+    doubts: list[str]
+
+
+class ClassifierFigures(TableFigures):
+    data: str
+    shape: list[Count] | None
+    inputs: list[str]
+    test_places: list[Count]
+    unlabelled_rows: Count
+    classes: list[str]
+    class_counts: list[Count]
+    temperature: float
+    temperature_gain: float | None
+    normalised: bool
+    held_out_log_prob: list[float]
+    detection: dict[str, float]
+    robustness: AttackFigures | None

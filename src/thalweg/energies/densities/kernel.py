@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -208,22 +207,61 @@ class KernelDensity(Density):
         return torch.where(torch.isnan(agree), even, torch.where(agree > 0, same, apart.log()))
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        device = self.rows.device
-        which = torch.randint(len(self.rows), (n,), generator=generator, device=device)
-        x = self.rows[which].clone()
+        which = torch.randint(len(self.rows), (n,), generator=generator, device=self.rows.device)
+        return self._moved(self.rows[which], generator, which)
+
+    def _moved(self, x: Tensor, generator: torch.Generator | None, which: Tensor) -> Tensor:
+        """Draws from the kernels of rows of these numbers."""
+        x, n = x.clone(), len(x)
         if self.numbers:
             noise = standard_normal((n, len(self.numbers)), x, generator)
             x[:, self.numbers] += torch.einsum("nde,ne->nd", self.factors[self.classes[which]], noise)
         for d in self.categories:
             # The value for all others is none that a draw could have.
-            even = torch.randint(self.n_values[d], (n,), generator=generator, device=device).to(x.dtype)
-            moves = torch.rand(n, generator=generator, device=device) < self.smoothing
+            even = torch.randint(self.n_values[d], (n,), generator=generator, device=x.device).to(x.dtype)
+            moves = torch.rand(n, generator=generator, device=x.device) < self.smoothing
             x[:, d] = torch.where(moves | (x[:, d] < 0), even, x[:, d])
         return x
 
-    def state(self) -> dict[str, Any]:
-        """What is needed beside the tensors to make it again, fit for JSON."""
-        return {"n_values": self.n_values}
+    def fill(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """x ``[N, D]`` with the missing cells of each row drawn from their distribution given its known ones."""
+        out = x.to(self.rows.dtype).clone()
+        gaps = torch.isnan(out)
+        patterns, which = torch.unique(gaps, dim=0, return_inverse=True)
+        for i, pattern in enumerate(patterns):
+            if not pattern.any():
+                continue
+            place = (which == i).nonzero()[:, 0]
+            for rows in place.split(max(1, _BLOCK // len(self.rows))):
+                out[rows] = self._filled_in(out[rows], pattern, generator)
+        return out
+
+    def _filled_in(self, x: Tensor, missing: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The same of rows of which the same cells are missing."""
+        is_missing = missing.tolist()
+        known = [d for d in self.numbers if not is_missing[d]]
+        lacking = [d for d in self.numbers if is_missing[d]]
+        log_kernels = self._log_kernels(x, known, [d for d in self.categories if not is_missing[d]])
+        which = torch.multinomial(log_kernels.softmax(1), 1, generator=generator)[:, 0]
+        drawn = self._moved(self.rows[which], generator, which)
+        x = x.clone()
+        for d in self.categories:
+            if is_missing[d]:
+                x[:, d] = drawn[:, d]
+        if lacking:
+            # Of a Gaussian kernel: what lacks, drawn beside what is known, moves with how far that is off.
+            of_known = [self.numbers.index(d) for d in known]
+            of_lacking = [self.numbers.index(d) for d in lacking]
+            covariance = self.factors @ self.factors.mT
+            values = drawn[:, lacking]
+            if known:
+                square = covariance[:, of_known][:, :, of_known]
+                gain = torch.linalg.solve(square, covariance[:, of_known][:, :, of_lacking])  # [C, known, lacking]
+                values = values + torch.einsum(
+                    "nk,nkl->nl", x[:, known] - drawn[:, known], gain[self.classes[which]]
+                )
+            x[:, lacking] = values
+        return x
 
 
 def _filled(numbers: np.ndarray, kinds: np.ndarray) -> np.ndarray:
