@@ -9,6 +9,7 @@ from thalweg.recipes import (
     consistency,
     continual,
     density_2d,
+    energy_ood,
     hdge,
     head_pose,
     igebm,
@@ -37,6 +38,7 @@ _MODULES = (
     jem,
     hdge,
     semi_supervised,
+    energy_ood,
 )
 RECIPES: dict[str, Recipe] = {module.RECIPE.name: module.RECIPE for module in _MODULES}
 
