@@ -33,7 +33,7 @@ class QueueContrast(Objective):
         normalise: whether the scores of a row are divided by their Euclidean norm before they are compared, as in
             the published settings. Without it the scores outgrow those in the queue, and classification may fail.
 
-    Source: [Liu 2020b, eq. 8] and its code, whose queue is of 65,536 rows.
+    Source: [Liu 2020b] and its code, whose queue is of 65,536 rows.
     """
 
     queue: Tensor

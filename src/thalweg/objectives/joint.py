@@ -48,7 +48,7 @@ class JointLikelihood(Objective):
     Raises:
         TypeError: if the generative objective is adversarial; :class:`JointFlowContrast` is the one with a flow.
 
-    Source: [Grathwohl 2020, eq. 6 and alg. 1]; no augmentation for p(x) [Yang 2023].
+    Source: [Grathwohl 2020, alg. 1]; no augmentation for p(x) [Yang 2023].
     """
 
     def __init__(
@@ -122,7 +122,7 @@ def jem(
         bounds: chains are kept within these; None, as published, keeps them nowhere.
         augment: as in :class:`JointLikelihood`.
 
-    Source: [Grathwohl 2020, app. A] and its code; starts from a fitted mixture [Yang 2021].
+    Source: [Grathwohl 2020] and its code; starts from a fitted mixture [Yang 2021].
     """
     kernel: Kernel = Langevin(scale**2, 0.01 * scale)
     if bounds is not None:
@@ -144,7 +144,7 @@ class JointFlowContrast(Adversarial):
         weight: weight of the game in the energy's loss.
         warm_up: updates in which the flow learns by its own likelihood before the first round.
 
-    Source: [Gao 2020, sec. 3.6].
+    Source: [Gao 2020], whose semi-supervised learning this is.
     """
 
     def __init__(self, flow: FlowEnergy, weight: float = 1.0, warm_up: int = 200):

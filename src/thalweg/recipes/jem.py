@@ -33,8 +33,9 @@ from thalweg.recipes.classifying import (
 )
 from thalweg.training.loop import Plan
 
+FEW, WRONG, HELD_OUT = "100 labels", "30 % wrong labels", "held out"
 # Labels that are kept of each class, and the share that is wrong, where there are few or wrong ones.
-N_EACH, WRONG = 10, 0.3
+N_EACH, SHARE_WRONG = 10, 0.3
 RADII = (0.0, 0.05, 0.1, 0.15, 0.2)
 
 
@@ -46,11 +47,14 @@ class Variant:
         build: the objective, given the rows and whether the run is at the source's own scale.
         of_all_rows: whether rows without a label take part.
         sharpness: radius of sharpness-aware minimisation.
+        tasks: what it is trained for beside all images with all labels: FEW labels, WRONG ones, and without the
+            classes that are HELD_OUT.
     """
 
     build: Callable[[Rows, bool], Objective]
     of_all_rows: bool = True
     sharpness: float = 0.0
+    tasks: tuple[str, ...] = (FEW,)
 
 
 def _box(rows: Rows) -> UniformEnergy:
@@ -77,9 +81,9 @@ def _dual(rows: Rows, paper: bool) -> DualAdversarialTraining:
 
 
 VARIANTS = {
-    "CE": Variant(lambda rows, paper: CrossEntropy(), of_all_rows=False),
-    "JEM": Variant(_joint),
-    "JEM, SAM": Variant(_joint, sharpness=0.05),
+    "CE": Variant(lambda rows, paper: CrossEntropy(), of_all_rows=False, tasks=(FEW, WRONG, HELD_OUT)),
+    "JEM": Variant(_joint, tasks=(FEW, WRONG, HELD_OUT)),
+    "JEM, SAM": Variant(_joint, sharpness=0.05, tasks=()),
     "JEM++": Variant(_from_mixture),
     "DAT": Variant(_dual),
 }
@@ -129,7 +133,7 @@ NOTES = [
     "AUROC: test images against others, by the energy summed over labels. Held out are the classes 8 and 9, which "
     "a network of their own has not seen; do not expect a generative term to help there.",
     f"100 labels: {N_EACH} of each class; CE learns from these alone, the others from all images too. Wrong "
-    f"labels: {WRONG:.0%} of the training labels are of another class.",
+    f"labels: {SHARE_WRONG:.0%} of the training labels are of another class.",
 ]
 
 
@@ -154,7 +158,7 @@ def _plan(settings: Settings, variant: Variant, n_rows: int, seed: int) -> Plan:
 
 
 def _measure(settings: Settings, rows: Rows, test: Rows, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
-    few, wrong = few_labels(rows, N_EACH, seed), wrong_labels(rows, WRONG, seed)
+    few, wrong = few_labels(rows, N_EACH, seed), wrong_labels(rows, SHARE_WRONG, seed)
     known, held_out = rows.where(rows.y < 8), test.where(test.y >= 8)
     others = strange_images(test, seed)
     out: dict[str, float] = {}
@@ -179,27 +183,29 @@ def _measure(settings: Settings, rows: Rows, test: Rows, seed: int) -> tuple[dic
         figures["robust accuracy"] = lines[name][RADII.index(ATTACK)]
         for kind, found in others.items():
             figures[f"AUROC, {kind}"] = detected(full.energy, test.x, found)["AUROC by energy"]
-        trained = [full, fitted(variant, few)[0]]
-        figures |= {f"{what}, 100 labels": v for what, v in classified(trained[1].energy, test).items()}
-        if name in ("CE", "JEM", "DAT"):
+        trained = [full]
+        if FEW in variant.tasks:
+            trained.append(fitted(variant, few)[0])
+            figures |= {f"{what}, {FEW}": v for what, v in classified(trained[-1].energy, test).items()}
+        if WRONG in variant.tasks:
             trained.append(fitted(variant, wrong)[0])
-            figures["accuracy, 30 % wrong labels"] = classified(trained[-1].energy, test)["accuracy"]
+            figures[f"accuracy, {WRONG}"] = classified(trained[-1].energy, test)["accuracy"]
+        if HELD_OUT in variant.tasks:
             trained.append(fitted(variant, known, 8)[0])
-            inside = test.where(test.y < 8)
-            found_out = detected(trained[-1].energy, inside.x, held_out.x)
-            figures["AUROC, held out"] = found_out["AUROC by energy"]
-            figures["AUROC, held out, by probability"] = found_out["AUROC by probability"]
+            told = detected(trained[-1].energy, test.where(test.y < 8).x, held_out.x)
+            figures[f"AUROC, {HELD_OUT}"] = told["AUROC by energy"]
+            figures[f"AUROC, {HELD_OUT}, by probability"] = told["AUROC by probability"]
         figures["roll-backs"] = float(sum(t.history.rollbacks for t in trained))
         figures["seconds"] = full.seconds
         out |= {f"{name}: {what}": value for what, value in figures.items()}
     for name in list(VARIANTS)[1:]:
         out[f"{name}: seconds over CE's (ratio)"] = out.pop(f"{name}: seconds") / max(out["CE: seconds"], 1e-9)
         out[f"{name}: robust accuracy less CE's"] = out[f"{name}: robust accuracy"] - out["CE: robust accuracy"]
-        for what in ("ECE", "NLL"):
-            key = f"{'NLL (nats)' if what == 'NLL' else what}, 100 labels"
-            out[f"{name}: {what} over CE's, 100 labels"] = out[f"{name}: {key}"] / out[f"CE: {key}"]
-        key = "accuracy, 100 labels"
-        out[f"{name}: accuracy less CE's, 100 labels"] = out[f"{name}: {key}"] - out[f"CE: {key}"]
+        if FEW in VARIANTS[name].tasks:
+            for what, key in (("ECE", "ECE"), ("NLL", "NLL (nats)")):
+                out[f"{name}: {what} over CE's, {FEW}"] = out[f"{name}: {key}, {FEW}"] / out[f"CE: {key}, {FEW}"]
+            key = f"accuracy, {FEW}"
+            out[f"{name}: accuracy less CE's, {FEW}"] = out[f"{name}: {key}"] - out[f"CE: {key}"]
     shown = {"Accuracy under attack": _lines(lines), "Training images": _wall(rows.x[:40])}
     return out, shown | {f"Chains of {name}": _wall(kept) for name, kept in chains.items()}
 

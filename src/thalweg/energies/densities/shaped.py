@@ -53,7 +53,7 @@ def gaussian_of_classes(x: Tensor, labels: Tensor | None = None) -> Density:
     Raises:
         ValueError: if no row has a label.
 
-    Source: where chains start in [Yang 2021, sec. 3.2].
+    Source: where chains start in [Yang 2021].
     """
     rows = x.flatten(1)
     kinds = torch.zeros(len(x), dtype=torch.long, device=x.device) if labels is None else labels.long()
