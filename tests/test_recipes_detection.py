@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from thalweg.evaluation.detection import auroc, energy
-from thalweg.recipes import RECIPES, energy_ood
+from thalweg.recipes import RECIPES, energy_ood, robustness
 from thalweg.recipes.base import Settings
 from thalweg.recipes.classifying import Rows, logits, network
 
 
-@pytest.mark.parametrize("module", [energy_ood])
+@pytest.mark.parametrize("module", [energy_ood, robustness])
 def test_quick_run(module):
     messages = []
     result = module.RECIPE.run(Settings(seeds=(0, 1), quick=True, tell=messages.append))
@@ -84,3 +84,29 @@ def test_scores_are_standardised_on_rows_set_aside_and_summed():
         assert auroc(typical[name], far[name]).value == 1
     # A training row is its own nearest neighbour.
     assert scores(rows.x)["1-NN"] == pytest.approx(0, abs=1e-6)
+
+
+def test_objectives_are_of_the_settings_that_the_notes_state():
+    rows = Rows(torch.rand(20, 1, 4, 4), torch.arange(20) % 10)
+    assert set(robustness.OBJECTIVES) == {"CE", "CE, noise", "HDGE", "JEM", "DAT"}
+    noisy, joint = (robustness.OBJECTIVES[name](rows) for name in ("CE, noise", "JEM"))
+    # Noise of pixels in [0, 1], the same in both, and the density in one of them.
+    assert noisy.input_noise == joint.input_noise == pytest.approx(robustness.NOISE)
+    assert noisy.weight == 0
+    assert joint.weight == 1
+    assert set(robustness.TARGETS) <= {f"{name}: roll-backs" for name in robustness.OBJECTIVES} | {
+        "JEM: L-inf 0.1, all, less CE's"
+    }
+
+
+def test_accuracy_falls_with_the_radius_and_no_attack_is_stronger_than_all():
+    result = robustness.RECIPE.run(Settings(seeds=(0,), quick=True))
+    found = {f.name: f.mean for f in result.figures}
+    for name in robustness.OBJECTIVES:
+        for norm, radii in robustness.RADII.items():
+            title = robustness.NAMES[norm]
+            line = [found[f"{name}: accuracy"], *(found[f"{name}: {title} {radius:g}, all"] for radius in radii)]
+            assert line == sorted(line, reverse=True)
+            at = f"{name}: {title} {robustness.SHOWN[norm]:g}"
+            attacks = [found[f"{at}, {attack}"] for attack in ("gradient", "search", "transfer")]
+            assert found[f"{at}, all"] <= min(attacks)

@@ -16,6 +16,7 @@ from thalweg.recipes import (
     jem,
     narx,
     regression_1d,
+    robustness,
     semi_supervised,
     tanks,
 )
@@ -39,6 +40,7 @@ _MODULES = (
     hdge,
     semi_supervised,
     energy_ood,
+    robustness,
 )
 RECIPES: dict[str, Recipe] = {module.RECIPE.name: module.RECIPE for module in _MODULES}
 
