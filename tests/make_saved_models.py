@@ -14,6 +14,7 @@ from thalweg import (
     DeepBeliefClassifier,
     DeepBeliefNetwork,
     DeepBoltzmannMachine,
+    EnergyClassifier,
     EnergyDensity,
     EnergyRegressor,
     ImageEBM,
@@ -32,6 +33,9 @@ MODELS = {
     "regressor-nce": (
         lambda: EnergyRegressor("nce", n_samples=8, **TINY).fit(ROWS[:, :3], ROWS[:, 3]),
         lambda m: m.predict(ROWS[:5, :3]),
+    ),
+    "energy-classifier": (
+        lambda: EnergyClassifier(**TINY).fit(ROWS, load_iris().target[::3]), lambda m: m.predict_proba(ROWS[:5])
     ),
     "density": (lambda: EnergyDensity(**TINY).fit(ROWS), lambda m: m.score_samples(ROWS[:5])),
     "density-dsm": (lambda: EnergyDensity("dsm", **TINY).fit(ROWS), lambda m: m.score_samples(ROWS[:5])),

@@ -16,7 +16,7 @@ from thalweg.report.page import Card, Tile, checks_of, footer_of, render_page
 from thalweg.report.theme import DATA, INK, MODEL, TRUTH, WATER
 from thalweg.report.words import duration, figure, gain_in_words, place_of_least
 from thalweg.runs.base import MODEL_NAME
-from thalweg.runs.classifier import MOST_SHOWN, ClassifierRun, others_of
+from thalweg.runs.classifier import MOST_SHOWN, ClassifierRun, as_written, others_of
 
 _MOST_CLASSES = 30
 _N_WORST = 10
@@ -52,7 +52,7 @@ class _Shown:
             rows = run.test_rows.iloc[:MOST_SHOWN].reset_index(drop=True)
             target = run.settings.target[0]
             place = {name: k for k, name in enumerate(run.classes)}
-            self.truth = rows[target].map(place).to_numpy()
+            self.truth = as_written(rows[target]).map(place).to_numpy()
             self.X = rows.drop(columns=target)
             self.names = [str(i + 1) for i in run.figures["test_places"]]
         self.probabilities = run.model.predict_proba(self.X)
@@ -239,7 +239,7 @@ def _least_typical_card(shown: _Shown) -> Card:
         text = "The held-out images that are least typical, the oddest first."
         rows = [_line(shown, i, unit) for i in worst]
         head = ["image", unit, "truth", "predicted", "probability"]
-        return Card("Least typical images", text, [wall(shown.X[worst], len(worst))], head, rows)
+        return Card("Least typical images", text, [wall(shown.X[worst], _N_WORST)], head, rows)
     cells = run.model.explain_typicality(shown.X.iloc[worst].reset_index(drop=True))
     table = plain_columns(shown.X)
     rows = []
@@ -283,7 +283,7 @@ def _mistakes_card(shown: _Shown) -> Card:
         return Card("Mistakes", "There is none: all held-out rows are classified right.")
     head = ["image" if shown.run.is_of_images else "row", "log p(x)", "truth", "predicted", "probability"]
     rows = [_line(shown, i, "log p(x)") for i in worst]
-    pictures = [wall(shown.X[worst], len(worst))] if shown.run.is_of_images else []
+    pictures = [wall(shown.X[worst], _N_WORST)] if shown.run.is_of_images else []
     return Card("Mistakes", text, pictures, head, rows)
 
 

@@ -14,10 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.metrics import roc_auc_score
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from thalweg.data.images import Images, outliers, read_images
 from thalweg.data.tables import read_cells
+from thalweg.energies.labelled import FactoredEnergy
 from thalweg.estimators.classifier import EnergyClassifier
 from thalweg.evaluation.calibration import brier_score, expected_calibration_error
 from thalweg.evaluation.class_baselines import BASELINES
@@ -48,8 +50,9 @@ _MOST_CLASSES = 200
 # Numbers of so many values, most of them rare, are no classes.
 _ROWS_PER_CLASS = 3
 _MOST_ATTACKED = 200
+_MANY_CELLS = 1_000_000
 MOST_SHOWN = 2000
-_RADII = (0.0, 0.02, 0.05, 0.1, 0.2)
+_RADII = (0.02, 0.05, 0.1, 0.2)
 
 
 @dataclass
@@ -65,6 +68,11 @@ class Rows:
     test: np.ndarray
     fingerprint: str
     images: Images | None = None
+
+    @property
+    def width(self) -> int:
+        """Numbers or cells in an input."""
+        return int(np.prod(self.X.shape[1:]))
 
     def inputs(self, rows: np.ndarray) -> Any:
         return self.X.iloc[rows] if self.images is None else self.X[rows]
@@ -254,7 +262,7 @@ class ClassifierRun(Run):
         known = {c["name"]: c["values"] for c in self.model.encoder_.columns if c["kind"] == "category"}
         target, truth = self.settings.target[0], None
         if target in cells.table.columns:
-            given = _as_written(cells.table[target])
+            given = as_written(cells.table[target])
             places = {name: k for k, name in enumerate(self.classes)}
             truth = np.array([places.get(name, -1) for name in given])
         X = cells.again(kinds, self.settings.missing, known)
@@ -321,7 +329,7 @@ def _read_table(settings: ClassifierSettings) -> Rows:
         raise ValueError(f"{name} has no column left to predict from")
     column, kind = typed.table[target], typed.kinds[target]
     _refuse_measured(column, kind)
-    written = _as_written(column)
+    written = as_written(column)
     known = written.notna().to_numpy()
     if not known.any():
         raise ValueError(f"the target {target!r} has no value at all")
@@ -374,7 +382,7 @@ def _refuse_measured(column: pd.Series, kind: str) -> None:
         )
 
 
-def _as_written(column: pd.Series) -> pd.Series:
+def as_written(column: pd.Series) -> pd.Series:
     """Labels as texts: whole numbers without a point, truth values as they are read."""
 
     def written(value: Any) -> str:
@@ -399,13 +407,13 @@ def _split(labels: np.ndarray, test_fraction: float, seed: int) -> tuple[np.ndar
     A label of a single row is learned from.
     """
     rng = np.random.RandomState(seed)
-    test = []
-    for k in np.unique(labels[labels >= 0]):
-        own = rng.permutation(np.flatnonzero(labels == k))
-        exact = test_fraction * len(own)
-        n = int(exact) + int(rng.uniform() < exact - int(exact))
-        test.append(own[: min(n, len(own) - 1)])
-    chosen = np.sort(np.concatenate(test))
+    known = np.flatnonzero(labels >= 0)
+    order = known[np.lexsort((rng.uniform(size=len(known)), labels[known]))]
+    n_test = round(test_fraction * len(known))
+    # Evenly along the rows in order of their labels.
+    places = ((np.arange(n_test) + rng.uniform()) * len(known) / max(n_test, 1)).astype(int)
+    counts = np.bincount(labels[known])
+    chosen = np.sort([row for row in order[places] if counts[labels[row]] > 1])
     if len(chosen) < 2:
         raise ValueError(f"{len(chosen)} rows would be held out: raise --test-fraction, or give more rows")
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
@@ -425,7 +433,9 @@ def _scores(model: EnergyClassifier, data: Rows, seed: int) -> tuple[dict[str, A
     scores = {MODEL_NAME: _figures(probabilities, truth, ours)}
     for kind in BASELINES:
         start = time.monotonic()
-        log_probs = kind(seed).fit(X, y).log_prob(test)
+        # Two threads on a small table wait for one another, and where others work too, most of the time.
+        with threadpool_limits(1 if len(y) * data.width < _MANY_CELLS else None):
+            log_probs = kind(seed).fit(X, y).log_prob(test)
         if log_probs.shape[1] < len(data.classes):
             missing = np.full((len(log_probs), len(data.classes) - log_probs.shape[1]), np.log(1e-12))
             log_probs = np.concatenate([log_probs, missing], 1)
@@ -482,10 +492,12 @@ class _Scores(nn.Module):
 
     def __init__(self, model: EnergyClassifier):
         super().__init__()
-        self.energy = model.energy_
+        energy = model.energy_
+        # The energy of the inputs is the same for all labels: it need not be computed.
+        self.energy = energy.classifier if isinstance(energy, FactoredEnergy) else energy
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return -self.energy.energies(x).float()
+        return -self.energy.energies(x)
 
 
 def _robustness(model: EnergyClassifier, data: Rows, seed: int) -> dict[str, Any]:
@@ -499,9 +511,9 @@ def _robustness(model: EnergyClassifier, data: Rows, seed: int) -> dict[str, Any
     )
     keys = ("gradient", "gradient_free", "transfer", "worst")
     return {
-        "radii": list(_RADII),
+        "radii": [0.0, *_RADII],
         "n_rows": len(rows),
-        **{key: [float(v) for v in getattr(found, key)] for key in keys},
+        **{key: [found.clean, *(float(v) for v in getattr(found, key))] for key in keys},
         "doubts": list(found.doubts()),
     }
 
