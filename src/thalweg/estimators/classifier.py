@@ -348,7 +348,7 @@ class EnergyClassifier(ClassifierMixin, TableInputs, Estimator):
         check_is_fitted(self, "energy_")
         return self._classifier.n_members if isinstance(self._classifier, LabelledMembers) else 1
 
-    def at_temperature(self, value: float) -> EnergyClassifier:
+    def at_temperature(self, *, value: float) -> EnergyClassifier:
         """A copy of the model whose probabilities have this temperature; at 1 as the networks learned them."""
         check_is_fitted(self, "energy_")
         if not value > 0:

@@ -187,7 +187,7 @@ def _calibration_card(shown: _Shown) -> Card:
 
 def _without_temperature(run: ClassifierRun, X: Any) -> np.ndarray:
     """The probabilities that the model would give at temperature 1."""
-    return run.model.at_temperature(1.0).predict_proba(X)
+    return run.model.at_temperature(value=1.0).predict_proba(X)
 
 
 def _add_reliability(picture: go.Figure, found: Reliability, name: str, colour: str) -> None:
