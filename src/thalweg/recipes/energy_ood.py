@@ -62,11 +62,11 @@ NOTES = [
     "kernels shaped by their class. The sums add density, energy and 1-NN, each less its mean and over its "
     f"standard deviation on {SET_ASIDE:.0%} of the training images, on which nothing else was fitted. No outlier "
     "takes part in any of it; but that these three are summed was chosen in a trial on the digits, held-out ones "
-    "in view.",
+    "in view; on the splits of five other seeds (3 to 7) the AUROC was 0.992 for the sum, 0.991 for the density.",
     "AUROC: the probability that a test image scores as more typical than an outlier. FPR95: the share of "
     "outliers that pass where 95 % of the test images do. Held out: the classes 8 and 9, which the network has "
-    "not seen. In MNIST no score here tells these two well, and those of pixels least: the best AUROC is 0.90, and "
-    "the sum has no more of it than the network's own GEN.",
+    "not seen. In MNIST no score here tells these two well, and those of pixels least: the best AUROC is 0.90, "
+    "and the sum has no more of it than the network's own GEN.",
     "Tuned: the same network after fine-tuning with uniform noise and shuffled training images as outliers. It "
     "tells outliers of these kinds, and accuracy is kept; held-out classes it tells WORSE than before.",
 ]
