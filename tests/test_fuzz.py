@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from thalweg import EnergyDensity, EnergyRegressor, ImageEBM, RestrictedBoltzmannMachine
+from thalweg import EnergyClassifier, EnergyDensity, EnergyRegressor, ImageEBM, RestrictedBoltzmannMachine
 from thalweg.data.columns import KINDS, decide, read_as
 from thalweg.data.encoding import TableEncoder
 from thalweg.data.images import as_images, read_images
@@ -30,9 +30,11 @@ from thalweg.data.tables import read_table, write_table
 from thalweg.evaluation.verdict import FailedModelWarning
 from thalweg.runs.base import fit_run
 from thalweg.runs.settings.boltzmann import BoltzmannSettings
+from thalweg.runs.settings.classifier import ClassifierSettings
 from thalweg.runs.settings.density import DensitySettings
 from thalweg.runs.settings.images import ImageSettings
 from thalweg.runs.settings.regression import RegressionSettings
+from thalweg.training.guard import DivergenceError
 
 _N = int(os.environ.get("THALWEG_FUZZ", "0"))
 # What NumPy, pandas and PyTorch say, and a user can do nothing with.
@@ -57,7 +59,7 @@ def answered(ask):
             warnings.simplefilter("ignore", harmless)
         try:
             return ask()
-        except ValueError as error:
+        except (ValueError, DivergenceError) as error:
             words = str(error)
     assert words.strip(), "an error without words"
     assert not _RAW.search(words), words
@@ -232,8 +234,26 @@ def test_a_machine_fits_or_refuses(table):
     assert found is None or not np.isnan(found).any()
 
 
+@tried(15)
+@given(tables(least=2), tables(least=2))
+def test_a_classifier_fits_or_refuses(table, targets):
+    n = min(len(table), len(targets))
+    table, labels = table.iloc[:n], targets.iloc[:n, 0].to_numpy()
+    model = EnergyClassifier(max_epochs=1, n_members=1, hidden=(4,), random_state=0)
+    fitted = answered(lambda: model.fit(table, labels))
+    if fitted is None:
+        return
+    probabilities = model.predict_proba(table)
+    assert np.isfinite(probabilities).all()
+    assert np.allclose(probabilities.sum(1), 1)
+    assert np.isfinite(model.score_samples(table)).all()
+    assert np.isfinite(model.typicality(table)).all()
+    drawn = model.sample(3, label=model.classes_[0], random_state=0)
+    assert np.isfinite(model.score_samples(drawn)).all()
+
+
 @tried(8)
-@given(tables(least=12), st.sampled_from(["regression", "density", "boltzmann"]))
+@given(tables(least=12), st.sampled_from(["regression", "density", "boltzmann", "classifier"]))
 def test_a_run_is_made_and_asked_or_refused(table, task):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "t.csv"
@@ -243,11 +263,16 @@ def test_a_run_is_made_and_asked_or_refused(table, task):
             ask = lambda: RegressionSettings(**how, targets=[str(table.columns[0])], epochs=1, members=1)  # noqa: E731
         elif task == "density":
             ask = lambda: DensitySettings(**how, epochs=1, members=1)  # noqa: E731
+        elif task == "classifier":
+            target = [str(table.columns[0])]
+            ask = lambda: ClassifierSettings(**how, target=target, epochs=1, members=1)  # noqa: E731
         else:
             ask = lambda: BoltzmannSettings(**how, epochs=1, hidden=[2])  # noqa: E731
         run = answered(lambda: fit_run(Path(folder) / "run", ask(), verbose=False))
         if run is None:
-            assert not (Path(folder) / "run").exists()
+            # What is left of a training that diverged is for whoever looks for the reason.
+            left = list((Path(folder) / "run").rglob("*"))
+            assert not left or any("training" in path.parts for path in left)
             return
         for verb in run.verbs:
             answered(lambda verb=verb: getattr(run, verb)(5 if verb == "sample" else path))
@@ -374,7 +399,9 @@ def test_a_run_on_pictures_is_made_and_asked_or_refused(files, task):
             ask = lambda: BoltzmannSettings(data=str(data), epochs=1, hidden=[2])  # noqa: E731
         run = answered(lambda: fit_run(Path(folder) / "run", ask(), verbose=False))
         if run is None:
-            assert not (Path(folder) / "run").exists()
+            # What is left of a training that diverged is for whoever looks for the reason.
+            left = list((Path(folder) / "run").rglob("*"))
+            assert not left or any("training" in path.parts for path in left)
             return
         for verb in run.verbs:
             answered(lambda verb=verb: getattr(run, verb)(5 if verb == "sample" else data))

@@ -112,6 +112,8 @@ def test_odd_rows_of_classes():
     assert torch.isfinite(density.log_prob(torch.from_numpy(rows).float())).all()
     only = KernelDensity.of(rows[:1])
     assert torch.isfinite(only.log_prob(torch.zeros(1, 2)))
+    nothing = KernelDensity.of(np.zeros((3, 0)))
+    torch.testing.assert_close(nothing.log_prob(torch.zeros(2, 0)), torch.zeros(2, dtype=torch.float64))
     with pytest.raises(ValueError, match="at least one row"):
         KernelDensity.of(np.zeros((0, 2)))
     with pytest.raises(ValueError, match="infinite"):

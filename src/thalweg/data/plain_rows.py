@@ -124,6 +124,8 @@ def _as_read(numbers: np.ndarray, column: dict[str, Any]) -> Any:
     """Numbers as the type of a column has them."""
     if column["read"] == "date":
         return pd.Timestamp("1970-01-01") + pd.to_timedelta(numbers, unit="D")
+    if column["read"] == "span":
+        return pd.to_timedelta(numbers, unit="D")
     if np.isnan(numbers).any():
         return numbers
     if column["read"] == "truth":

@@ -122,7 +122,7 @@ class KernelDensity(Density):
 
     def log_prob(self, x: Tensor) -> Tensor:
         # Squared distances in single precision lose what is near.
-        flat = x.reshape(-1, x.shape[-1]).to(self.rows.dtype)
+        flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).to(self.rows.dtype)
         size = max(1, _BLOCK // max(1, len(self.rows)))
         parts = [self._log_prob(block) for block in flat.split(size)]
         return torch.cat(parts).reshape(x.shape[:-1]) if parts else flat.new_zeros(x.shape[:-1])
