@@ -204,6 +204,7 @@ def test_a_label_of_minus_one_is_none():
     model = EnergyClassifier(**SMALL).fit(X, np.where(hidden, -1, y))
     assert model.classes_.tolist() == [0, 1, 2]
     assert len(model.density_.rows) == len(X)
+    assert f"{hidden.sum()} rows have the label -1" in str(model.verdict_)
     signs = EnergyClassifier(**SMALL).fit(X[y < 2], 2 * y[y < 2] - 1)
     assert signs.classes_.tolist() == [-1, 1]
 

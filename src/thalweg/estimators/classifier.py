@@ -201,6 +201,7 @@ class EnergyClassifier(ClassifierMixin, TableInputs, Estimator):
         seed = draw_seed(rng)
         inputs = self._learn_encoding(X, labels, seed)
         known = labels >= 0
+        self._n_unlabelled = int((~known).sum())
         learns_from_all = self.objective_name in ("jem", "dat", "hdge")
         chosen = np.ones(len(labels), bool) if learns_from_all else known
         x, y_kept = inputs[torch.from_numpy(chosen)], labels[chosen]
@@ -368,8 +369,13 @@ class EnergyClassifier(ClassifierMixin, TableInputs, Estimator):
     def _checks(self, x: Tensor, labels: np.ndarray, log_prob: np.ndarray) -> list[Check]:
         known = labels >= 0
         n_columns = None if self.image_shape_ is not None else self.n_features_in_
+        found = []
+        if self._n_unlabelled:
+            text = f"{self._n_unlabelled} rows have the label -1 and count as rows without one."
+            found.append(Check("labels", "doubtful", f"{text} If -1 is a class, write the labels as texts."))
         flat = x.flatten(1).double().numpy()[known]
         return [
+            *found,
             check_rows(int(known.sum()), n_columns),
             check_training({"training": self.history_}),
             check_label_folds(log_prob[known], labels[known], flat),

@@ -168,6 +168,9 @@ class ClassifierRun(Run):
         cls, model: EnergyClassifier, data: Rows, figures: dict[str, Any], settings: ClassifierSettings
     ) -> list[Check]:
         found = [check_held_out(len(data.test)), check_classes(data.classes, figures["class_counts"])]
+        if n := figures["unlabelled_rows"]:
+            text = f"{n} of {len(data.labels)} rows have no label; they only tell how inputs are distributed."
+            found.append(Check("labels", "doubtful" if 2 * n > len(data.labels) else "passed", text))
         if data.images is None:
             found.append(check_doubts(doubts_of_columns(data.X)))
         labels = data.labels[data.test]
