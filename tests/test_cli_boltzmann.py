@@ -263,6 +263,7 @@ def test_deep_machines_are_fitted_drawn_scored_and_shown(kind, tmp_path):
     assert "another hidden" in thalweg(*again, "--hidden", 3, "--hidden", 2, code=1).err
 
 
+@pytest.mark.slow
 def test_an_interrupted_or_killed_run_resumes_to_the_same_model(tmp_path):
     numbers().to_csv(tmp_path / "rows.csv", index=False)
     settings = ["fit", "boltzmann", tmp_path / "rows.csv", "--epochs", 200, "--hidden", 64, "--temperatures", 2,

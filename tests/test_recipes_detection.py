@@ -89,11 +89,12 @@ def test_scores_are_standardised_on_rows_set_aside_and_summed():
 def test_objectives_are_of_the_settings_that_the_notes_state():
     rows = Rows(torch.rand(20, 1, 4, 4), torch.arange(20) % 10)
     assert set(robustness.OBJECTIVES) == {"CE", "CE, noise", "HDGE", "JEM", "DAT"}
-    noisy, joint = (robustness.OBJECTIVES[name](rows) for name in ("CE, noise", "JEM"))
+    noisy, joint = (robustness.OBJECTIVES[name](rows, False) for name in ("CE, noise", "JEM"))
     # Noise of pixels in [0, 1], the same in both, and the density in one of them.
     assert noisy.input_noise == joint.input_noise == pytest.approx(robustness.NOISE)
     assert noisy.weight == 0
     assert joint.weight == 1
+    assert robustness.OBJECTIVES["JEM"](rows, True).input_noise == pytest.approx(0.015)  # as published
     assert set(robustness.TARGETS) <= {f"{name}: roll-backs" for name in robustness.OBJECTIVES} | {
         "JEM: L-inf 0.1, all, less CE's"
     }
