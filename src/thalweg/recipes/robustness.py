@@ -52,8 +52,8 @@ def _dual(rows: Rows, paper: bool) -> Objective:
     return DualAdversarialTraining(_box(rows), 1.0, 10, attack_radius=radius, attack_steps=5, bounds=(0.0, 1.0))
 
 
-# Name: the objective, given the rows and whether the run is at the source's own scale. CE with noise is JEM without
-# its density: it shows what the noise alone does.
+# Name: the objective, given the rows and whether the run is at the source's own scale. CE with noise is JEM
+# without its density: it shows what the noise alone does.
 OBJECTIVES: dict[str, Callable[[Rows, bool], Objective]] = {
     "CE": lambda rows, paper: CrossEntropy(),
     "CE, noise": lambda rows, paper: _jem(rows, paper, weight=0.0, n_steps=1, n_chains=1),
@@ -77,7 +77,8 @@ def run(settings: Settings) -> Result:
     name = ""
     for seed in settings.seeds:
         rows, test, name = images(settings, seed)
-        judged, found = _measure(settings, rows, test.where(torch.arange(len(test.y)) < MOST_ROWS), seed)
+        attacked = test.where(torch.arange(len(test.y)) < (40 if settings.quick else MOST_ROWS))
+        judged, found = _measure(settings, rows, attacked, seed)
         for key, accuracy in judged.items():
             tables.setdefault(key, []).append(accuracy)
             found |= _figures(*key, accuracy)
