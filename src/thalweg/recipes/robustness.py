@@ -217,8 +217,9 @@ NOTES = [
     "stay right under every attack, there and at smaller radii: an upper bound still, which a better attack may "
     "lower.",
     "CE is cross-entropy alone; with noise, it is JEM without its density, and shows what the noise does by "
-    "itself: as much as all of JEM at L-inf 0.1, and somewhat less at L-inf 0.15 and in L2. DAT trains against such attacks, in an L-inf ball of 0.1, and no other has "
-    "seen one: it is the one to take where attacks are what matters.",
+    "itself: as much as all of JEM at L-inf 0.1 and L2 0.4, somewhat less at L-inf 0.15 and L2 0.8. DAT trains "
+    "against such attacks, in an L-inf ball of 0.1, and no other has seen one: it is the one to take where "
+    "attacks in such a ball are what matters.",
     f"JEM's noise ({NOISE}) was chosen by accuracy under all attacks, L-inf 0.1, of 300 of the digits' training "
     "images with networks that learned from the other 1100 (two splits): with noise of 0.05, 0.1, 0.15 and 0.2 "
     "JEM had 0.645, 0.675, 0.690 and 0.718, CE with the same noise 0.560, 0.617, 0.685 and 0.730, CE without "
