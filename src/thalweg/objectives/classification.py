@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from thalweg.energies.base import standard_normal
 from thalweg.energies.labelled import LabelledEnergy
 from thalweg.energies.networks.labelled_members import LabelledMembers
 from thalweg.objectives.base import AnyEnergy, Batch, Objective, check_rows, evaluating
@@ -17,8 +18,15 @@ class CrossEntropy(Objective):
     A batch's x are inputs, its y are labels from 0. Each member of an ensemble
     (:class:`~thalweg.energies.LabelledMembers`) learns by a loss of its own.
 
+    Args:
+        input_noise: standard deviation of normal noise that is added to the inputs in training.
+
     Source: [LeCun 2006, sec. 2.2.4], where it is the negative log-likelihood loss.
     """
+
+    def __init__(self, input_noise: float = 0.0):
+        super().__init__()
+        self.input_noise = input_noise
 
     def check(self, energy: AnyEnergy, batch: Batch) -> None:
         """Refuse labels that are no whole numbers from 0, or that the network has no output for."""
@@ -35,6 +43,9 @@ class CrossEntropy(Objective):
             )
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        if self.input_noise and self.training:
+            noise = standard_normal(batch.x.shape, batch.x, generator)
+            batch = batch._replace(x=batch.x + self.input_noise * noise)
         if isinstance(energy, LabelledMembers):
             scores = energy.member_scores(batch.x)
             labels = batch.y.long().expand(scores.shape[:2])
