@@ -60,7 +60,11 @@ def long_trajectories(beta: float) -> HMC:
 
 @pytest.mark.parametrize(
     ("d", "n_chains", "n_steps", "from_data"),
-    [(2, 400, 100, True), (10, 400, 200, True), (10, 400, 200, False), (50, 400, 300, True)],
+    [
+        (2, 400, 100, True),
+        (10, 400, 200, False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((10, 400, 200, True), (50, 400, 300, True))),
+    ],
 )
 def test_both_sides_bracket_the_log_normaliser_of_a_mixture(d, n_chains, n_steps, from_data):
     """To 0.05 nats, and each bound to three of its standard errors. Without draws of the energy itself the

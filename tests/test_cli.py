@@ -127,6 +127,7 @@ def test_a_rounded_target_is_told(call, tmp_path: Path) -> None:
     np.testing.assert_allclose(frame["log_prob"], distribution.log_mass(table["grade"].to_numpy()), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_no_test_rows_and_several_targets(call, tmp_path: Path) -> None:
     table = make_table(tmp_path)
     options = (*SMALL, "--test-fraction", 0, "--out", tmp_path / "a")

@@ -54,7 +54,7 @@ def market(n: int = 300) -> pd.DataFrame:
 
 
 TABLES = {"binary": bits, "categorical": fruits, "gaussian": numbers, "mixed": market}
-EPOCHS = {"binary": 60, "categorical": 60, "gaussian": 60, "mixed": 400}
+EPOCHS = {"binary": 60, "categorical": 60, "gaussian": 60, "mixed": 200}
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_gaps_of_every_kind_are_filled_in_the_columns_own_types(runs, tmp_path):
     assert np.abs(filled["weight"] - truth["weight"])[gaps].mean() < 0.6 * truth["weight"].std()
 
 
-@pytest.mark.parametrize("kind", ["deep", "belief"])
+@pytest.mark.parametrize("kind", [pytest.param("deep", marks=pytest.mark.slow), "belief"])
 def test_deep_machines_are_fitted_drawn_scored_and_shown(kind, tmp_path):
     market().to_csv(tmp_path / "rows.csv", index=False)
     raw = load_digits()

@@ -359,6 +359,7 @@ def test_a_damaged_run_is_refused(call, fitted, tmp_path: Path) -> None:
     assert "damaged" in call("info", copy).err
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_and_ends_the_same(call, tmp_path: Path) -> None:
     table, cut, whole = make_table(tmp_path), tmp_path / "cut", tmp_path / "whole"
     settings = ["fit", "density", table, "--drop", "species", "--epochs", 20, "--members", 2, "--no-report",

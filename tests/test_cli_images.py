@@ -42,6 +42,7 @@ def test_images_are_sampled_to_an_array_or_pictures_and_scored(run):
     assert len(scores) == 3
 
 
+@pytest.mark.slow
 def test_snapshots_are_averaged_told_and_part_of_what_is_resumed(run, tmp_path):
     folder, copy = run[0], tmp_path / "run"
     options = ["--steps", 24, "--threads", 1, "--snapshots", 3]

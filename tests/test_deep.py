@@ -186,6 +186,7 @@ def test_greedy_layers_raise_the_likelihood_and_up_down_does_no_harm():
     assert not torch.equal(two.lower[0].up_weight, two.lower[0].weight)
 
 
+@pytest.mark.slow
 def test_joint_training_raises_the_likelihood_of_a_pretrained_deep_machine():
     rows, others = stripes(600), stripes(400, 1)
     machine = DBMEnergy(12, [4, 3])

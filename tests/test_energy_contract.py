@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -36,12 +37,15 @@ from thalweg.energies import (
     DirectRegression,
     Disjunction,
     Energy,
+    FactoredEnergy,
     FixedPerceptron,
     FlowEnergy,
     Gaussian,
     ImageEnergy,
+    KernelDensity,
     LabelledEnergy,
     LabelledEnsemble,
+    LabelledMembers,
     LabelledPerceptron,
     LogisticEnergy,
     LogitEnergy,
@@ -89,6 +93,11 @@ def labelled(n_inputs: int = 2) -> LabelledEnergy:
     return LabelledEnergy(mlp([n_inputs, 6, 3]))
 
 
+def kernels() -> KernelDensity:
+    rows = torch.randn(30, 2, generator=seeded(2)).numpy()
+    return KernelDensity.of(rows, np.arange(30) % 2).float()
+
+
 class Case(NamedTuple):
     """An energy of configurations of this shape, and whether every parameter moves its values."""
 
@@ -103,6 +112,7 @@ UNCONDITIONAL = {
     "GaussianMixture, full": Case(correlated_mixture),
     "Uniform": Case(lambda: UniformEnergy(-torch.ones(2) * 3, torch.ones(2) * 3)),
     "Shaped": Case(lambda: ShapedDensity(correlated_mixture(), (1, 2, 1)), (1, 2, 1)),
+    "Kernels": Case(kernels),
     "Logistic": Case(lambda: LogisticEnergy(2)),
     "Flow": Case(flow),
     "Autoregressive": Case(chain_rule, every_parameter=False),
@@ -186,6 +196,10 @@ CONDITIONAL = {
     "Labelled": ConditionalCase(lambda: labelled(3), event=None),
     "Labelled perceptron": ConditionalCase(lambda: LabelledPerceptron((1, 12, 12), 3, (6,)), IMAGES, None),
     "Labelled ensemble": ConditionalCase(lambda: LabelledEnsemble([labelled(3), labelled(3)]), event=None),
+    "Labelled members": ConditionalCase(lambda: LabelledMembers(3, 3, 2, (6,)), event=None),
+    "Classifier and density": ConditionalCase(
+        lambda: FactoredEnergy(labelled(2), kernels(), (slice(0, 2), slice(1, 3))), event=None
+    ),
     "Inputs given labels": ConditionalCase(lambda: labelled().of_inputs(), LABELS),
     "Images given labels": ConditionalCase(
         lambda: LabelledPerceptron((1, 4, 4), 3, (6,), "silu").of_inputs(), LABELS, (1, 4, 4)

@@ -70,7 +70,7 @@ def test_parameters_are_kept_cloned_and_named_alike(cls):
 
 @every_class
 def test_what_follows_the_data_is_keyword_only(cls):
-    data = {"self", "X", "y", "v", "n_samples", "folder", "noise_std", "input_features", "deep"}
+    data = {"self", "X", "y", "v", "label", "n_samples", "folder", "noise_std", "input_features", "deep"}
     for name, method in inspect.getmembers(cls, inspect.isfunction):
         if name.startswith("_") or not method.__module__.startswith("thalweg"):
             continue

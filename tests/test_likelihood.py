@@ -51,7 +51,7 @@ class Bowls(Energy):
         return levels.reshape(n, *self.mean.shape).numpy() / (n_levels - 1)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.2])
+@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.slow), 0.2])
 @pytest.mark.parametrize("from_images", [False, True])
 def test_log_z_of_cut_off_gaussians_is_bracketed_at_any_temperature(temperature, from_images):
     """Each way within four of its standard errors, and the two within a fifth of a nat."""
@@ -67,7 +67,7 @@ def test_log_z_of_cut_off_gaussians_is_bracketed_at_any_temperature(temperature,
     assert found.base_bits > found.bits if from_images else found.base_bits == pytest.approx(math.log2(17))
 
 
-@pytest.mark.parametrize("n_levels", [17, 256])
+@pytest.mark.parametrize("n_levels", [pytest.param(17, marks=pytest.mark.slow), 256])
 def test_bits_per_dimension_are_those_of_the_levels_and_a_little_more(n_levels):
     """The expectation of -log2 p(x) over x = (level + u) / n_levels is an integral of one dimension. It is above
     the entropy of the levels, by less than 0.02 bits at 17 levels of a Gaussian this wide."""

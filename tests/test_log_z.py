@@ -122,7 +122,7 @@ def test_where_the_way_there_misses_a_mode_the_error_holds_or_a_warning_comes(hi
     assert is_often(answered)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_log_z_of_a_deep_machine_trained_on_two_far_groups_is_within_its_error_or_warned_of(seed, monkeypatch):
     monkeypatch.setattr("thalweg.estimators._deep._MOST_ENUMERATED", 0)
     rng = np.random.RandomState(seed)
@@ -165,7 +165,7 @@ def test_the_stated_error_holds_on_a_mixture_whose_modes_are_all_known(n):
 
 
 @FEW_AND_MANY
-@pytest.mark.parametrize("share", [None, 0.7, 0.4])
+@pytest.mark.parametrize("share", [*(pytest.param(s, marks=pytest.mark.slow) for s in (None, 0.7)), 0.4])
 def test_a_missed_component_widens_the_bracket_or_is_warned_of(share, n):
     """log Z without it is log 0.3."""
     answered = []

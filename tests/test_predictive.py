@@ -170,6 +170,7 @@ def test_the_share_at_an_atom_is_the_targets(fitted):
         assert abs(found - share) < 3 * np.sqrt(share * (1 - share) / N) + 0.03
 
 
+@pytest.mark.slow
 def test_the_mean_of_draws_is_the_mean():
     for name in ("zero-inflated", "censored from both sides", "a far atom", "huge scale"):
         x, rng = inputs()
@@ -355,6 +356,7 @@ def test_a_baseline_takes_part_at_atoms():
 # -- densities of tables ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_zero_inflated_column_of_a_density_stays_what_it_is():
     rng = np.random.default_rng(0)
     x = rng.uniform(-1, 1, 400)

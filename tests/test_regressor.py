@@ -143,7 +143,7 @@ def test_every_objective_fits_a_density_that_integrates_to_one(objective):
     assert np.isfinite(model.validation_nll_)
 
 
-@pytest.mark.parametrize("objective", ["auto", "proposal-nce", "nce"])
+@pytest.mark.parametrize("objective", ["auto", "proposal-nce", pytest.param("nce", marks=pytest.mark.slow)])
 def test_several_targets(objective):
     X, y = linear_data(400)
     rng = np.random.RandomState(1)

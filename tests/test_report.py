@@ -135,6 +135,7 @@ def test_a_rounded_target_is_drawn_as_bars(tmp_path: Path) -> None:
     assert "to multiples of 1" in html
 
 
+@pytest.mark.slow
 def test_a_censored_target_shows_the_limit_as_a_pin(tmp_path: Path) -> None:
     table = mixed(400)[["x", "y"]]
     table["y"] = table["y"].clip(upper=3.0)

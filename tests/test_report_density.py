@@ -95,6 +95,7 @@ def test_one_column_and_no_test_rows(tmp_path: Path) -> None:
     assert "held-out NLL" in html
 
 
+@pytest.mark.slow
 def test_many_columns_are_cut_short_and_say_so(tmp_path: Path) -> None:
     html = report(fit(tmp_path, rows(60, n_columns=14), objective="nce"))
     assert "The first 12 of 14 columns are shown" in html

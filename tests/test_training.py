@@ -694,6 +694,7 @@ def test_mixed_precision_trains_nearly_as_well_as_full_precision():
 DDP_PLAN = Plan(max_epochs=4, batch_size=13, learning_rate=1e-2, checkpoint_seconds=0.0)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_weights_as_one_and_resume(tmp_path):
     """A batch of 13 goes in parts of 7 and 6. The sums are taken in another order, so equality is up to
     float32 rounding, grown through 28 steps of Adam."""

@@ -332,7 +332,6 @@ class EnergyClassifier(ClassifierMixin, TableInputs, Estimator):
         if isinstance(self._classifier, LabelledMembers):
             # Each member's own, before they are averaged.
             self._classifier.temperature.fill_(self.temperature_.value)
-        self._precise: LabelledEnergy | None = None
         if self.density_ is None:
             self.energy_ = self._classifier
         else:
@@ -405,9 +404,8 @@ class EnergyClassifier(ClassifierMixin, TableInputs, Estimator):
         network, shown = self._classifier, inputs
         if self.rows_ is not None:
             # In double precision a row's answer does not depend on the rows beside it.
-            if self._precise is None:
-                self._precise = copy.deepcopy(self._classifier).double().eval()
-            network, shown = self._precise, inputs[:, : self._n_inputs].double()
+            network = copy.deepcopy(self._classifier).double().eval()
+            shown = inputs[:, : self._n_inputs].double()
         with torch.no_grad():
             parts = [
                 torch.log_softmax(-network.energies(part).double() / self._scale, -1)
