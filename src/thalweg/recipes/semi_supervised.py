@@ -279,7 +279,7 @@ def _plan(settings: Settings, rows: Rows, seed: int) -> Plan:
 
 
 RECIPE = Recipe(
-    name="semi_supervised",
+    name="semi-supervised",
     title="Few labels: two spirals by an energy and a flow, digits by spread labels and a joint energy model",
     source="Gao et al., Flow Contrastive Estimation of Energy-Based Models (2020); Grathwohl et al. (2020)",
     run=run,
