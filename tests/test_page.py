@@ -59,6 +59,12 @@ def test_numbers_of_figures_come_back_from_the_page() -> None:
 
 
 def test_gaps_in_a_line_stay_gaps() -> None:
+    rows = np.arange(1800.0).reshape(30, 60)
+    as_lists, as_array = (
+        compact_figure(go.Figure(go.Heatmap(z=z)))["data"][0]["z"] for z in (rows.tolist(), rows)
+    )
+    assert as_lists == as_array
+    assert as_lists["shape"] == "30, 60"
     line = compact_figure(go.Figure(go.Scatter(y=[1.0, float("nan"), 2.0])))["data"][0]
     assert line["y"] == [1.0, None, 2.0]
 

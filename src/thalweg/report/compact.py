@@ -71,12 +71,22 @@ def _compact(value: Any) -> Any:
     if isinstance(value, list | tuple):
         if len(value) >= _LONG and all(type(v) in (int, float) for v in value):
             return _array(np.array(value))
+        if _is_matrix(value):
+            # Rows that were packed one by one would be drawn as nothing.
+            return _array(np.array(value))
         return [_compact(v) for v in value]
     if isinstance(value, np.generic):
         return _compact(value.item())
     if isinstance(value, float):
         return float(f"{value:.7g}") if np.isfinite(value) else None
     return value if value is None or isinstance(value, str | int | bool) else str(value)
+
+
+def _is_matrix(rows: Any) -> bool:
+    """Whether these are long rows of numbers, all of one length."""
+    if not all(isinstance(row, list | tuple) and len(row) >= _LONG for row in rows) or not rows:
+        return False
+    return len({len(row) for row in rows}) == 1 and all(type(v) in (int, float) for row in rows for v in row)
 
 
 def _array(values: np.ndarray) -> Any:
