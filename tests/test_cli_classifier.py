@@ -79,6 +79,32 @@ def test_predictions_are_those_of_the_model(run, tmp_path):
     assert "prediction" in bare
 
 
+@pytest.mark.parametrize("written", [("3.0", "4.0"), ("TRUE", "FALSE")])
+def test_labels_in_a_file_are_read_as_they_were_in_training(tmp_path, written):
+    table = colours()
+    table["kind"] = np.where(table.kind == "oak", *written)
+    table.loc[::9, "kind"] = None
+    table.to_csv(tmp_path / "t.csv", index=False)
+    thalweg("fit", "classifier", tmp_path / "t.csv", "-t", "kind", "-o", tmp_path / "run", *SMALL, "--no-report")
+    thalweg("predict", tmp_path / "run", tmp_path / "t.csv", "--out", tmp_path / "p.csv")
+    found = read_table(tmp_path / "p.csv")
+    assert (found.correct.isna() == (np.arange(240) % 9 == 0)).all()
+    assert found.correct.dropna().astype(bool).mean() > 0.7
+    assert (found.note.dropna() == "no label").all()
+
+
+def test_a_label_that_is_no_class_is_noted(run, tmp_path):
+    folder, _ = run
+    table = colours(10, seed=3)
+    table.loc[3, "kind"] = "ash"
+    table.to_csv(tmp_path / "new.csv", index=False)
+    thalweg("predict", folder / "run", tmp_path / "new.csv", "--out", tmp_path / "p.csv")
+    found = read_table(tmp_path / "p.csv")
+    assert found.note[3] == "no class is 'ash'"
+    assert found.note.drop(index=3).isna().all()
+    assert found.correct.isna().tolist() == [i == 3 for i in range(10)]
+
+
 def test_scores_name_the_oddest_column(run, tmp_path):
     folder, _ = run
     odd = colours(20, seed=2).assign(age=5000)

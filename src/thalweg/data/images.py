@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Iterable, Sequence
 from http.client import HTTPException
@@ -37,6 +38,14 @@ class Images(NamedTuple):
         labels = None if self.labels is None else self.labels[index]
         files = None if self.files is None else tuple(np.array(self.files, object)[index])
         return Images(self.pixels[index], labels, self.resolution, files, self.classes)
+
+    def fingerprint(self) -> str:
+        """A hash of pixels and labels: it shows whether images are still those that a run was started on."""
+        digest = hashlib.sha256(repr(self.pixels.shape).encode())
+        digest.update(self.pixels.data)
+        if self.labels is not None:
+            digest.update(self.labels.data)
+        return digest.hexdigest()
 
 
 def digits(seed: int = 0, n_train: int = 1400) -> tuple[Images, Images]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -61,12 +60,13 @@ class Rows:
 
     X: Any
     labels: np.ndarray
-    classes: list[Any]
-    kinds: dict[str, str]
-    remarks: list[str]
+    classes: list[str]
     training: np.ndarray
     test: np.ndarray
     fingerprint: str
+    kinds: dict[str, str] = field(default_factory=dict)
+    target_kind: str = "text"
+    remarks: list[str] = field(default_factory=list)
     images: Images | None = None
 
     @property
@@ -97,15 +97,7 @@ class ClassifierRun(Run):
 
     @classmethod
     def read(cls, settings: ClassifierSettings) -> Rows:
-        found = _read_images(settings) if settings.is_of_images else _read_table(settings)
-        counts = np.bincount(found.labels[found.labels >= 0], minlength=len(found.classes))
-        name = Path(settings.data).name
-        if (counts > 0).sum() < 2:
-            raise ValueError(f"{name} has rows of one class only ({found.classes[0]!r}): a classifier needs two")
-        found.training, found.test = _split(found.labels, settings.test_fraction, settings.seed)
-        if len(found.training) < 10:
-            raise ValueError(f"{len(found.training)} rows are left to train on: at least 10 are needed")
-        return found
+        return _read_images(settings) if settings.is_of_images else _read_table(settings)
 
     @classmethod
     def build(cls, settings: ClassifierSettings, data: Rows, verbose: bool) -> EnergyClassifier:
@@ -137,6 +129,7 @@ class ClassifierRun(Run):
             "shape": None if model.image_shape_ is None else list(model.image_shape_),
             "inputs": [] if data.images is not None else list(data.X.columns),
             "kinds": data.kinds,
+            "target_kind": data.target_kind,
             "remarks": data.remarks + _remarks(model) + model.history_.events,
             "rows": len(data.labels),
             "training_rows": len(data.training),
@@ -200,7 +193,7 @@ class ClassifierRun(Run):
         """``prediction``, the probability of each class, and how typical each row is (see :meth:`score`).
 
         Where the file holds the labels too, ``correct`` says whether the prediction is right, and ``log_loss`` is
-        minus the log of the probability of the label.
+        minus the log of the probability of the label; ``note`` says why a row has neither, if any has.
         """
         places, X, truth = self._asked(path, keep)
         probabilities = self.model.predict_proba(X)
@@ -209,11 +202,15 @@ class ClassifierRun(Run):
         found |= {f"p_{name}": probabilities[:, k] for k, name in enumerate(self.classes)}
         found |= self._typicality(X)
         if truth is not None:
-            given = truth >= 0
-            own = probabilities[np.arange(len(truth)), np.maximum(truth, 0)]
-            found["correct"] = pd.Series(probabilities.argmax(1) == truth).where(given)
+            place = truth.map({name: k for k, name in enumerate(self.classes)})
+            given = place.notna()
+            own = probabilities[np.arange(len(place)), place.fillna(0).astype(int)]
+            found["correct"] = pd.Series(probabilities.argmax(1) == place).where(given)
             with np.errstate(divide="ignore"):
                 found["log_loss"] = np.where(given, -np.log(own), np.nan)
+            if not given.all():
+                words = "no class is " + truth.map(repr, na_action="ignore")
+                found["note"] = words.where(truth.notna(), "no label").where(~given).astype("string")
         return beside(places, pd.DataFrame(found))
 
     def score(self, path: Path, keep: Sequence[str] = ()) -> pd.DataFrame:
@@ -253,22 +250,20 @@ class ClassifierRun(Run):
         found = self.model.score_samples(X)
         return {"log_prob" if self.figures["normalised"] else "score": found, "outlier_score": share}
 
-    def _asked(self, path: Path, keep: Sequence[str]) -> tuple[pd.DataFrame, Any, np.ndarray | None]:
-        """What names the rows of a file, the inputs, and the places of their labels if the file has them."""
+    def _asked(self, path: Path, keep: Sequence[str]) -> tuple[pd.DataFrame, Any, pd.Series | None]:
+        """What names the rows of a file, the inputs, and the labels, as they are written, if the file has them."""
         if self.is_of_images:
             if keep:
                 raise ValueError("--keep names a column of a table, and these are images: leave it out")
             images = read_images(path)
             return places_of(images), images.pixels, None
         cells = read_cells(path)
-        kinds = dict(self.figures["kinds"])
         known = {c["name"]: c["values"] for c in self.model.encoder_.columns if c["kind"] == "category"}
         target, truth = self.settings.target[0], None
         if target in cells.table.columns:
-            given = as_written(cells.table[target])
-            places = {name: k for k, name in enumerate(self.classes)}
-            truth = np.array([places.get(name, -1) for name in given])
-        X = cells.again(kinds, self.settings.missing, known)
+            again = cells.again({target: self.figures["target_kind"]}, self.settings.missing)
+            truth = as_written(again[target])
+        X = cells.again(self.figures["kinds"], self.settings.missing, known)
         return rows_of(cells.table, keep), X, truth
 
     # -- what is shown of it -------------------------------------------------------------------------
@@ -351,8 +346,8 @@ def _read_table(settings: ClassifierSettings) -> Rows:
             "none of them is held out."
         )
     kinds = {column: typed.kinds[column] for column in X.columns}
-    none = np.array([], int)
-    return Rows(X, labels, classes, kinds, remarks, none, none, fingerprint_of(typed.table))
+    parts = _split(labels, classes, settings)
+    return Rows(X, labels, classes, *parts, fingerprint_of(typed.table), kinds, kind, remarks)
 
 
 def _read_images(settings: ClassifierSettings) -> Rows:
@@ -361,14 +356,11 @@ def _read_images(settings: ClassifierSettings) -> Rows:
         raise ValueError(
             f"{settings.data} has no labels: put the pictures of each class into a subfolder, or y into the .npz"
         )
-    digest = hashlib.sha256(repr(images.pixels.shape).encode())
-    digest.update(images.pixels.data)
-    digest.update(images.labels.data)
     names = images.classes or tuple(str(k) for k in range(int(images.labels.max()) + 1))
     if len(names) > _MOST_CLASSES:
         raise ValueError(f"{settings.data} has {len(names)} classes: at most {_MOST_CLASSES} are learned")
-    none = np.array([], int)
-    return Rows(images.pixels, images.labels, list(names), {}, [], none, none, digest.hexdigest(), images)
+    parts = _split(images.labels, names, settings)
+    return Rows(images.pixels, images.labels, list(names), *parts, images.fingerprint(), images=images)
 
 
 def _refuse_measured(column: pd.Series, kind: str) -> None:
@@ -404,22 +396,33 @@ def _in_order(labels: list[str]) -> list[str]:
         return sorted(labels)
 
 
-def _split(labels: np.ndarray, test_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _split(
+    labels: np.ndarray, classes: Sequence[str], settings: ClassifierSettings
+) -> tuple[np.ndarray, np.ndarray]:
     """Training and test rows, each label as often in both as it can be; test rows have labels.
 
     A label of a single row is learned from.
+
+    Raises:
+        ValueError: if there is one class only, or too few rows on either side.
     """
-    rng = np.random.RandomState(seed)
+    counts, test_fraction = np.bincount(labels[labels >= 0], minlength=len(classes)), settings.test_fraction
+    if (counts > 0).sum() < 2:
+        name = Path(settings.data).name
+        raise ValueError(f"{name} has rows of one class only ({classes[0]!r}): a classifier needs two")
+    rng = np.random.RandomState(settings.seed)
     known = np.flatnonzero(labels >= 0)
     order = known[np.lexsort((rng.uniform(size=len(known)), labels[known]))]
     n_test = round(test_fraction * len(known))
     # Evenly along the rows in order of their labels.
     places = ((np.arange(n_test) + rng.uniform()) * len(known) / max(n_test, 1)).astype(int)
-    counts = np.bincount(labels[known])
     chosen = np.sort([row for row in order[places] if counts[labels[row]] > 1])
     if len(chosen) < 2:
         raise ValueError(f"{len(chosen)} rows would be held out: raise --test-fraction, or give more rows")
-    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+    training = np.setdiff1d(np.arange(len(labels)), chosen)
+    if len(training) < 10:
+        raise ValueError(f"{len(training)} rows are left to train on: at least 10 are needed")
+    return training, chosen
 
 
 # -- measuring ---------------------------------------------------------------------------------------------

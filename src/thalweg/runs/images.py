@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,17 +53,13 @@ class ImageRun(Run):
     @classmethod
     def read(cls, settings: ImageSettings) -> SplitImages:
         images = read_images(Path(settings.data))
-        digest = hashlib.sha256(repr(images.pixels.shape).encode())
-        digest.update(images.pixels.data)
-        if images.labels is not None:
-            digest.update(images.labels.data)
         rows, held_out = split_rows(len(images.pixels), settings.test_fraction, settings.seed)
         if len(held_out) < 2:
             raise ValueError(
                 f"one of {len(images.pixels)} images would be held out, and nothing can be measured on it: give "
                 "more images, or raise --test-fraction"
             )
-        return SplitImages(images.rows(rows), images.rows(held_out), digest.hexdigest())
+        return SplitImages(images.rows(rows), images.rows(held_out), images.fingerprint())
 
     @classmethod
     def build(cls, settings: ImageSettings, data: SplitImages, verbose: bool) -> ImageEBM:

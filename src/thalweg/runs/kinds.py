@@ -177,6 +177,7 @@ class ClassifierFigures(TableFigures):
     data: str
     shape: list[Count] | None
     inputs: list[str]
+    target_kind: str
     test_places: list[Count]
     unlabelled_rows: Count
     classes: list[str]
