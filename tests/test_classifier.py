@@ -209,6 +209,16 @@ def test_a_label_of_minus_one_is_none():
     assert signs.classes_.tolist() == [-1, 1]
 
 
+def test_a_few_labels_among_many_rows_still_judge_the_training():
+    rng = np.random.default_rng(0)
+    y = np.full(60, -1)
+    y[:5] = [0, 1, 0, 2, 1]
+    model = EnergyClassifier("hdge", hidden=(8,), max_steps=20, random_state=0).fit(
+        rng.uniform(size=(60, 4, 4)), y
+    )
+    assert model.validation_log_loss_ > 0.1
+
+
 @pytest.mark.parametrize(
     ("y", "words"),
     [

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 from scipy.stats import norm
 
@@ -13,6 +14,7 @@ from thalweg.evaluation.baselines import (
     PredictiveWithAtoms,
     QuantilePredictive,
 )
+from thalweg.evaluation.class_baselines import Logistic
 from thalweg.evaluation.density_baselines import KernelBaseline
 from thalweg.evaluation.regression import joint_log_prob, score, score_rows, score_targets
 from thalweg.runs.density import held_out_log_prob
@@ -299,3 +301,16 @@ def test_spikes_on_the_grid_do_not_inflate_the_joint_score_of_rounded_targets():
     # At most the log mass of the cell, and at least what a quadratic says: the second derivative of log p is -1.
     exact = np.log(norm.cdf(y + 0.5) - norm.cdf(y - 0.5)).sum(1).mean()
     assert exact - 2 / 24 - 4 * 0.3 / np.sqrt(8 * 500) < plain < exact + 4 * 0.3 / np.sqrt(8 * 500)
+
+
+@pytest.mark.parametrize("n_labels", [2, 3])
+def test_a_logistic_regression_is_the_same_as_a_network(n_labels):
+    rng = np.random.default_rng(0)
+    labels = np.arange(90) % n_labels
+    images = (rng.normal(size=(90, 1, 3, 2)) + labels[:, None, None, None]).astype(np.float32)
+    # One label more than the rows have.
+    baseline = Logistic().fit(images, labels, n_labels + 1)
+    with torch.no_grad():
+        scores = baseline.network()(torch.from_numpy(images))
+    np.testing.assert_allclose(torch.softmax(scores, 1).numpy(), np.exp(baseline.log_prob(images)), atol=1e-5)
+    assert (scores.argmax(1) < n_labels).all()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from thalweg.energies.base import ConditionalEnergy
 from thalweg.energies.densities import MixtureDensity, TiltedMixtureEnsemble
 from thalweg.energies.networks.dropout import Dropout
-from thalweg.estimators._held_out import NestedFigure
+from thalweg.estimators._held_out import NestedFigure, judging_rows
 from thalweg.inference.quadrature import normalise
 from thalweg.objectives.base import Batch, Objective
 from thalweg.objectives.likelihood import dequantise, rounded_log_prob
@@ -40,17 +40,8 @@ class HeldOutFigure(NestedFigure):
         self.objective = objective
         self.seed = seed
         self.bounds = bounds
-        # [members, rows of each]: folds may differ by one row, so short ones repeat a row at weight 0. In random
-        # order: where only some are asked, they must not be those at the top of a sorted table.
-        shuffle = np.random.RandomState(seed % 2**32).permutation
-        index = [shuffle(np.flatnonzero(h)) for h in held_out.T]
-        longest = max(len(i) for i in index)
-        rows = self.rows = torch.from_numpy(np.stack([np.resize(i, longest) for i in index]))
-        weights = np.ones(len(held_out)) if weight is None else weight
-        weights = np.stack([np.where(np.arange(longest) < len(i), weights[np.resize(i, longest)], 0.0)
-                            for i in index])  # fmt: skip
-        self.weights = torch.from_numpy(weights / weights.sum(1, keepdims=True)).float()
-        self.x, self.y = data.x[rows], data.y[rows]
+        self.rows, self.weights = judging_rows(held_out, weight, seed)
+        self.x, self.y = data.x[self.rows], data.y[self.rows]
         self.is_likelihood = data.y.shape[1] == 1
 
     def _of_rows(self, energy: nn.Module) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,29 +37,31 @@ def changed_rows(
         max_changes: most cells changed in a row.
     """
     out = table.reset_index(drop=True).copy()
+    out.columns = out.columns.map(str)
     values = {name: _values(known[name]) for name in known.columns}
     for i in range(len(out)):
-        row, start, label = out.iloc[[i]], out.iloc[[i]], labels[i]
-        changed: list[str] = []
-        while energies(row)[0].argmin() != label and len(changed) < max_changes:
-            moved, names, ways = _candidates(row, values, set(changed))
+        row, label = out.iloc[[i]], labels[i]
+        now, changed = energies(row)[0], dict[str, Any]()
+        while now.argmin() != label and len(changed) < max_changes:
+            moved, names, ways = _candidates(row, values, changed)
             if not names:
                 break
             found = energies(moved)
-            gain = energies(row)[0, label] - found[:, label]
             # Once a single change reaches the label, the shortest such way is taken.
             there = found.argmin(1) == label
-            worth = np.where(there, 1e6 / ways, 0.0) if there.any() else gain / ways
+            worth = np.where(there, 1 / ways, -np.inf) if there.any() else (now[label] - found[:, label]) / ways
             best = int(worth.argmax())
             if worth[best] <= 0:
                 break
-            row = moved.iloc[[best]]
-            changed.append(names[best])
-        if energies(row)[0].argmin() == label:
-            row = _without_needless(row, start, changed, label, energies)
-        for name in out.columns:
-            out.iloc[i, out.columns.get_loc(name)] = row[name].iloc[0]
-    return out
+            changed[names[best]] = row[names[best]].iloc[0]
+            row, now = moved.iloc[[best]], found[best]
+        if now.argmin() == label:
+            for name, before in list(changed.items())[:-1]:
+                back = _changed(row, name, before)
+                row = back if energies(back)[0].argmin() == label else row
+        for name in changed:
+            out.loc[i, name] = row[name].iloc[0]
+    return out.set_axis(table.columns, axis=1)
 
 
 def _values(column: pd.Series) -> tuple[list, float]:
@@ -71,44 +74,28 @@ def _values(column: pd.Series) -> tuple[list, float]:
 
 
 def _candidates(
-    row: pd.DataFrame, values: dict[str, tuple[list, float]], changed: set[str]
+    row: pd.DataFrame, values: dict[str, tuple[list, float]], changed: Collection[str]
 ) -> tuple[pd.DataFrame, list[str], np.ndarray]:
     """The row with one cell changed: all such rows, the column changed in each, and how far it went."""
     rows, names, ways = [], [], []
     for name, (options, spread) in values.items():
         if name in changed or len(options) < 2:
             continue
-        column = next(c for c in row.columns if str(c) == name)
-        now = row[column].iloc[0]
+        now = row[name].iloc[0]
         for option in options:
             if option == now:
                 continue
             way = _STEP_OF_A_CATEGORY if not spread or pd.isna(now) else abs(option - float(now)) / spread
-            rows.append(row.assign(**{column: [option]}) if isinstance(column, str) else _put(row, column, option))
+            rows.append(_changed(row, name, option))
             names.append(name)
             ways.append(max(way, 0.05))
     return (pd.concat(rows, ignore_index=True) if rows else row), names, np.array(ways)
 
 
-def _put(row: pd.DataFrame, column: object, value: object) -> pd.DataFrame:
+def _changed(row: pd.DataFrame, name: str, value: Any) -> pd.DataFrame:
     out = row.copy()
-    out[column] = [value]
+    out[name] = [value]
     return out
-
-
-def _without_needless(
-    row: pd.DataFrame,
-    start: pd.DataFrame,
-    changed: list[str],
-    label: int,
-    energies: Callable[[pd.DataFrame], np.ndarray],
-) -> pd.DataFrame:
-    for name in changed[:-1]:
-        column = next(c for c in row.columns if str(c) == name)
-        back = _put(row, column, start[column].iloc[0])
-        if energies(back)[0].argmin() == label:
-            row = back
-    return row
 
 
 def changed_images(

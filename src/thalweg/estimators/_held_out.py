@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+
+def judging_rows(held_out: np.ndarray, weight: np.ndarray | None, seed: int) -> tuple[Tensor, Tensor]:
+    """Numbers of the rows that judge each member ``[members, rows]``, and how much each counts there.
+
+    Folds may differ by one row, so short ones repeat a row at weight 0. The order is random: where only some rows
+    are asked, they must not be those at the top of a sorted table.
+
+    Args:
+        held_out: which rows judge each member ``[n, members]``.
+        weight: of the rows ``[n]``, or None.
+        seed: of the order.
+    """
+    shuffle = np.random.RandomState(seed % 2**32).permutation
+    index = [shuffle(np.flatnonzero(h)) for h in held_out.T]
+    longest = max(len(i) for i in index)
+    weights = np.ones(len(held_out)) if weight is None else weight
+    counted = np.stack([np.where(np.arange(longest) < len(i), weights[np.resize(i, longest)], 0.0) for i in index])
+    rows = torch.from_numpy(np.stack([np.resize(i, longest) for i in index]))
+    return rows, torch.from_numpy(counted / counted.sum(1, keepdims=True)).float()
 
 
 class NestedFigure:

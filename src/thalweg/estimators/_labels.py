@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from thalweg.energies.labelled import LabelledEnergy
 from thalweg.energies.networks.labelled_members import LabelledMembers
-from thalweg.estimators._held_out import NestedFigure
+from thalweg.estimators._held_out import NestedFigure, judging_rows
 
 UNLABELLED = -1
 
@@ -83,15 +83,7 @@ class HeldOutLogLoss(NestedFigure):
     def __init__(
         self, x: Tensor, labels: Tensor, held_out: np.ndarray, weight: np.ndarray | None = None, seed: int = 0
     ):
-        shuffle = np.random.RandomState(seed % 2**32).permutation
-        index = [shuffle(np.flatnonzero(h)) for h in held_out.T]
-        longest = max(len(i) for i in index)
-        self.rows = torch.from_numpy(np.stack([np.resize(i, longest) for i in index]))
-        weights = np.ones(len(held_out)) if weight is None else weight
-        # Folds may differ by one row: a row that a short one repeats counts nothing.
-        counted = [np.where(np.arange(longest) < len(i), weights[np.resize(i, longest)], 0.0) for i in index]
-        total = np.maximum(np.sum(counted, 1, keepdims=True), 1e-12)
-        self.weights = torch.from_numpy(np.stack(counted) / total).float()
+        self.rows, self.weights = judging_rows(held_out, weight, seed)
         self.x, self.labels = x, labels.long()
 
     def _of_rows(self, energy: nn.Module) -> tuple[Tensor, Tensor]:

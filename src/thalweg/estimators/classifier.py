@@ -215,8 +215,9 @@ class EnergyClassifier(ClassifierMixin, TableInputs, Estimator):
             self._classifier = self._build(int(x.shape[1]), shares)
             objective = self._objective(x, y_kept)
         n_members = self._classifier.n_members if isinstance(self._classifier, LabelledMembers) else 1
-        held_out = folds_by_label(y_kept, n_members, rng)
-        held_out &= (y_kept >= 0)[:, None]
+        # Rows without a label can't judge.
+        labelled, held_out = y_kept >= 0, np.zeros((len(y_kept), n_members), bool)
+        held_out[labelled] = folds_by_label(y_kept[labelled], n_members, rng)
         mask = torch.from_numpy(~held_out).float() * torch.as_tensor(weight, dtype=torch.float32)[:, None]
         mask = mask / mask.mean(0)
         y_tensor = torch.from_numpy(y_kept.astype(np.float32))
@@ -535,10 +536,8 @@ class EnergyClassifier(ClassifierMixin, TableInputs, Estimator):
         """Numbers of the draws to keep, each with its probability of the label."""
         if place is None:
             return torch.arange(n)
-        return torch.multinomial(
-            log_probs[:, place].exp().clamp_min(1e-12), n, replacement=len(log_probs) < n,
-            generator=torch.Generator().manual_seed(generator.initial_seed()),
-        )  # fmt: skip
+        shares = log_probs[:, place].exp().clamp_min(1e-12).to(generator.device)
+        return torch.multinomial(shares, n, replacement=len(log_probs) < n, generator=generator).cpu()
 
     def _sample_chains(self, n: int, place: int | None, generator: torch.Generator, n_steps: int) -> np.ndarray:
         assert self.image_shape_ is not None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from scipy.stats import multivariate_normal, norm
@@ -32,22 +33,10 @@ def check_folds(log_prob: np.ndarray, rows: np.ndarray, inputs: np.ndarray | Non
         rows: the rows, or the targets ``[n, D]``.
         inputs: what the targets are predicted from, as numbers ``[n, F]``.
     """
-    name = "baselines on folds"
-    known = np.flatnonzero(~np.isnan(log_prob))
-    if not len(known):
-        return Check(name, "doubtful", "No row was held out in training to compare the model with a baseline.")
-    plain = {"one Gaussian": _gaussian_log_prob(rows)}
+    plain = {"one Gaussian": lambda: _gaussian_log_prob(rows)}
     if inputs is not None:
-        plain["ridge regression"] = _ridge_log_prob(rows, inputs)
-    gains, n_compared = {}, 0
-    for kind, other in plain.items():
-        gain = (log_prob - other)[known]
-        gain = gain[~np.isnan(gain)]
-        n_compared = max(n_compared, len(gain))
-        if len(gain):
-            error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else 0.0
-            gains[kind] = (float(gain.mean()), error)
-    return replace(check_baselines(gains, n_compared, "rows of the training's folds"), name=name)
+        plain["ridge regression"] = lambda: _ridge_log_prob(rows, inputs)
+    return _beside(log_prob, plain)
 
 
 def check_label_folds(log_prob: np.ndarray, labels: np.ndarray, inputs: np.ndarray) -> Check:
@@ -60,13 +49,18 @@ def check_label_folds(log_prob: np.ndarray, labels: np.ndarray, inputs: np.ndarr
         labels: ``[n]``, whole numbers from 0.
         inputs: as numbers ``[n, F]``.
     """
+    return _beside(log_prob, {name: partial(ask, labels, inputs) for name, ask in _PLAIN_CLASSIFIERS.items()})
+
+
+def _beside(log_prob: np.ndarray, plain: Mapping[str, Callable[[], np.ndarray]]) -> Check:
+    """The model's log p of rows ``[n]`` beside that of plain models, NaN where either was not asked."""
     name = "baselines on folds"
     known = np.flatnonzero(~np.isnan(log_prob))
     if not len(known):
         return Check(name, "doubtful", "No row was held out in training to compare the model with a baseline.")
     gains, n_compared = {}, 0
-    for kind, other in _plain_classifiers(labels, inputs).items():
-        gain = (log_prob - other)[known]
+    for kind, ask in plain.items():
+        gain = (log_prob - ask())[known]
         gain = gain[~np.isnan(gain)]
         n_compared = max(n_compared, len(gain))
         if len(gain):
@@ -103,13 +97,19 @@ def check_calibration(probabilities: np.ndarray, labels: np.ndarray, n_draws: in
     return Check(name, "failed" if found > usual + 0.1 else "doubtful", f"{text} in 99 cases of 100. {advice}.")
 
 
-def _plain_classifiers(labels: np.ndarray, inputs: np.ndarray) -> dict[str, np.ndarray]:
-    """log p of each row's label ``[n]`` under each plain classifier of other rows; NaN where it was not asked."""
-    n_labels = int(labels.max()) + 1
-    shares, logistic = np.full(len(labels), np.nan), np.full(len(labels), np.nan)
+def _shares_log_prob(labels: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    """log of the share of each row's label ``[n]`` among other rows, each label counting half a row more."""
+    log_prob, n_labels = np.full(len(labels), np.nan), int(labels.max()) + 1
     for fitted, judged in _folds(len(labels)):
         counts = np.bincount(labels[fitted], minlength=n_labels) + 0.5
-        shares[judged] = np.log(counts / counts.sum())[labels[judged]]
+        log_prob[judged] = np.log(counts / counts.sum())[labels[judged]]
+    return log_prob
+
+
+def _logistic_log_prob(labels: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    """log p of each row's label ``[n]`` under a logistic regression of other rows; NaN where it was not asked."""
+    log_prob, n_labels = np.full(len(labels), np.nan), int(labels.max()) + 1
+    for fitted, judged in _folds(len(labels)):
         if len(np.unique(labels[fitted])) < 2:
             continue
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
@@ -119,8 +119,12 @@ def _plain_classifiers(labels: np.ndarray, inputs: np.ndarray) -> dict[str, np.n
         # A label that none of the rows had counts as half a row.
         found = np.full((len(judged), n_labels), 0.5 / (len(fitted) + 0.5 * n_labels))
         found[:, model.classes_] = np.maximum(model.predict_proba(inputs[judged]), 1e-12)
-        logistic[judged] = np.log(found / found.sum(1, keepdims=True))[np.arange(len(judged)), labels[judged]]
-    return {"shares of the labels": shares, "logistic regression": logistic}
+        found /= found.sum(1, keepdims=True)
+        log_prob[judged] = np.log(found[np.arange(len(judged)), labels[judged]])
+    return log_prob
+
+
+_PLAIN_CLASSIFIERS = {"shares of the labels": _shares_log_prob, "logistic regression": _logistic_log_prob}
 
 
 def _folds(n_rows: int, n_folds: int = 5) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -202,7 +202,7 @@ def _add_reliability(picture: go.Figure, found: Reliability, name: str, colour: 
 
 def _typicality_card(shown: _Shown) -> Card:
     run = shown.run
-    others = others_of(shown.X, np.random.RandomState(0))
+    others = others_of(shown.X, np.random.RandomState(run.settings.seed))
     kinds = {"held out": shown.typicality, **{k: run.model.typicality(rows) for k, rows in others.items()}}
     picture = go.Figure()
     edges = _edges(np.concatenate(list(kinds.values())))

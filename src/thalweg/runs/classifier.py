@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from thalweg.data.tables import read_cells
 from thalweg.energies.labelled import FactoredEnergy
 from thalweg.estimators.classifier import EnergyClassifier
 from thalweg.evaluation.calibration import brier_score, expected_calibration_error
-from thalweg.evaluation.class_baselines import BASELINES
+from thalweg.evaluation.class_baselines import BASELINES, Logistic
 from thalweg.evaluation.robustness import robust_accuracy
 from thalweg.evaluation.row_checks import check_calibration
 from thalweg.evaluation.verdict import Check, check_baselines, check_classes, check_doubts, check_held_out
@@ -37,6 +37,7 @@ from thalweg.runs.tables import (
     fingerprint_of,
     gains_of,
     model_settings,
+    outlier_scores,
     places_of,
     read_typed,
     rows_of,
@@ -118,7 +119,8 @@ class ClassifierRun(Run):
         cls, model: EnergyClassifier, data: Rows, settings: ClassifierSettings, tell: Tell
     ) -> dict[str, Any]:
         tell("Scoring the model and two baselines on the held-out rows.")
-        scores, seconds = _scores(model, data, settings.seed)
+        baselines = _fitted_baselines(data, settings.seed)
+        scores, seconds = _scores(model, data, baselines)
         start = time.monotonic()
         held_out = model.typicality(data.inputs(data.test))
         seconds["typicality"] = time.monotonic() - start
@@ -152,7 +154,7 @@ class ClassifierRun(Run):
         if data.images is not None:
             tell("Attacking the model on held-out images.")
             start = time.monotonic()
-            figures["robustness"] = _robustness(model, data, settings.seed)
+            figures["robustness"] = _robustness(model, data, baselines, settings.seed)
             seconds["attacks"] = time.monotonic() - start
         return figures
 
@@ -234,21 +236,22 @@ class ClassifierRun(Run):
         drawn = self.model.sample(n, label=place, random_state=seed)
         if self.is_of_images:
             return drawn
+        if label is not None:
+            return drawn.assign(**{self.settings.target[0]: label})
         # Each row's label is drawn as the model says.
         probabilities = self.model.predict_proba(drawn)
         chance = np.random.RandomState(seed).uniform(size=(len(drawn), 1))
         places = (probabilities.cumsum(1) < chance).sum(1).clip(max=len(self.classes) - 1)
-        if place is not None:
-            places[:] = place
         return drawn.assign(**{self.settings.target[0]: np.array(self.classes, dtype=object)[places]})
 
     def _typicality(self, X: Any) -> dict[str, np.ndarray]:
         """``log_prob``, or a ``score`` known up to a constant; and the share of likelier held-out rows."""
-        typicality, held_out = self.model.typicality(X), np.array(self.figures["held_out_log_prob"])
-        likelier = len(held_out) - np.searchsorted(held_out, typicality, side="right")
-        share = np.where(likelier == len(held_out), 1.0, likelier / (len(held_out) + 1))
         found = self.model.score_samples(X)
-        return {"log_prob" if self.figures["normalised"] else "score": found, "outlier_score": share}
+        # Of rows without gaps both are the same.
+        has_gaps = not self.is_of_images and X.isna().any(axis=None)
+        typicality = self.model.typicality(X) if has_gaps else found
+        name = "log_prob" if self.figures["normalised"] else "score"
+        return {name: found, "outlier_score": outlier_scores(typicality, self.figures["held_out_log_prob"])}
 
     def _asked(self, path: Path, keep: Sequence[str]) -> tuple[pd.DataFrame, Any, pd.Series | None]:
         """What names the rows of a file, the inputs, and the labels, as they are written, if the file has them."""
@@ -428,29 +431,37 @@ def _split(
 # -- measuring ---------------------------------------------------------------------------------------------
 
 
-def _scores(model: EnergyClassifier, data: Rows, seed: int) -> tuple[dict[str, Any], dict[str, float]]:
+def _fitted_baselines(data: Rows, seed: int) -> dict[str, tuple[Any, float]]:
+    """Each baseline, fitted to the training rows that have a label, and the seconds that it took."""
     labelled = data.training[data.labels[data.training] >= 0]
     X, y = data.inputs(labelled), data.labels[labelled]
+    found = {}
+    for kind in BASELINES:
+        start = time.monotonic()
+        # Two threads on a small table wait for one another, and where others work too, most of the time.
+        with threadpool_limits(1 if len(y) * data.width < _MANY_CELLS else None):
+            baseline = kind(seed).fit(X, y, len(data.classes))
+        found[kind.name] = baseline, time.monotonic() - start
+    return found
+
+
+def _scores(
+    model: EnergyClassifier, data: Rows, baselines: Mapping[str, tuple[Any, float]]
+) -> tuple[dict[str, Any], dict[str, float]]:
     test, truth = data.inputs(data.test), data.labels[data.test]
     start = time.monotonic()
     probabilities = model.predict_proba(test)
     seconds = {"scoring": time.monotonic() - start}
     ours = _of_truth(np.log(np.maximum(probabilities, 1e-300)), truth)
     scores = {MODEL_NAME: _figures(probabilities, truth, ours)}
-    for kind in BASELINES:
-        start = time.monotonic()
-        # Two threads on a small table wait for one another, and where others work too, most of the time.
-        with threadpool_limits(1 if len(y) * data.width < _MANY_CELLS else None):
-            log_probs = kind(seed).fit(X, y).log_prob(test)
-        if log_probs.shape[1] < len(data.classes):
-            missing = np.full((len(log_probs), len(data.classes) - log_probs.shape[1]), np.log(1e-12))
-            log_probs = np.concatenate([log_probs, missing], 1)
-        seconds[kind.name] = time.monotonic() - start
+    for name, (baseline, took) in baselines.items():
+        log_probs = baseline.log_prob(test)
+        seconds[name] = took
         theirs = _of_truth(log_probs, truth)
         gain = scored(ours - theirs)
         # Both were scored on the same rows, so the difference is more precise than either figure.
         entry = _figures(np.exp(log_probs), truth, theirs) | {"nll_gain": -gain["nll"]}
-        scores[kind.name] = entry | ({} if gain["nll_error"] is None else {"nll_gain_error": gain["nll_error"]})
+        scores[name] = entry | ({} if gain["nll_error"] is None else {"nll_gain_error": gain["nll_error"]})
     return scores, seconds
 
 
@@ -506,11 +517,14 @@ class _Scores(nn.Module):
         return -self.energy.energies(x)
 
 
-def _robustness(model: EnergyClassifier, data: Rows, seed: int) -> dict[str, Any]:
+def _robustness(
+    model: EnergyClassifier, data: Rows, baselines: Mapping[str, tuple[Any, float]], seed: int
+) -> dict[str, Any]:
     """Accuracy under attacks of growing strength, on some of the held-out images."""
     rows = np.random.RandomState(seed).permutation(data.test)[:_MOST_ATTACKED]
     x, labels = torch.from_numpy(data.inputs(rows)), torch.from_numpy(data.labels[rows])
-    surrogate = _surrogate(data, seed)
+    # The mistakes of a logistic regression of the pixels are tried on the model.
+    surrogate = baselines[Logistic.name][0].network()
     generator = torch.Generator().manual_seed(seed)
     found = robust_accuracy(
         _Scores(model), x, labels, _RADII, "inf", surrogate=surrogate, n_queries=300, generator=generator
@@ -522,28 +536,6 @@ def _robustness(model: EnergyClassifier, data: Rows, seed: int) -> dict[str, Any
         **{key: [found.clean, *(float(v) for v in getattr(found, key))] for key in keys},
         "doubts": list(found.doubts()),
     }
-
-
-def _surrogate(data: Rows, seed: int) -> nn.Module:
-    """A logistic regression of the pixels as a network, whose mistakes are tried on the model."""
-    labelled = data.training[data.labels[data.training] >= 0]
-    pipeline = BASELINES[0](seed).fit(data.inputs(labelled), data.labels[labelled])._model
-    scale, linear = pipeline[0], pipeline[-1]
-    coefficients, intercept = linear.coef_, linear.intercept_
-    if len(coefficients) == 1:
-        coefficients, intercept = (
-            np.concatenate([-coefficients, coefficients]) / 2,
-            np.r_[-intercept, intercept] / 2,
-        )
-    weight = coefficients / scale.scale_
-    layer = nn.Linear(weight.shape[1], len(data.classes))
-    with torch.no_grad():
-        layer.weight.zero_()
-        layer.bias.fill_(-30.0)
-        places = linear.classes_
-        layer.weight[places] = torch.as_tensor(weight, dtype=torch.float32)
-        layer.bias[places] = torch.as_tensor(intercept - weight @ scale.mean_, dtype=torch.float32)
-    return nn.Sequential(nn.Flatten(), layer)
 
 
 def _remarks(model: EnergyClassifier) -> list[str]:

@@ -319,23 +319,34 @@ def scored_rows(model: Any, X: pd.DataFrame, held_out_log_prob: list[float]) -> 
         held_out_log_prob: log p of rows that the model did not learn from, sorted.
 
     Returns:
-        ``log_prob`` in nats, the higher the likelier; ``outlier_score``, how many of the n rows held out are
-        likelier, divided by n + 1, or 1 where all are. Of rows from the same source at most one in twenty scores
-        above 0.95, if n is 19 or more; ``note``, why a row has neither.
-
-    Source: one minus a conformal p-value [Vovk 2005].
+        ``log_prob`` in nats, the higher the likelier; ``outlier_score`` (see :func:`outlier_scores`); ``note``,
+        why a row has neither.
     """
     known = X.notna().all(axis=1).to_numpy()
     log_prob, score = np.full(len(X), np.nan), np.full(len(X), np.nan)
     if known.any():
         log_prob[known] = model.score_samples(X[known])
-        held_out = np.array(held_out_log_prob)
-        likelier = len(held_out) - np.searchsorted(held_out, log_prob[known], side="right")
-        score[known] = np.where(likelier == len(held_out), 1.0, likelier / (len(held_out) + 1))
+        score[known] = outlier_scores(log_prob[known], held_out_log_prob)
     gaps = X.isna().to_numpy()
     note = pd.Series(pd.NA, range(len(X)), dtype="string")  # text in a Parquet file even if there is none
     note[~known] = ["has gaps in " + listed(list(map(str, X.columns[row]))) for row in gaps[~known]]
     return pd.DataFrame({"log_prob": log_prob, "outlier_score": score, "note": note})
+
+
+def outlier_scores(log_prob: np.ndarray, held_out: list[float]) -> np.ndarray:
+    """How many of the n rows held out are likelier, divided by n + 1, or 1 where all are ``[rows]``.
+
+    Of rows from the same source at most one in twenty scores above 0.95, if n is 19 or more.
+
+    Args:
+        log_prob: of the rows.
+        held_out: the same of rows that the model did not learn from, sorted.
+
+    Source: one minus a conformal p-value [Vovk 2005].
+    """
+    n = len(held_out)
+    likelier = n - np.searchsorted(np.array(held_out), log_prob, side="right")
+    return np.where(likelier == n, 1.0, likelier / (n + 1))
 
 
 def rows_of(table: pd.DataFrame, keep: Sequence[str]) -> pd.DataFrame:
