@@ -10,7 +10,11 @@ from sklearn.datasets import load_digits
 
 from command import thalweg
 from pages import figures_of
+from pages import table as table_of
 from thalweg.data.tables import read_table
+from thalweg.evaluation.calibration import reliability
+from thalweg.evaluation.class_baselines import BASELINES
+from thalweg.report.classifier import _calibration_card, _Shown
 from thalweg.runs.base import fit_run, load_run
 from thalweg.runs.settings.classifier import ClassifierSettings
 
@@ -141,6 +145,65 @@ def test_the_page_shows_what_was_measured(run):
     (matrix,) = figures_of(page, "Confusion matrix")
     np.testing.assert_array_equal(np.array(matrix["data"][0]["customdata"]), counts.fillna(0).to_numpy())
     assert matrix["data"][0]["y"] == made.classes
+
+
+def test_the_baselines_are_scored_by_their_own_probabilities(run):
+    folder, _ = run
+    made = load_run(folder / "run")
+    scores = made.figures["scores"]
+    labels = [part.kind.map({"elm": 0, "oak": 1}).to_numpy() for part in (made.training_rows, made.test_rows)]
+    inputs = [part.drop(columns="kind") for part in (made.training_rows, made.test_rows)]
+    ours = np.log(made.model.predict_proba(inputs[1]))[np.arange(len(labels[1])), labels[1]]
+    assert scores["thalweg"]["nll"] == pytest.approx(-ours.mean())
+    for kind in BASELINES:
+        log_probs = kind(0).fit(inputs[0], labels[0], 2).log_prob(inputs[1])
+        theirs = log_probs[np.arange(len(labels[1])), labels[1]]
+        entry = scores[kind.name]
+        # The rows that were kept are those that it was fitted to.
+        assert entry["nll"] == pytest.approx(-theirs.mean(), rel=1e-3)
+        assert entry["nll_gain"] == pytest.approx(np.mean(ours - theirs), abs=1e-3)
+        assert entry["accuracy"] == pytest.approx((log_probs.argmax(1) == labels[1]).mean())
+
+
+def test_the_page_shows_the_probabilities_before_and_after_scaling(run):
+    folder, _ = run
+    made = load_run(folder / "run")
+    raw = made.model.at_temperature(value=1.0)
+    made.model, made.figures["temperature"] = raw.at_temperature(value=3.0), 3.0
+    shown = _Shown(made)
+    before, after = _calibration_card(shown).figures[0].data[1:]
+    assert (before.name, after.name) == ("before scaling", "after scaling by 3")
+    for trace, model in ((before, raw), (after, made.model)):
+        wanted = reliability(model.predict_proba(shown.X), shown.truth)
+        np.testing.assert_allclose(trace.x, wanted.confidence)
+        np.testing.assert_allclose(trace.y, wanted.accuracy)
+
+
+def test_the_page_ranks_rows_by_how_typical_they_are(run):
+    folder, _ = run
+    made = load_run(folder / "run")
+    page = (folder / "run/report.html").read_text()
+    rows = made.test_rows.drop(columns="kind")
+    found = made.model.typicality(rows)
+    places = np.array(made.figures["test_places"]) + 1
+    worst = np.argsort(found, kind="stable")[:10]
+    shown = table_of(page, "Least typical rows")
+    assert [row[0] for row in shown[-10:]] == [str(n) for n in places[worst]]
+    assert [row[1] for row in shown[-10:]] == [f"{v:.1f}" for v in found[worst]]
+    original = colours()
+    np.testing.assert_allclose(original.x.to_numpy()[places - 1], rows.x.to_numpy())
+    (bars,) = figures_of(page, "Inside and outside")
+    assert bars["layout"]["xaxis"]["title"]["text"].startswith("log p(x), nats")
+    inside, outside = bars["data"]
+    centres = np.array(inside["x"])
+    assert np.sum(inside["y"]) == pytest.approx(1)
+    mean = np.sum(centres * np.array(inside["y"]))
+    step = float(centres[1] - centres[0])
+    assert mean == pytest.approx(found.clip(centres[0] - step / 2, centres[-1] + step / 2).mean(), abs=step)
+    assert mean > np.sum(centres * np.array(outside["y"]))
+    wrong = made.model.predict(rows) != made.test_rows.kind.map({"elm": 0, "oak": 1})
+    mistakes = table_of(page, "Mistakes")
+    assert {row[0] for row in mistakes} >= {str(n) for n in places[wrong][:10]}
 
 
 def test_an_interrupted_run_ends_the_same(run, tmp_path):
