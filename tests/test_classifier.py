@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 from sklearn.datasets import load_digits, load_iris, load_wine
 from sklearn.exceptions import NotFittedError
@@ -13,6 +14,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from thalweg import EnergyClassifier
+from thalweg.energies import LabelledMembers
+from thalweg.estimators._counterfactual import changed_rows
 
 SMALL = {"n_members": 2, "hidden": (16,), "max_epochs": 10, "random_state": 0}
 
@@ -136,6 +139,33 @@ def test_counterfactuals_change_few_cells_and_the_class(of_mixed):
     assert same[already].all(axis=None)
     assert (~same[~already]).sum(axis=1).mean() < 2
     assert set(found["colour"].dropna()) <= {"red", "green", "blue"}
+
+
+def test_a_counterfactual_takes_the_shortest_way_that_does():
+    """Two columns either of which may bring the label: one step of a, or four of b."""
+    known = pd.DataFrame({"a": np.linspace(-3, 3, 61), "b": np.linspace(-3, 3, 61)})
+
+    def energies(rows):
+        there = (rows["a"] > 0.4) | (rows["b"] > 2.0)
+        return np.column_stack([there, ~there]).astype(float)
+
+    start = pd.DataFrame({"a": [0.0], "b": [0.0]})
+    found = changed_rows(start, np.array([1]), energies, known, 5)
+    assert found["b"].item() == 0
+    # Quantiles are nine: the nearest beyond 0.4.
+    levels = np.quantile(known["a"], np.linspace(0.02, 0.98, 9), method="nearest")
+    assert found["a"].item() == pytest.approx(levels[levels > 0.4].min())
+    pd.testing.assert_frame_equal(changed_rows(start, np.array([0]), energies, known, 5), start)
+
+
+def test_members_are_averaged_by_their_probabilities_at_their_temperature():
+    energy = LabelledMembers(3, 4, n_members=3, hidden=(5,)).eval()
+    energy.temperature.fill_(2.0)
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = torch.softmax(energy.member_scores(x) / 2, -1).mean(0)
+        torch.testing.assert_close((-energy.energies(x)).exp(), wanted)
+        torch.testing.assert_close(energy.marginal()(x), torch.zeros(6), atol=1e-5, rtol=0)
 
 
 def test_a_saved_model_answers_the_same(of_mixed, tmp_path):

@@ -118,6 +118,9 @@ def test_scores_name_the_oddest_column(run, tmp_path):
     found = read_table(tmp_path / "s.csv")
     assert (found.oddest_column == "age").all()
     assert (found.outlier_score == 1).all()
+    made = load_run(folder / "run")
+    typicality = np.sort(made.model.typicality(made.test_rows.drop(columns="kind")))
+    np.testing.assert_allclose(made.figures["held_out_log_prob"], typicality, atol=1e-3)
 
 
 def test_draws_are_of_the_class(run, tmp_path):

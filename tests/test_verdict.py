@@ -7,7 +7,14 @@ import pytest
 from scipy.stats import norm
 
 from thalweg import EnergyDensity, EnergyRegressor, RestrictedBoltzmannMachine
-from thalweg.evaluation.row_checks import _ridge_log_prob, check_folds, check_samples, check_units, check_variety
+from thalweg.evaluation.row_checks import (
+    _ridge_log_prob,
+    check_calibration,
+    check_folds,
+    check_samples,
+    check_units,
+    check_variety,
+)
 from thalweg.evaluation.verdict import (
     Check,
     FailedModelWarning,
@@ -230,3 +237,20 @@ def test_samples_with_heavy_tails_are_judged_wherever_they_lie():
     for shift in (0.0, 1e6):
         found = check_samples(alike + shift, training + shift, held_out + shift)
         assert found[0].state == "failed", shift
+
+
+def test_probabilities_are_judged_beside_labels_drawn_from_them():
+    rng = np.random.default_rng(0)
+    logits = 2 * rng.normal(size=(400, 3))
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    passed = 0
+    for _ in range(40):
+        labels = (p.cumsum(1) < rng.uniform(size=(400, 1))).sum(1)
+        passed += check_calibration(p, labels).state == "passed"
+    # 99 in 100 of them should: 36 or fewer of 40 has a chance of about 1 in 2000.
+    assert passed >= 37
+    sharp = np.exp(4 * logits) / np.exp(4 * logits).sum(1, keepdims=True)
+    assert check_calibration(sharp, labels).state == "failed"
+    usual = float(check_calibration(p, labels).text.split("below ")[1].split(" ")[0])
+    # The mean of ten bins' gaps, weighted: of the order of sqrt(bins / n).
+    assert 0.01 < usual < np.sqrt(10 / 400)
