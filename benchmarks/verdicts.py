@@ -5,8 +5,9 @@
 Every data set is a source that fresh rows can be drawn from. A model has failed in fact if 2,000 fresh rows are
 less likely under it than under the plainest baseline of its task, fitted to the same rows, by more than 0.1
 nats (and 3 standard errors); or if its draws are told from fresh rows by their nearest neighbours in more than
-80 % of cases. Counted are failed models without a failed verdict, and sound models with one: the latter on 15
-rows, where a verdict fails for want of rows alone.
+80 % of cases. A classifier's gain is its log probability of a fresh label less that of logistic regression; images
+have no likelihood, so that only their draws count. Counted are failed models without a failed verdict, and sound
+models with one: the latter on 15 rows, where a verdict fails for want of rows alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 
 from thalweg.evaluation.baselines import LeastSquaresGaussian
@@ -102,6 +105,39 @@ def digits(n: int, rng: np.random.RandomState) -> pd.DataFrame:
     return pd.DataFrame(pixels[rng.randint(len(pixels), size=n)]).rename(columns="b{}".format)
 
 
+def labelled(n: int, rng: np.random.RandomState, wrong: float = 0.0) -> pd.DataFrame:
+    label = rng.randint(3, size=n)
+    centre = np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+    x = centre[label] + rng.standard_normal((n, 2))
+    return columns(*x.T).assign(
+        y=label_names(np.where(rng.uniform(size=n) < wrong, rng.randint(3, size=n), label))
+    )
+
+
+def wrong_labels(n: int, rng: np.random.RandomState) -> pd.DataFrame:
+    return labelled(n, rng, wrong=0.4)
+
+
+def noise_labels(n: int, rng: np.random.RandomState) -> pd.DataFrame:
+    return labelled(n, rng, wrong=1.0)
+
+
+def many_labelled(n: int, rng: np.random.RandomState) -> pd.DataFrame:
+    table = many(n, rng)
+    return table.assign(y=label_names((table["y"] > 0).astype(int).to_numpy()))
+
+
+def label_names(labels: np.ndarray) -> np.ndarray:
+    return np.array(["red", "green", "blue"])[labels]
+
+
+def images(n: int, rng: np.random.RandomState) -> pd.DataFrame:
+    """Digits, of which the first 1000 of an order are the training images and all others are fresh."""
+    pixels = load_digits().data[np.random.RandomState(0).permutation(1797)]
+    part = pixels[1000:] if n == N_FRESH else pixels[:1000]
+    return pd.DataFrame(part[rng.permutation(len(part))[:n]])
+
+
 CASES: list[tuple[str, str, Draw, int]] = [
     ("regression", "line", line, 300), ("regression", "wave", wave, 300),
     ("regression", "pure noise", nothing, 200),
@@ -112,8 +148,13 @@ CASES: list[tuple[str, str, Draw, int]] = [
     ("boltzmann", "bits", bits, 300), ("boltzmann", "one-hot groups", one_hot, 600),
     ("boltzmann", "one-hot groups", one_hot, 3000), ("boltzmann", "digits", digits, 1000),
     ("boltzmann", "digits", digits, 60),
+    ("classifier", "three groups", labelled, 300), ("classifier", "40 % wrong labels", wrong_labels, 300),
+    ("classifier", "labels by chance", noise_labels, 300), ("classifier", "40 inputs", many_labelled, 100),
+    ("classifier", "three groups", labelled, 20),
+    ("images", "digits", images, 1000), ("images", "digits", images, 60),
 ]  # fmt: skip
 CRIPPLED = {"regression": {"epochs": 1}, "density": {"epochs": 1}, "boltzmann": {"learning_rate": 5.0}}
+CRIPPLED |= {"classifier": {"epochs": 1}, "images": {"steps": 5}}
 
 
 def gain_and_draws(
@@ -127,6 +168,20 @@ def gain_and_draws(
         truth = fresh["y"].to_numpy()
         drawn = fresh.assign(y=ours.sample(1, 0)[:, 0]).to_numpy()
         return score_rows(truth, ours, 0.0) - score_rows(truth, baseline, 0.0), drawn
+    if task == "images":
+        drawn = run.sample(len(fresh), 1).reshape(len(fresh), -1)
+        drawn = (drawn - drawn.min()) / (drawn.max() - drawn.min()) * 16
+        components = PCA(20).fit(training)
+        return np.zeros(len(fresh)), components.transform(drawn)
+    if task == "classifier":
+        inputs = [name for name in training.columns if name != "y"]
+        logistic = LogisticRegression(max_iter=1000).fit(training[inputs], training["y"])
+        baseline = np.log(logistic.predict_proba(fresh[inputs]))
+        place = {name: k for k, name in enumerate(run.classes)}
+        ours = np.log(run.model.predict_proba(fresh[inputs]))[:, [place[name] for name in logistic.classes_]]
+        truth = np.searchsorted(logistic.classes_, fresh["y"].to_numpy().astype(str))
+        rows = np.arange(len(fresh))
+        return ours[rows, truth] - baseline[rows, truth], run.sample(N_FRESH, 1)[inputs].to_numpy(np.float64)
     drawn = run.sample(N_FRESH, 1)[list(training.columns)].to_numpy(np.float64)
     log_prob = run.model.score_samples(fresh[run.columns].astype(float))
     rows = training[run.columns].to_numpy(np.float64)
@@ -149,7 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--tasks", default="regression,density,boltzmann")
+    parser.add_argument("--tasks", default="regression,density,boltzmann,classifier,images")
     parser.add_argument("--crippled", action="store_true", help="train by settings that must fail")
     parser.add_argument("--out", type=Path, default=Path("verdicts.json"))
     arguments = parser.parse_args()
@@ -169,9 +224,12 @@ def judged(task: str, name: str, draw: Draw, n: int, seed: int, crippled: bool) 
     rng, start = np.random.RandomState(1000 + seed), time.process_time()
     training, fresh = draw(n, rng), draw(N_FRESH, rng)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "table.csv"
-        training.to_csv(path, index=False)
-        how = {"targets": ["y"]} if task == "regression" else {}
+        path = Path(folder) / ("images.npy" if task == "images" else "table.csv")
+        if task == "images":
+            np.save(path, np.rint(training.to_numpy() * 255 / 16).astype(np.uint8).reshape(-1, 8, 8))
+        else:
+            training.to_csv(path, index=False)
+        how: dict[str, Any] = {"regression": {"targets": ["y"]}, "classifier": {"target": ["y"]}}.get(task, {})
         more = CRIPPLED[task] if crippled else {}
         settings = settings_of(task)(data=str(path), seed=seed, threads=1, **how, **more)
         entry = {"task": task, "data": name, "rows": n, "seed": seed}
@@ -182,7 +240,10 @@ def judged(task: str, name: str, draw: Draw, n: int, seed: int, crippled: bool) 
         gain, drawn = gain_and_draws(task, run, training, fresh)
     gain = np.maximum(gain, -1e6)
     error = gain.std() / np.sqrt(len(gain))
-    apart = told_apart(drawn, fresh.to_numpy(np.float64))
+    if task == "images":
+        fresh = pd.DataFrame(PCA(20).fit(training).transform(fresh))
+    inputs = fresh.drop(columns="y") if task == "classifier" else fresh
+    apart = told_apart(drawn, inputs.to_numpy(np.float64))
     return {
         **entry,
         "gain": float(gain.mean()),
