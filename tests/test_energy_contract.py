@@ -27,6 +27,7 @@ from thalweg.energies import (
     BernoulliEnergy,
     BoltzmannMachine,
     CategoricalEnergy,
+    ChainEnergy,
     ClampedEnergy,
     ConditionalEnergy,
     ConditionalModuleEnergy,
@@ -38,6 +39,8 @@ from thalweg.energies import (
     Disjunction,
     Energy,
     FactoredEnergy,
+    FactorEnergy,
+    FactorGraph,
     FixedPerceptron,
     FlowEnergy,
     Gaussian,
@@ -152,6 +155,7 @@ UNCONDITIONAL = {
     "Boltzmann machine": Case(lambda: BoltzmannMachine(3, 2), (5,)),
     "Boltzmann machine, laid out": Case(lambda: BoltzmannMachine(3, 2).fixed(), (5,)),
     "Boltzmann machine, summed out": Case(lambda: BoltzmannMachine(3, 2).marginal(), (3,)),
+    "Factor graph": Case(lambda: ring(), (4,)),
     "Deep belief network": Case(lambda: DeepBeliefNetwork(4, (3,), n_sweeps=50), (4,), every_parameter=False),
 }
 
@@ -166,10 +170,28 @@ class ConditionalCase(NamedTuple):
     make: Callable[[], ConditionalEnergy]
     x: torch.Tensor = VECTORS
     event: tuple[int, ...] | None = (2,)
+    # Whether y is of whole numbers 0, 1, 2.
+    discrete: bool = False
 
 
 def tilted() -> TiltedEnergy:
     return TiltedEnergy(MixtureDensity(mlp([3, 6]), 6, n_targets=2), NetworkEnergy(nn.Identity(), 6, 2, hidden=8))
+
+
+class Unaries(nn.Module):
+    """The same layer at each element of a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+def ring() -> FactorGraph:
+    pairs = [((v, (v + 1) % 4), torch.randn(2, 2, generator=seeded(v))) for v in range(4)]
+    return FactorGraph([2] * 4, [*pairs, ((0, 2, 3), torch.randn(2, 2, 2, generator=seeded(9)))])
 
 
 CONDITIONAL = {
@@ -200,6 +222,11 @@ CONDITIONAL = {
     "Classifier and density": ConditionalCase(
         lambda: FactoredEnergy(labelled(2), kernels(), (slice(0, 2), slice(1, 3))), event=None
     ),
+    "Chain": ConditionalCase(lambda: ChainEnergy(Unaries(), 3), CLOUDS, (5,), True),
+    "Chain of order two": ConditionalCase(lambda: ChainEnergy(Unaries(), 3, order=2), CLOUDS, (5,), True),
+    "Factors": ConditionalCase(
+        lambda: FactorEnergy(nn.Linear(3, 12), [3, 3], [(0,), (0, 1)], shared=[(1,)]), event=(2,), discrete=True
+    ),
     "Inputs given labels": ConditionalCase(lambda: labelled().of_inputs(), LABELS),
     "Images given labels": ConditionalCase(
         lambda: LabelledPerceptron((1, 4, 4), 3, (6,), "silu").of_inputs(), LABELS, (1, 4, 4)
@@ -213,11 +240,12 @@ def over(cases, condition=lambda case: True):
 
 
 unconditional, conditional = over(UNCONDITIONAL), over(CONDITIONAL)
+of_events = over(CONDITIONAL, lambda case: case.event is not None)
 # Labels have no gradient.
-of_vectors = over(CONDITIONAL, lambda case: case.event is not None)
+of_vectors = over(CONDITIONAL, lambda case: case.event is not None and not case.discrete)
 # These keep no graph, or are laid out for the precision of the energy that they are a view of.
-NO_GRAPH = FixedPerceptron | DeepBeliefNetwork
-VIEWS = FixedPerceptron | PairwiseEnergy | Conditioned | ClampedEnergy
+NO_GRAPH = FixedPerceptron | DeepBeliefNetwork | FactorGraph
+VIEWS = FixedPerceptron | FactorGraph | PairwiseEnergy | Conditioned | ClampedEnergy
 
 
 def states(energy: Energy, batch: tuple[int, ...], event: tuple[int, ...], seed: int = 5) -> torch.Tensor:
@@ -236,6 +264,8 @@ def states(energy: Energy, batch: tuple[int, ...], event: tuple[int, ...], seed:
 def targets(case: ConditionalCase, n_candidates: int) -> torch.Tensor:
     if case.event is None:
         return torch.randint(3, (len(case.x), n_candidates), generator=seeded(5))
+    if case.discrete:
+        return torch.randint(3, (len(case.x), n_candidates, *case.event), generator=seeded(5))
     return torch.randn(len(case.x), n_candidates, *case.event, generator=seeded(5))
 
 
@@ -402,7 +432,7 @@ def test_candidate_dimensions_are_free_and_given_equals_the_full_call(case):
         torch.testing.assert_close(energy.given(x[i : i + 1])(y[i : i + 1]), values[i : i + 1], **near)
 
 
-@of_vectors
+@of_events
 def test_a_selection_of_the_rows_equals_the_energy_at_those_inputs(case):
     energy = perturbed(case.make())
     given, y = energy.given(case.x), targets(case, 3)

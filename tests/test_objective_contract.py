@@ -21,8 +21,10 @@ from thalweg.energies import (
     TiltedMixtureEnsemble,
     mlp,
 )
+from thalweg.inference import OutsideBall
 from thalweg.objectives import (
     Adversarial,
+    AnswerLikelihood,
     Batch,
     BoltzmannLearning,
     ConditionalNCE,
@@ -42,7 +44,9 @@ from thalweg.objectives import (
     JointProposalNCE,
     KLDivergenceImportanceSampling,
     LangevinML,
+    MarginLoss,
     MaximumLikelihood,
+    MinimumEmpiricalError,
     NoiseContrastiveEstimation,
     Objective,
     PseudoLikelihood,
@@ -53,6 +57,7 @@ from thalweg.objectives import (
     SlicedScoreMatching,
     SteinDiscrepancy,
     TiltNCE,
+    logarithmic,
 )
 from thalweg.sampling import HMC, MALA, FromNoise, Langevin, RandomWalk, ReplayBuffer
 from thalweg.training import Plan, Trainer
@@ -171,6 +176,10 @@ CASES = {
     "ML of an ensemble": (ensemble, lambda k: MaximumLikelihood(), (1,), None),
     "energy loss": (regression, lambda k: EnergyLoss(), (1, 3), None),
     "cross-entropy": (classifier, lambda k: CrossEntropy(), (3,), None),
+    "likelihood of answers": (classifier, lambda k: AnswerLikelihood(), (3,), None),
+    "empirical error": (classifier, lambda k: MinimumEmpiricalError(), (3,), None),
+    "margin over labels": (classifier, lambda k: MarginLoss(logarithmic), (3,), None),
+    "margin outside a ball": (network, lambda k: MarginLoss(logarithmic, OutsideBall(0.5, 4, 2)), (1, 3), True),
     "joint likelihood": (classifier, joint, (3,), None),
     "joint likelihood by DSM": (classifier, lambda k: JointLikelihood(DenoisingScoreMatching()), (3,), None),
     "queue contrast": (classifier, lambda k: QueueContrast(k, queue_size=20), (3,), None),
@@ -190,7 +199,7 @@ CASES = {
 CONTRACT = [
     pytest.param(*case[:2], k, case[3], id=f"{name}, {k}-D") for name, case in CASES.items() for k in case[2]
 ]
-CHAINS = ("ML-MCMC", "CD", "PCD", "improved CD", "Boltzmann learning")
+CHAINS = ("ML-MCMC", "margin outside", "CD", "PCD", "improved CD", "Boltzmann learning")
 ARGUMENTS = ("make_energy", "make_objective", "k", "invariant")
 contract = pytest.mark.parametrize(ARGUMENTS, CONTRACT)
 unnormalised = pytest.mark.parametrize(ARGUMENTS, [p for p in CONTRACT if p.values[3] is not None])

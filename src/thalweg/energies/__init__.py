@@ -31,6 +31,8 @@ __getattr__, __dir__, __all__ = lazily(
             "floored",
         ],
         "discrete": ["BINARY", "OneHotGroups", "Sites", "all_states", "binary_states"],
+        "factors.chain": ["ChainEnergy", "LabelChain"],
+        "factors.graph": ["Factor", "FactorEnergy", "FactorGraph"],
         "labelled": [
             "FactoredEnergy",
             "InputsGivenLabels",

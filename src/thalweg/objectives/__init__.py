@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "base": ["Adversarial", "Batch", "Loss", "Objective", "Player"],
-        "catalogue": ["METHODS", "Method", "conditional_objective"],
+        "catalogue": ["ANSWER_LOSSES", "METHODS", "Method", "conditional_objective"],
         "classification": ["CrossEntropy"],
         "classifier_contrast": ["DualAdversarialTraining", "EnergyMargin", "QueueContrast"],
         "contrastive_divergence": [
@@ -20,6 +20,18 @@ __getattr__, __dir__, __all__ = lazily(
         "importance_sampling": ["ImportanceSampling", "KLDivergenceImportanceSampling"],
         "joint": ["JointFlowContrast", "JointLikelihood", "jem"],
         "likelihood": ["GridLikelihood", "MaximumLikelihood"],
+        "margin": [
+            "AnswerLikelihood",
+            "Hinge",
+            "LVQ2",
+            "MarginLoss",
+            "MinimumEmpiricalError",
+            "SquareExponential",
+            "SquareSquare",
+            "logarithmic",
+            "minimum_classification_error",
+            "perceptron",
+        ],
         "noise": ["TargetNoise"],
         "noise_contrastive": [
             "ConditionalNCE",

@@ -1,4 +1,4 @@
-"""Every objective by name, set up for standardised data: of densities of vectors, and of targets given inputs."""
+"""Every objective by name: of densities of vectors, of targets given inputs, of answers gone through."""
 
 from __future__ import annotations
 
@@ -15,8 +15,21 @@ from thalweg.objectives.contrastive_divergence import (
     LangevinML,
 )
 from thalweg.objectives.energy_discrepancy import EnergyDiscrepancy
+from thalweg.objectives.energy_loss import EnergyLoss
 from thalweg.objectives.importance_sampling import ImportanceSampling, KLDivergenceImportanceSampling
 from thalweg.objectives.likelihood import MaximumLikelihood
+from thalweg.objectives.margin import (
+    LVQ2,
+    AnswerLikelihood,
+    Hinge,
+    MarginLoss,
+    MinimumEmpiricalError,
+    SquareExponential,
+    SquareSquare,
+    logarithmic,
+    minimum_classification_error,
+    perceptron,
+)
 from thalweg.objectives.noise_contrastive import (
     ConditionalNCE,
     FlowContrastiveEstimation,
@@ -107,6 +120,21 @@ METHODS: dict[str, Method] = {
         lambda z: ImprovedContrastiveDivergence(Langevin(0.005), 20, _buffer(z)),
         "chains",
     ),
+}
+
+
+# The ten losses of [LeCun 2006, table 1].
+ANSWER_LOSSES: dict[str, Callable[[], Objective]] = {
+    "likelihood": AnswerLikelihood,
+    "perceptron": lambda: MarginLoss(perceptron),
+    "hinge": lambda: MarginLoss(Hinge()),
+    "log": lambda: MarginLoss(logarithmic),
+    "mce": lambda: MarginLoss(minimum_classification_error),
+    "square-square": lambda: MarginLoss(SquareSquare()),
+    "square-exponential": lambda: MarginLoss(SquareExponential()),
+    "lvq2": lambda: MarginLoss(LVQ2()),
+    "mee": MinimumEmpiricalError,
+    "energy": EnergyLoss,
 }
 
 

@@ -10,3 +10,8 @@ CONDITIONAL = (
 )  # fmt: skip
 # For a classifier; all but the first are for images.
 CLASSIFYING = ("cross-entropy", "jem", "hdge", "dat")
+# For answers that are gone through exactly: labels, sequences of labels, discrete variables.
+ANSWERS = (
+    "likelihood", "perceptron", "hinge", "log", "mce", "square-square", "square-exponential", "lvq2", "mee",
+    "energy",
+)  # fmt: skip

@@ -8,6 +8,9 @@ from typing import Any
 
 from thalweg.training.plan import Plan
 
+# Energies of answers that differ by less than this decide nothing.
+COLLAPSED = 1e-3
+
 
 class DivergenceError(RuntimeError):
     """Training diverged again and again; no model is handed over."""
@@ -72,6 +75,17 @@ class Guard:
             )
         self.rate_scale /= 2
         return f"{where}; back to the last good state, learning rate halved (roll-back {self.rollbacks})"
+
+    @staticmethod
+    def collapse(record: Mapping[str, float]) -> str | None:
+        """What to report where the energy tells no answer from another; None where it does, or it is not known."""
+        spread = record.get("energy spread")
+        if spread is None or spread > COLLAPSED:
+            return None
+        return (
+            f"the energies of all answers are equal (they differ by {spread:.2g}): the loss has collapsed, for it "
+            "pushes no energy up; take one with a margin, or the likelihood"
+        )
 
     def state(self) -> dict[str, Any]:
         return {"rate_scale": self.rate_scale, "rollbacks": self.rollbacks, "largest": dict(self.largest)}

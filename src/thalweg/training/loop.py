@@ -213,6 +213,9 @@ class _Run:
         finally:
             progress.stop()
         self.history.stopped = self.history.stopped or "all epochs done"
+        if collapse := self.guard.collapse(self.history.epochs[-1] if self.history.epochs else {}):
+            self.history.events = [*self.history.events, collapse]
+            progress.message(collapse)
         self.history.seconds = self.elapsed()
         self.kept.put_back()
         self.step.finish()
