@@ -18,6 +18,7 @@ _load, __dir__, __all__ = lazily(
         "estimators.density": ["EnergyDensity"],
         "estimators.images": ["ImageEBM"],
         "estimators.regressor": ["EnergyRegressor"],
+        "estimators.sequence": ["EnergySequenceTagger"],
         "data": [],
         "energies": [],
         "estimators": [],

@@ -1,4 +1,4 @@
-"""Tables in and out: CSV and Parquet. One reader for all: cells first, then what the columns are."""
+"""Tables in and out: CSV, Parquet, CoNLL. One reader for all: cells first, then what the columns are."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pandas as pd
 import pyarrow.parquet as pq
 
+from thalweg.data import conll
 from thalweg.data.columns import Column, as_text, decide, read_as
 
 _DECIMAL_COMMA = r"[+-]?\d+(\.\d{3})*,\d+"
@@ -72,14 +73,17 @@ class Cells(NamedTuple):
 
 
 def read_cells(path: Path) -> Cells:
-    """Read a CSV (also .tsv, also compressed) or Parquet file. A CSV may be separated by semicolons instead.
+    """Read a CSV (also .tsv, also compressed), Parquet or CoNLL file. A CSV may be separated by semicolons.
+
+    A CoNLL file becomes a table with a row for each token (see :mod:`thalweg.data.conll`).
 
     Raises:
         ValueError: if the file is missing, of another kind, empty, or can't be read; in words.
     """
     kind = _kind_of_file(path)
     with _errors_in_words(path, kind):
-        names, table, decimal = _read_parquet(path) if kind == "parquet" else _read_text(path, kind)
+        readers = {"parquet": _read_parquet, "conll": _read_conll}
+        names, table, decimal = readers[kind](path) if kind in readers else _read_text(path, kind)
     if table.shape[0] == 0 or table.shape[1] == 0:
         raise ValueError(f"{path} has no rows")
     doubled = names[names.duplicated()]
@@ -111,6 +115,8 @@ def column_names(path: Path) -> list[str]:
     with _errors_in_words(path, kind):
         if kind == "parquet":
             return [str(name) for name in pq.read_schema(path).names]
+        if kind == "conll":
+            return [str(name) for name in _read_conll(path)[0]]
         return [str(name) for name in pd.read_csv(path, sep=_read_head(path, kind)[0], nrows=0).columns]
 
 
@@ -136,6 +142,11 @@ def _errors_in_words(path: Path, kind: str) -> Iterator[None]:
 def _read_parquet(path: Path) -> tuple[pd.Index, pd.DataFrame, str]:
     table = pd.read_parquet(path)
     return table.columns.map(str), table, "."
+
+
+def _read_conll(path: Path) -> tuple[pd.Index, pd.DataFrame, str]:
+    names, rows = conll.read(path)
+    return pd.Index(names), pd.DataFrame(rows, columns=names), "."
 
 
 def _read_text(path: Path, kind: str) -> tuple[pd.Index, pd.DataFrame, str]:
@@ -199,6 +210,8 @@ def check_writable(path: Path) -> None:
             .parquet.
     """
     kind, ending = _kind(path), path.suffix.lower()
+    if kind == "conll":
+        raise ValueError(f"{path.name}: CoNLL files are read, and not written: name it .csv, .tsv or .parquet")
     if ending in (".csv", ".tsv", ".parquet", ".pq"):
         return
     if kind == "parquet":
@@ -218,4 +231,6 @@ def _kind(path: Path) -> str:
             return suffix.lower()[1:]
         if suffix.lower() == ".pq":
             return "parquet"
+    if conll.is_conll(path):
+        return "conll"
     raise ValueError(f"{path.name}: tables are read from and written to .csv, .tsv or .parquet")

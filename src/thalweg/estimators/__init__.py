@@ -13,5 +13,6 @@ __getattr__, __dir__, __all__ = lazily(
         "distribution": ["MultivariateDistribution", "PredictiveDistribution"],
         "images": ["ImageEBM"],
         "regressor": ["EnergyRegressor"],
+        "sequence": ["EnergySequenceTagger"],
     },
 )

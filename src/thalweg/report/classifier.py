@@ -8,17 +8,18 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from thalweg.evaluation.calibration import Reliability, reliability
+from thalweg.evaluation.calibration import reliability
 from thalweg.report import charts
 from thalweg.report.grids import in_words, plain_columns
 from thalweg.report.images import in_columns, wall
+from thalweg.report.labels import add_reliability, class_counts, confusion_card, ideal_reliability
 from thalweg.report.page import Card, Tile, checks_of, footer_of, render_page
-from thalweg.report.theme import DATA, INK, MODEL, TRUTH, WATER
+from thalweg.report.theme import DATA, MODEL, TRUTH
 from thalweg.report.words import duration, figure, gain_in_words, place_of_least
 from thalweg.runs.base import MODEL_NAME
-from thalweg.runs.classifier import MOST_SHOWN, ClassifierRun, as_written, others_of
+from thalweg.runs.classifier import MOST_SHOWN, ClassifierRun, others_of
+from thalweg.runs.labels import as_written
 
-_MOST_CLASSES = 30
 _N_WORST = 10
 _MOST_COLUMNS = 3
 
@@ -26,7 +27,12 @@ _MOST_COLUMNS = 3
 def report(run: ClassifierRun) -> str:
     """The report of a finished run as one HTML page."""
     shown = _Shown(run)
-    cards = [_data_card(run), _training_card(run), _confusion_card(shown), _calibration_card(shown)]
+    cards = [
+        _data_card(run),
+        _training_card(run),
+        confusion_card(shown.truth, shown.best, run.classes, "rows"),
+        _calibration_card(shown),
+    ]
     cards += [_typicality_card(shown), _least_typical_card(shown), _mistakes_card(shown), _samples_card(run)]
     if run.figures["robustness"]:
         cards.append(_robustness_card(run))
@@ -78,20 +84,9 @@ def _tiles(run: ClassifierRun) -> list[Tile]:
 
 
 def _data_card(run: ClassifierRun) -> Card:
-    counts, names = run.figures["class_counts"], run.classes
-    order = np.argsort(counts)[::-1][:_MOST_CLASSES]
-    bars = go.Figure(
-        go.Bar(
-            x=[charts.plain(charts.shortened(names[k])) for k in order], y=[counts[k] for k in order],
-            marker_color=MODEL, hovertemplate="%{x}: %{y} training rows<extra></extra>",
-        )
-    )  # fmt: skip
-    bars.update_yaxes(title="training rows")
-    bars.update_xaxes(type="category")
-    text = "How many training rows each class has."
-    if len(names) > len(order):
-        text += f" The {len(order)} most frequent classes of {len(names)} are shown."
-    pictures = [charts.styled(bars, 300)]
+    names = run.classes
+    bars, text = class_counts(names, run.figures["class_counts"], "training rows")
+    pictures = [bars]
     if run.is_of_images:
         images = run.data
         some = in_columns(images.X[images.training], images.labels[images.training], min(len(names), 12), 3)
@@ -129,50 +124,17 @@ def _training_card(run: ClassifierRun) -> Card:
     )
 
 
-def _confusion_card(shown: _Shown) -> Card:
-    names = shown.run.classes
-    order = np.argsort(np.bincount(shown.truth, minlength=len(names)))[::-1][:_MOST_CLASSES]
-    order = np.sort(order)
-    counts = np.zeros((len(names), len(names)), int)
-    np.add.at(counts, (shown.truth, shown.best), 1)
-    counts = counts[np.ix_(order, order)]
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    labels = [charts.plain(charts.shortened(names[k], 16)) for k in order]
-    few = len(order) <= 12
-    picture = go.Figure(
-        go.Heatmap(
-            z=shares, x=labels, y=labels, colorscale=WATER, zmin=0, zmax=1, customdata=counts, showscale=False,
-            text=np.where(counts > 0, counts.astype(str), "") if few else None,
-            texttemplate="%{text}" if few else None,
-            hovertemplate="truth %{y}, predicted %{x}: %{customdata} rows, %{z:.1%}<extra></extra>",
-        )
-    )  # fmt: skip
-    picture.update_xaxes(title="predicted", type="category", showgrid=False)
-    picture.update_yaxes(title="truth", type="category", autorange="reversed", showgrid=False)
-    text = (
-        "Held-out rows by their true and their predicted class; the colour is the share of the rows of the true "
-        "class. What lies off the diagonal are mistakes."
-    )
-    return Card("Confusion matrix", text, [charts.styled(picture, int(np.clip(120 + 34 * len(order), 300, 760)))])
-
-
 def _calibration_card(shown: _Shown) -> Card:
     run = shown.run
     value = run.figures["temperature"]
-    picture = go.Figure()
-    picture.add_scatter(
-        x=[0, 1], y=[0, 1], mode="lines", line={"color": INK, "dash": "dot", "width": 1.5}, name="ideal",
-        hoverinfo="skip",
-    )  # fmt: skip
+    picture = ideal_reliability()
     if value != 1:
         raw = _without_temperature(run, shown.X)
-        _add_reliability(picture, reliability(raw, shown.truth), "before scaling", DATA)
-    _add_reliability(
+        add_reliability(picture, reliability(raw, shown.truth), "before scaling", DATA)
+    add_reliability(
         picture, reliability(shown.probabilities, shown.truth),
         "model" if value == 1 else f"after scaling by {value:.3g}", MODEL,
     )  # fmt: skip
-    picture.update_xaxes(title="probability of the predicted class", tickformat=".0%", range=[0, 1.02])
-    picture.update_yaxes(title="share that is right", tickformat=".0%", range=[0, 1.04])
     text = (
         "Whether the probabilities mean what they say: of predictions made with 80 %, 80 % should be right. The "
         "bars are one standard error; held-out rows."
@@ -188,16 +150,6 @@ def _calibration_card(shown: _Shown) -> Card:
 def _without_temperature(run: ClassifierRun, X: Any) -> np.ndarray:
     """The probabilities that the model would give at temperature 1."""
     return run.model.at_temperature(value=1.0).predict_proba(X)
-
-
-def _add_reliability(picture: go.Figure, found: Reliability, name: str, colour: str) -> None:
-    picture.add_scatter(
-        x=found.confidence, y=found.accuracy, mode="lines+markers", name=name,
-        line={"color": colour, "width": 2.2},
-        error_y={"array": found.standard_error, "color": colour, "thickness": 1.2, "width": 3},
-        customdata=found.n_rows, marker={"size": 6},
-        hovertemplate="said %{x:.1%}, right %{y:.1%} of %{customdata} rows<extra>" + name + "</extra>",
-    )  # fmt: skip
 
 
 def _typicality_card(shown: _Shown) -> Card:

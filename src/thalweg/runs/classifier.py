@@ -28,6 +28,7 @@ from thalweg.evaluation.verdict import Check, check_baselines, check_classes, ch
 from thalweg.runs.base import Run, Tell, TextTable
 from thalweg.runs.folder import listed
 from thalweg.runs.kinds import ClassifierFigures
+from thalweg.runs.labels import as_written, in_order, refuse_measured
 from thalweg.runs.settings.classifier import ClassifierSettings
 from thalweg.runs.tables import (
     MODEL_NAME,
@@ -47,8 +48,6 @@ from thalweg.runs.tables import (
 )
 
 _MOST_CLASSES = 200
-# Numbers of so many values, most of them rare, are no classes.
-_ROWS_PER_CLASS = 3
 _MOST_ATTACKED = 200
 _MANY_CELLS = 1_000_000
 MOST_SHOWN = 2000
@@ -329,12 +328,12 @@ def _read_table(settings: ClassifierSettings) -> Rows:
     if X.shape[1] == 0:
         raise ValueError(f"{name} has no column left to predict from")
     column, kind = typed.table[target], typed.kinds[target]
-    _refuse_measured(column, kind)
+    refuse_measured(column, kind)
     written = as_written(column)
     known = written.notna().to_numpy()
     if not known.any():
         raise ValueError(f"the target {target!r} has no value at all")
-    classes = _in_order(written[known].unique().tolist())
+    classes = in_order(written[known].unique().tolist())
     places = {label: k for k, label in enumerate(classes)}
     labels = np.array([places.get(label, -1) for label in written])
     if len(classes) > _MOST_CLASSES:
@@ -364,39 +363,6 @@ def _read_images(settings: ClassifierSettings) -> Rows:
         raise ValueError(f"{settings.data} has {len(names)} classes: at most {_MOST_CLASSES} are learned")
     parts = _split(images.labels, names, settings)
     return Rows(images.pixels, images.labels, list(names), *parts, images.fingerprint(), images=images)
-
-
-def _refuse_measured(column: pd.Series, kind: str) -> None:
-    """Refuse a target that is measured rather than a class."""
-    name = column.name
-    if kind in ("date", "span"):
-        raise ValueError(f"the target {name!r} holds dates or spans of time: a class is a number or a text")
-    known = column.dropna()
-    n = known.nunique()
-    if kind == "number" and n > 20 and n * _ROWS_PER_CLASS > len(known):
-        raise ValueError(
-            f"the target {name!r} has {n} different numbers in {len(known)} rows, such as {known.iloc[0]:g}: "
-            f"predict it with `thalweg fit regression`, or read it as classes with --text {name}"
-        )
-
-
-def as_written(column: pd.Series) -> pd.Series:
-    """Labels as texts: whole numbers without a point, truth values as they are read."""
-
-    def written(value: Any) -> str:
-        if isinstance(value, float | np.floating) and float(value).is_integer():
-            return str(int(value))
-        return str(value)
-
-    return column.astype(object).map(written, na_action="ignore")
-
-
-def _in_order(labels: list[str]) -> list[str]:
-    """Labels by number if they are all numbers, else by the alphabet."""
-    try:
-        return sorted(labels, key=float)
-    except ValueError:
-        return sorted(labels)
 
 
 def _split(

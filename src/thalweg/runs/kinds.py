@@ -173,6 +173,23 @@ class AttackFigures(TypedDict):
     doubts: list[str]
 
 
+class SequenceFigures(TableFigures):
+    data: str
+    inputs: list[str]
+    target: str
+    sequence: str
+    target_kind: str
+    sequences: Count
+    training_sequences: Count
+    test_sequences: Count
+    unlabelled_rows: Count
+    classes: list[str]
+    class_counts: list[Count]
+    temperature: float
+    temperature_gain: float | None
+    spans: bool
+
+
 class ClassifierFigures(TableFigures):
     data: str
     shape: list[Count] | None

@@ -63,12 +63,13 @@ class Typed(NamedTuple):
     remarks: list[str]
 
 
-def read_typed(settings: Any, kept: Collection[str] = ()) -> Typed:
+def read_typed(settings: Any, kept: Collection[str] = (), text: Collection[str] | None = None) -> Typed:
     """Read the table of a task, and decide what its columns are.
 
     Args:
         settings: with ``data``, ``drop``, ``text`` and ``missing``.
         kept: columns that are not dropped even if the settings say so.
+        text: columns that are texts, whatever they hold; None for those that the settings name.
 
     Raises:
         ValueError: for columns that there are not, or that are in doubt; in words.
@@ -79,7 +80,8 @@ def read_typed(settings: Any, kept: Collection[str] = ()) -> Typed:
     table = cells.table.drop(columns=[name for name in settings.drop if name not in kept])
     if table.shape[1] == 0:
         raise ValueError(f"{path.name} has no column left")
-    found = cells._replace(table=table).decided(settings.text, settings.missing)
+    texts = settings.text if text is None else text
+    found = cells._replace(table=table).decided(texts, settings.missing)
     return Typed(
         pd.DataFrame({name: column.values for name, column in found.items()}),
         {name: column.kind for name, column in found.items()},

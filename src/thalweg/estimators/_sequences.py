@@ -1,0 +1,180 @@
+"""Parts of a tagger: labels of sequences numbered, padded batches, the held-out figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from thalweg.energies.factors.chain import UNKNOWN, ChainEnergy, LabelChain
+from thalweg.estimators._held_out import NestedFigure
+from thalweg.inference import chains
+from thalweg.inference.answers import free_energy_of
+
+# So many elements, padding among them, are computed at once.
+_ELEMENTS_AT_ONCE = 16384
+
+
+def labels_of(y: Any, lengths: Sequence[int]) -> list[np.ndarray]:
+    """The labels of each sequence as an array of objects, None where one is unknown.
+
+    Raises:
+        ValueError: naming the first sequence whose labels can't be used.
+    """
+    if isinstance(y, str | bytes) or not hasattr(y, "__len__"):
+        raise ValueError(f"y must be a list with the labels of each sequence, got {type(y).__name__}")
+    if len(y) != len(lengths):
+        raise ValueError(f"there are {len(lengths)} sequences and labels for {len(y)}")
+    found = []
+    for i, (labels, n) in enumerate(zip(y, lengths, strict=True)):
+        if isinstance(labels, str | bytes) or not hasattr(labels, "__len__"):
+            raise ValueError(f"the labels of sequence {i} must be a list, one for each element; got {labels!r}")
+        if len(labels) != n:
+            raise ValueError(f"sequence {i} has {n} elements and {len(labels)} labels")
+        own = np.empty(n, dtype=object)
+        for t, label in enumerate(labels):
+            own[t] = _known(label, i, t)
+        found.append(own)
+    return found
+
+
+def _known(label: Any, i: int, t: int) -> Any:
+    """A label as a text or a number; None where it is unknown."""
+    if label is None or label is pd.NA:
+        return None
+    label = label.item() if isinstance(label, np.generic) else label
+    if isinstance(label, float):
+        if np.isnan(label):
+            return None
+        if not label.is_integer():
+            raise ValueError(f"label {t} of sequence {i} is {label!r}: labels are texts or whole numbers")
+        label = int(label)
+    if isinstance(label, bool | str):
+        return label
+    if not isinstance(label, int):
+        raise ValueError(f"label {t} of sequence {i} is {label!r}: labels are texts or whole numbers")
+    return None if label == UNKNOWN else label
+
+
+def classes_of(labels: Sequence[np.ndarray]) -> np.ndarray:
+    """The labels that occur, in order.
+
+    Raises:
+        ValueError: if none is known, all are the same, or texts and numbers are mixed.
+    """
+    known = {label for own in labels for label in own if label is not None}
+    if not known:
+        raise ValueError("no element has a label: at least two different ones are needed")
+    if len({isinstance(label, str) for label in known}) > 1:
+        raise ValueError("labels mix texts and numbers: write all in one way")
+    if len(known) < 2:
+        raise ValueError(f"all elements have the label {next(iter(known))!r}: there is nothing to learn")
+    return np.array(sorted(known), dtype=object if isinstance(next(iter(known)), str) else None)
+
+
+def places_of(labels: Sequence[np.ndarray], classes: np.ndarray, refuse_new: bool = True) -> list[np.ndarray]:
+    """The place of each label among the classes, -1 where it is unknown.
+
+    Args:
+        refuse_new: whether a label that is no class is refused; else it has the place -2.
+
+    Raises:
+        ValueError: for a label that is no class.
+    """
+    places: dict[Any, int] = {label: k for k, label in enumerate(classes.tolist())} | {None: UNKNOWN}
+    if refuse_new:
+        for i, own in enumerate(labels):
+            new = next((label for label in own if label not in places), None)
+            if new is not None:
+                shown = ", ".join(map(str, classes[:20]))
+                raise ValueError(f"sequence {i} has the label {new!r}, which no training sequence had ({shown})")
+    return [np.array([places.get(label, -2) for label in own]) for own in labels]
+
+
+def padded(rows: Sequence[np.ndarray], fill: float) -> Tensor:
+    """``[n, T, *]`` of sequences ``[T_i, *]``, with this value after their ends."""
+    longest = max(len(r) for r in rows)
+    found = np.full((len(rows), longest, *rows[0].shape[1:]), fill, rows[0].dtype)
+    for own, r in zip(found, rows, strict=True):
+        own[: len(r)] = r
+    return torch.from_numpy(found)
+
+
+def in_batches(lengths: Sequence[int]) -> Iterator[np.ndarray]:
+    """Numbers of sequences, those of like length together, as many as are computed at once."""
+    order = np.argsort(lengths, kind="stable")[::-1]
+    start = 0
+    while start < len(order):
+        size = max(1, _ELEMENTS_AT_ONCE // max(1, lengths[order[start]]))
+        yield order[start : start + size]
+        start += size
+
+
+class HeldOutSequences(NestedFigure):
+    """How badly held-out sequences fare, per element whose label is known: their -log p, or their errors.
+
+    Args:
+        x, y: padded sequences and labels, all rows.
+        rows: numbers of the sequences that judge.
+        weight: of all sequences.
+        by_errors: whether wrong labels are counted; else it is -log p.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, rows: np.ndarray, weight: Tensor, by_errors: bool):
+        self.rows = torch.from_numpy(rows)[None]
+        self.weight, weights = weight, weight[self.rows[0]]
+        self.weights = (weights / weights.sum())[:, None]
+        self.x, self.y, self.by_errors = x, y, by_errors
+        known = (y[self.rows[0]] >= 0).sum(1)
+        self.n_known = float((known * weights).sum() / weights.sum())
+
+    def _of_rows(self, energy: ChainEnergy) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        values = torch.zeros(len(self.rows[0]), dtype=torch.float64)
+        lengths = (~self.x[self.rows[0], :, 0].isnan()).sum(1).tolist()
+        for part in in_batches(lengths):
+            rows = self.rows[0][torch.from_numpy(part.copy())]
+            device = next(energy.parameters()).device
+            chain, y = energy.given(self.x[rows].to(device)), self.y[rows].to(device)
+            if self.by_errors:
+                found = chains.viterbi(chain).labels
+                of_row = ((found != y[:, : found.shape[1]]) & (y[:, : found.shape[1]] >= 0)).sum(1)
+            else:
+                of_row = nll(chain, y)
+            values[part.copy()] = of_row.double().cpu()
+        return (values / self.n_known)[:, None], self.weights
+
+
+def nll(chain: LabelChain, y: Tensor) -> Tensor:
+    """-log p of labels ``[B]``; where some are unknown, of those that are known."""
+    return free_energy_of(chain, y) - chains.free_energy(chain)
+
+
+def start_from_counts(energy: ChainEnergy, places: Sequence[np.ndarray]) -> None:
+    """Set the terms of pairs to how much rarer each is than by chance, -log of the ratio, as a start of learning.
+
+    Args:
+        places: labels of sequences, -1 where unknown.
+    """
+    k = len(energy.start)
+    pairs, ends = np.full((k, k), 0.5), np.full((2, k), 0.5)
+    for own in places:
+        known = (own[:-1] >= 0) & (own[1:] >= 0)
+        np.add.at(pairs, (own[:-1][known], own[1:][known]), 1)
+        for counts, label in zip(ends, (own[0], own[-1]), strict=True):
+            if label >= 0:
+                counts[label] += 1
+    labels = np.concatenate(places)
+    share = np.bincount(labels[labels >= 0], minlength=k) + 0.5
+    share = share / share.sum()
+
+    def rarity(counts: np.ndarray, expected: np.ndarray) -> Tensor:
+        return torch.from_numpy(-np.log(counts / counts.sum() / expected)).float().clamp(-3, 3)
+
+    with torch.no_grad():
+        energy.transitions.copy_(rarity(pairs, pairs.sum(1, keepdims=True) * pairs.sum(0) / pairs.sum() ** 2))
+        energy.start.copy_(rarity(ends[0], share))
+        energy.end.copy_(rarity(ends[1], share))
