@@ -224,9 +224,9 @@ def judged(task: str, name: str, draw: Draw, n: int, seed: int, crippled: bool) 
     rng, start = np.random.RandomState(1000 + seed), time.process_time()
     training, fresh = draw(n, rng), draw(N_FRESH, rng)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / ("images.npy" if task == "images" else "table.csv")
+        path = Path(folder) / ("images.npz" if task == "images" else "table.csv")
         if task == "images":
-            np.save(path, np.rint(training.to_numpy() * 255 / 16).astype(np.uint8).reshape(-1, 8, 8))
+            np.savez(path, X=np.rint(training.to_numpy() * 255 / 16).astype(np.uint8).reshape(-1, 8, 8))
         else:
             training.to_csv(path, index=False)
         how: dict[str, Any] = {"regression": {"targets": ["y"]}, "classifier": {"target": ["y"]}}.get(task, {})

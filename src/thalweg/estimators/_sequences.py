@@ -17,6 +17,7 @@ from thalweg.inference.answers import free_energy_of
 
 # So many elements, padding among them, are computed at once.
 _ELEMENTS_AT_ONCE = 16384
+_TEMPERATURES = (1.0, 1.4, 2.0, 3.0)
 
 
 def labels_of(y: Any, lengths: Sequence[int]) -> list[np.ndarray]:
@@ -122,9 +123,14 @@ class HeldOutSequences(NestedFigure):
         rows: numbers of the sequences that judge.
         weight: of all sequences.
         by_errors: whether wrong labels are counted; else it is -log p.
+        scaled: whether -log p is taken at the best of a few temperatures. A network goes on to learn long after it
+            has become too sure of itself, and that a temperature mends.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, rows: np.ndarray, weight: Tensor, by_errors: bool):
+    def __init__(
+        self, x: Tensor, y: Tensor, rows: np.ndarray, weight: Tensor, by_errors: bool, scaled: bool = False
+    ):
+        self.temperatures = _TEMPERATURES if scaled and not by_errors else (1.0,)
         self.rows = torch.from_numpy(rows)[None]
         self.weight, weights = weight, weight[self.rows[0]]
         self.weights = (weights / weights.sum())[:, None]
@@ -133,7 +139,7 @@ class HeldOutSequences(NestedFigure):
         self.n_known = float((known * weights).sum() / weights.sum())
 
     def _of_rows(self, energy: ChainEnergy) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        values = torch.zeros(len(self.rows[0]), dtype=torch.float64)
+        values = torch.zeros(len(self.rows[0]), len(self.temperatures), dtype=torch.float64)
         lengths = (~self.x[self.rows[0], :, 0].isnan()).sum(1).tolist()
         for part in in_batches(lengths):
             rows = self.rows[0][torch.from_numpy(part.copy())]
@@ -141,11 +147,13 @@ class HeldOutSequences(NestedFigure):
             chain, y = energy.given(self.x[rows].to(device)), self.y[rows].to(device)
             if self.by_errors:
                 found = chains.viterbi(chain).labels
-                of_row = ((found != y[:, : found.shape[1]]) & (y[:, : found.shape[1]] >= 0)).sum(1)
+                wrong = (found != y[:, : found.shape[1]]) & (y[:, : found.shape[1]] >= 0)
+                of_rows = wrong.sum(1, keepdim=True)
             else:
-                of_row = nll(chain, y)
-            values[part.copy()] = of_row.double().cpu()
-        return (values / self.n_known)[:, None], self.weights
+                of_rows = torch.stack([nll(chain.tempered(t), y) for t in self.temperatures], -1)
+            values[part.copy()] = of_rows.double().cpu()
+        best = (values * self.weights).sum(0).argmin()
+        return (values / self.n_known)[:, best, None], self.weights
 
 
 def nll(chain: LabelChain, y: Tensor) -> Tensor:

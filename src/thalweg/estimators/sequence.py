@@ -197,7 +197,7 @@ class EnergySequenceTagger(Estimator):
         )
         by_errors = self.objective not in ("likelihood", "mee")
         validate = HeldOutSequences(
-            every_x, every_y, np.arange(len(judging)), torch.from_numpy(weight[judging]), by_errors
+            every_x, every_y, np.arange(len(judging)), torch.from_numpy(weight[judging]), by_errors, self.calibrate
         )
         plan = self._plan(len(x), seed, checkpoint_seconds)
         with self._threads(plan.batch_size * x.shape[1], count_weights(self.energy_)):
