@@ -17,6 +17,7 @@ from thalweg import (
     EnergyClassifier,
     EnergyDensity,
     EnergyRegressor,
+    EnergySequenceTagger,
     ImageEBM,
     RestrictedBoltzmannMachine,
 )
@@ -24,6 +25,8 @@ from thalweg import (
 ROWS = load_iris().data[::3]
 BITS = (ROWS.mean(0) < ROWS).astype(float)
 IMAGES = (load_digits().images[:40] / 16).astype(np.float32)[:, None]
+SEQUENCES = [["the", "dog", "barks"], ["a", "cat"], ["the", "cat", "sleeps"]] * 4
+TAGS = [["D", "N", "V"], ["D", "N"], ["D", "N", "V"]] * 4
 TINY = {"n_members": 2, "hidden": (4,), "max_epochs": 2, "random_state": 0}
 MACHINE = {"max_epochs": 2, "random_state": 0}
 
@@ -36,6 +39,10 @@ MODELS = {
     ),
     "energy-classifier": (
         lambda: EnergyClassifier(**TINY).fit(ROWS, load_iris().target[::3]), lambda m: m.predict_proba(ROWS[:5])
+    ),
+    "tagger": (
+        lambda: EnergySequenceTagger(hidden=(4,), max_epochs=2, random_state=0).fit(SEQUENCES, TAGS),
+        lambda m: np.concatenate(m.predict_marginals(SEQUENCES)),
     ),
     "density": (lambda: EnergyDensity(**TINY).fit(ROWS), lambda m: m.score_samples(ROWS[:5])),
     "density-dsm": (lambda: EnergyDensity("dsm", **TINY).fit(ROWS), lambda m: m.score_samples(ROWS[:5])),

@@ -72,7 +72,7 @@ def test_states_that_last_are_found_better_than_element_by_element():
 
 def test_answers_agree_with_one_another(words_model: EnergySequenceTagger):
     X = [["the", "play", "play"], ["dog"]]
-    best = words_model.predict_best(X, 40)
+    best = words_model.predict_best(X, k=40)
     predicted, marginals = words_model.predict(X), words_model.predict_marginals(X)
     assert [len(found) for found in best] == [27, 3]
     for found, own, p in zip(best, predicted, marginals, strict=True):
@@ -88,7 +88,7 @@ def test_answers_agree_with_one_another(words_model: EnergySequenceTagger):
     agreeing = sum(np.exp(tagged.log_prob) for tagged in best[0] if tagged.labels[:2].tolist() == ["D", "N"])
     found = words_model.log_prob(X, truth)
     assert np.exp(found[0]) == pytest.approx(agreeing, abs=1e-4)
-    drawn = words_model.sample(X, 2000, random_state=0)[0]
+    drawn = words_model.predict_samples(X, n_samples=2000, random_state=0)[0]
     assert drawn.shape == (2000, 3)
     share = np.mean((drawn == best[0][0].labels).all(1))
     p = float(np.exp(best[0][0].log_prob))
@@ -204,7 +204,7 @@ def test_forbidden_transitions_never_occur():
     with pytest.raises(ValueError, match="ends with 'N', which is forbidden"):
         model.fit(X, y)
     model = clone(model).set_params(forbidden=[("D", "V"), ("D", "D"), (None, "V")]).fit(X, y)
-    for own in [*model.predict(nonsense), *model.sample(nonsense[:1], 200, random_state=0)[0]]:
+    for own in [*model.predict(nonsense), *model.predict_samples(nonsense[:1], n_samples=200, random_state=0)[0]]:
         assert own[0] != "V"
         assert ("D", "V") not in set(itertools.pairwise(own.tolist()))
         assert ("D", "D") not in set(itertools.pairwise(own.tolist()))
@@ -220,7 +220,7 @@ def test_inner_tags_follow_their_beginning():
         y.append(["O", "B-L", "I-L", "O", "B-L"] if len(X[-1]) == 5 else ["O", "B-L", "I-L", "O"])
     model = EnergySequenceTagger(forbidden="bio", **QUICK).fit(X, y)
     odd = [["York", "York", "in", "Delhi", "Delhi"]] * 3
-    for own in [*model.predict(odd), *model.sample(odd[:1], 300, random_state=0)[0]]:
+    for own in [*model.predict(odd), *model.predict_samples(odd[:1], n_samples=300, random_state=0)[0]]:
         for before, after in itertools.pairwise(["O", *own]):
             assert after != "I-L" or before in ("B-L", "I-L")
 
@@ -319,7 +319,7 @@ def test_what_the_training_had_not_is_refused_or_wrong(words_model: EnergySequen
     with pytest.raises(ValueError, match="tokens are expected"):
         words_model.predict([np.zeros((3, 2))])
     with pytest.raises(ValueError, match="k must be"):
-        words_model.predict_best([["the"]], 0)
+        words_model.predict_best([["the"]], k=0)
     model = EnergySequenceTagger(**{**QUICK, "max_epochs": 1}).fit(*numbers(20))
     with pytest.raises(ValueError, match=r"elements of shape \[3\], and \[2\] is expected"):
         model.predict([np.zeros((4, 3))])

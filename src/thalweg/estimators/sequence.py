@@ -123,13 +123,13 @@ class EnergySequenceTagger(Estimator):
         calibrate: bool = True,
         n_context: int = 2,
         hidden: Sequence[int] = (128, 128),
-        dropout: float = 0.3,
-        learning_rate: float = 2e-3,
+        dropout: float = 0.5,
+        learning_rate: float = 3e-3,
         weight_decay: float = 0.01,
         batch_size: int | str = "auto",
-        max_epochs: int = 60,
+        max_epochs: int = 100,
         max_steps: int | None = 6000,
-        patience: int | None = 8,
+        patience: int | None = 15,
         validation_fraction: float = 0.1,
         device: str = "cpu",
         devices: int = 1,
@@ -374,7 +374,7 @@ class EnergySequenceTagger(Estimator):
         """
         return self._of_sequences(X, lambda chain: chains.marginals(self._tempered(chain)).double())
 
-    def predict_best(self, X: Any, k: int = 5) -> list[list[Tagged]]:
+    def predict_best(self, X: Any, *, k: int = 5) -> list[list[Tagged]]:
         """The k most probable labellings of each sequence, the likeliest first; fewer where there are fewer.
 
         Raises:
@@ -399,7 +399,7 @@ class EnergySequenceTagger(Estimator):
 
         return self._of_sequences(X, best)
 
-    def sample(self, X: Any, n_samples: int = 1, *, random_state: RandomState = None) -> list[np.ndarray]:
+    def predict_samples(self, X: Any, *, n_samples: int = 1, random_state: RandomState = None) -> list[np.ndarray]:
         """Draws of the labels of each sequence, at the temperature: a list of arrays ``[n_samples, T]``."""
         check_count("n_samples", n_samples)
         generator = generator_of(random_state, self._device if hasattr(self, "energy_") else "cpu")
@@ -425,7 +425,7 @@ class EnergySequenceTagger(Estimator):
         found[:] = self._of_sequences(X, of_part, with_numbers=True)
         return found
 
-    def at_temperature(self, value: float) -> EnergySequenceTagger:
+    def at_temperature(self, *, value: float) -> EnergySequenceTagger:
         """The same model with another temperature, 1 for the energies as they were learned.
 
         Raises:
@@ -438,7 +438,7 @@ class EnergySequenceTagger(Estimator):
         other.temperature_ = Temperature(value, np.nan, np.nan, True)
         return other
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+    def score(self, X: Any, y: Any, *, sample_weight: Any = None) -> float:
         """Share of elements whose label is predicted, of those whose label is known; one that is new is wrong.
 
         Args:

@@ -71,7 +71,7 @@ class _Shown:
 
     def without_temperature(self) -> np.ndarray:
         """The probabilities that the model would give at temperature 1."""
-        return self._marginals(self.run.model.at_temperature(1.0))
+        return self._marginals(self.run.model.at_temperature(value=1.0))
 
     def cell(self, sequence: int, element: int) -> str:
         """The first input of an element in words."""

@@ -39,7 +39,7 @@ class SequenceSettings(RunSettings):
     objective: str = option("likelihood", "How the energy learns.", choices=ANSWERS)
     order: int = option(1, "1 for terms of two labels in a row, 2 for terms of three as well.", least=1)
     bio: bool = option(False, "Whether I-X may only follow B-X or I-X, in tags such as B-X, I-X and O.")
-    epochs: int = option(60, "Largest number of passes over the data.", least=1)
+    epochs: int = option(100, "Largest number of passes over the data.", least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
