@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,20 @@ class HeldOutLogLoss(NestedFigure):
         labels = self.labels[self.rows]
         loss = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
         return loss.T, self.weights.T
+
+    def gain_of_all(self, energy: nn.Module, temperature: float) -> float:
+        """What the members together gain over one alone, in nats a row, on all rows that have a label.
+
+        Rows that they have learned from say it well enough: there they differ a little less than on new ones.
+        """
+        if not isinstance(energy, LabelledMembers) or energy.n_members == 1:
+            return 0.0
+        gains = []
+        for rows in torch.nonzero(self.labels >= 0)[:, 0].split(2048):
+            log_probs = torch.log_softmax(energy.member_scores(self.x[rows]) / temperature, -1)
+            own = log_probs.gather(-1, self.labels[rows].expand(len(log_probs), -1)[..., None])[..., 0].double()
+            gains.append(torch.logsumexp(own, 0) - math.log(len(own)) - own.mean(0))
+        return float(torch.cat(gains).mean())
 
     def scores(self, energy: nn.Module) -> Tensor:
         """Scores of the rows that judge each member ``[members, rows, labels]``."""

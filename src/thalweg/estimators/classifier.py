@@ -237,9 +237,11 @@ class EnergyClassifier(ClassifierMixin, TableInputs, Estimator):
                 validate(self._classifier)
                 scores = validate.scores(self._classifier)
             self._calibrate(scores, validate, weight, seed)
+            with torch.no_grad():
+                gain = validate.gain_of_all(self._classifier, self.temperature_.value)
         self.validation_log_loss_ = float(validate.nested().mean())
         self._assemble()
-        self._conclude(self._checks(x, y_kept, -validate.nested_rows(len(x)).nanmean(1).numpy()))
+        self._conclude(self._checks(x, y_kept, gain - validate.nested_rows(len(x)).nanmean(1).numpy()))
         return self
 
     def _check_settings(self) -> None:
