@@ -1,4 +1,5 @@
-"""Every objective by name, set up for standardised data: of densities of vectors, and of targets given inputs."""
+"""Every objective by name, set up for standardised data: of densities of vectors, of targets given inputs,
+and of orders."""
 
 from __future__ import annotations
 
@@ -23,6 +24,12 @@ from thalweg.objectives.noise_contrastive import (
     NoiseContrastiveEstimation,
     RankingNCE,
     TiltNCE,
+)
+from thalweg.objectives.ranking import (
+    LambdaRanking,
+    PairwiseRanking,
+    PlackettLuceRanking,
+    SoftmaxRanking,
 )
 from thalweg.objectives.score_matching import DenoisingScoreMatching, ScoreMatching, SlicedScoreMatching
 from thalweg.objectives.stein import SteinDiscrepancy
@@ -144,3 +151,13 @@ def conditional_objective(
         "dsm": lambda: DenoisingScoreMatching(stds[0], n_samples),
     }
     return builders[name]()
+
+
+def ranking_objective(name: str) -> Objective:
+    """An objective for an order of the rows of a group, by its name in :data:`thalweg.objectives.names.RANKING`."""
+    builders: dict[str, Callable[[], Objective]] = {
+        "lambda": LambdaRanking,
+        "listwise": SoftmaxRanking,
+        "plackett-luce": PlackettLuceRanking,
+    }
+    return builders[name]() if name in builders else PairwiseRanking(name.removeprefix("pairwise-"))

@@ -10,3 +10,7 @@ CONDITIONAL = (
 )  # fmt: skip
 # For a classifier; all but the first are for images.
 CLASSIFYING = ("cross-entropy", "jem", "hdge", "dat")
+# For an order of the rows of a group.
+RANKING = (
+    "lambda", "listwise", "plackett-luce", "pairwise-log", "pairwise-hinge", "pairwise-square-exponential",
+)  # fmt: skip
