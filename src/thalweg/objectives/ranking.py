@@ -32,7 +32,12 @@ class _RankingObjective(Objective):
     def check(self, energy: AnyEnergy, batch: Batch) -> None:
         """Refuse lists that are not of the shapes above, that all teach nothing, or that the energy does not take."""
         check_rows(batch)
-        if batch.y.dim() != 2 or not isinstance(batch.x, Tensor) or batch.x.shape[:2] != batch.y.shape:
+        if (
+            batch.y.dim() != 2
+            or not isinstance(batch.x, Tensor)
+            or batch.x.dim() < 3
+            or batch.x.shape[:2] != batch.y.shape
+        ):
             found = list(batch.x.shape) if isinstance(batch.x, Tensor) else None
             raise ValueError(
                 f"x must be [lists, items, D] and y [lists, items]; got x of shape {found} and y of shape "
@@ -157,7 +162,7 @@ def ndcg_changes(energies: Tensor, relevance: Tensor, known: Tensor) -> Tensor:
         relevance: ``[G, L]``.
         known: False where a list is padded ``[G, L]``.
     """
-    gain = torch.where(known, torch.exp2(relevance) - 1, 0.0)
+    gain = torch.where(known, torch.exp2(relevance.to(energies.dtype)) - 1, 0.0)
     order = energies.masked_fill(~known, torch.inf).argsort(dim=-1, stable=True)
     discounts = 1 / torch.log2(torch.arange(2, gain.shape[-1] + 2, device=gain.device, dtype=gain.dtype))
     own = torch.empty_like(energies).scatter_(-1, order, discounts.expand_as(energies))
