@@ -3,9 +3,9 @@
     make bench-ranking                # made-up queries
     make bench-ranking DATA=FOLDER    # wine, concrete and houses in random groups of twenty too
 
-NDCG at 10 on test groups, a quarter of all. LightGBM is stopped early on a fifth of the training groups, and fitted
-again with as many trees to all of them. The best figure of a table is in bold, and so is what is level with it: less
-than two standard errors of the paired difference over the test groups of all splits behind.
+NDCG at 10 on test groups, a quarter of all. LightGBM is stopped early on a fifth of the training groups, and
+fitted again with as many trees to all of them. The best figure of a table is in bold, and so is what is level
+with it: less than two standard errors of the paired difference over the test groups of all splits behind.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def problems(folder: Path | None) -> dict[str, Callable[[], Queries]]:
         "queries, curved": lambda: made_up(True),
     }
     if folder is not None:
-        found["wine quality"] = lambda: from_table(folder / "uci_wine_red.npz", lambda y: np.round(y).astype(int) - 3)
+        found["wine quality"] = lambda: from_table(
+            folder / "uci_wine_red.npz", lambda y: np.round(y).astype(int) - 3
+        )
         found["concrete"] = lambda: from_table(folder / "uci_concrete.npz", graded)
         found["houses"] = lambda: from_table(folder / "california_housing.npz", graded)
         found["robot arm"] = lambda: from_table(folder / "uci_kin8nm.npz", graded)
@@ -139,12 +141,18 @@ MODELS: dict[str, Callable[[int], Any]] = {
         for name in RANKING
     },
 }
-COMPARED = ("thalweg", "LightGBM", *(kind.name for kind in (BoostedRelevance, RidgeRelevance, BestColumn, RandomOrder)))
+COMPARED = (
+    "thalweg",
+    "LightGBM",
+    *(kind.name for kind in (BoostedRelevance, RidgeRelevance, BestColumn, RandomOrder)),
+)
 
 
 def parts(data: Queries, seed: int, validation: bool) -> tuple[Queries, Queries]:
     """Training groups and groups to judge by; the latter from the training groups where defaults are chosen."""
-    training, test = next(GroupShuffleSplit(1, test_size=0.25, random_state=seed).split(data.X, groups=data.groups))
+    training, test = next(
+        GroupShuffleSplit(1, test_size=0.25, random_state=seed).split(data.X, groups=data.groups)
+    )
     if not validation:
         return data.of(training), data.of(test)
     return parts(data.of(training), seed, False)

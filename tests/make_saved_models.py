@@ -16,6 +16,7 @@ from thalweg import (
     DeepBoltzmannMachine,
     EnergyClassifier,
     EnergyDensity,
+    EnergyRanker,
     EnergyRegressor,
     ImageEBM,
     RestrictedBoltzmannMachine,
@@ -36,6 +37,10 @@ MODELS = {
     ),
     "energy-classifier": (
         lambda: EnergyClassifier(**TINY).fit(ROWS, load_iris().target[::3]), lambda m: m.predict_proba(ROWS[:5])
+    ),
+    "ranker": (
+        lambda: EnergyRanker(**TINY).fit(ROWS, load_iris().target[::3], np.arange(50) % 10),
+        lambda m: m.predict(ROWS[:5]),
     ),
     "density": (lambda: EnergyDensity(**TINY).fit(ROWS), lambda m: m.score_samples(ROWS[:5])),
     "density-dsm": (lambda: EnergyDensity("dsm", **TINY).fit(ROWS), lambda m: m.score_samples(ROWS[:5])),

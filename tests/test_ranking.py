@@ -75,9 +75,7 @@ def by_hand(name, energies, relevance):
         }[name]
         return sum(shape(e[i], e[j]) for i, j in pairs) / len(pairs)
     if name == "lambda":
-        return sum(
-            change_by_swapping(e, r, i, j) * math.log(1 + math.exp(e[i] - e[j])) for i, j in pairs
-        )
+        return sum(change_by_swapping(e, r, i, j) * math.log(1 + math.exp(e[i] - e[j])) for i, j in pairs)
     if name == "softmax":
         gain = [2**v - 1 for v in r]
         z = sum(math.exp(-v) for v in e)
@@ -113,7 +111,10 @@ def test_neither_the_order_of_the_items_nor_padding_changes_a_loss(name):
     found = loss_of(name, energies, relevance)
     shuffle = torch.randperm(6, generator=seeded(1))
     torch.testing.assert_close(loss_of(name, energies[:, shuffle], relevance[:, shuffle]), found)
-    wide = torch.cat([energies, torch.full((3, 4), 1e3)], 1), torch.cat([relevance, torch.full((3, 4), torch.nan)], 1)
+    wide = (
+        torch.cat([energies, torch.full((3, 4), 1e3)], 1),
+        torch.cat([relevance, torch.full((3, 4), torch.nan)], 1),
+    )
     torch.testing.assert_close(loss_of(name, *wide), found)
 
 
@@ -249,7 +250,9 @@ def test_the_reciprocal_rank_is_that_of_the_first_relevant_row():
     for g in range(40):
         own = groups == g
         first = np.flatnonzero(relevance[own][np.argsort(-scores[own])] > 0)
-        assert found[g] == (pytest.approx(1 / (first[0] + 1)) if len(first) else pytest.approx(np.nan, nan_ok=True))
+        assert found[g] == (
+            pytest.approx(1 / (first[0] + 1)) if len(first) else pytest.approx(np.nan, nan_ok=True)
+        )
 
 
 def test_means_leave_out_groups_without_a_relevant_row():

@@ -65,8 +65,8 @@ class EnergyRanker(TableInputs, Estimator):
     training; they are ranked and judged as a whole.
 
     Args:
-        objective: "lambda" (pairs, weighted by what swapping them changes in NDCG), "listwise" (likelihood of the
-            gains by a softmax over the list), "plackett-luce" (likelihood of the order), or all pairs alike by
+        objective: "listwise" (likelihood of the gains by a softmax over the list), "lambda" (pairs, weighted by
+            what swapping them changes in NDCG), "plackett-luce" (likelihood of the order), or all pairs alike by
             "pairwise-log", "pairwise-hinge" or "pairwise-square-exponential"; see
             :mod:`thalweg.objectives.ranking`.
         n_members: networks in the ensemble, and folds of the groups.
@@ -105,7 +105,7 @@ class EnergyRanker(TableInputs, Estimator):
 
     def __init__(
         self,
-        objective: str = "lambda",
+        objective: str = "listwise",
         *,
         n_members: int = 8,
         hidden: Sequence[int] = (128, 128),
@@ -189,7 +189,7 @@ class EnergyRanker(TableInputs, Estimator):
                 plan,
                 self._make_fabric(),
                 None if run_dir is None else Path(run_dir),
-                BarProgress(n_members=self.n_members) if self.verbose else None,
+                BarProgress("held-out 1 - NDCG", n_members=self.n_members) if self.verbose else None,
             )
             objective = ranking_objective(self.objective)
             self.history_ = trainer.fit(self.energy_, objective, data, validate, resume=resume)
@@ -317,11 +317,13 @@ def ranks_in_groups(scores: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 def _nothing_to_learn(relevance: np.ndarray, numbers: np.ndarray) -> str:
     """Why fewer than two groups have an order."""
+    if len(relevance) == 1:
+        return "X has 1 sample: a ranker compares rows"
     if relevance.min() == relevance.max():
         return f"all rows have the relevance {relevance[0]:g}: there is no order to learn"
     if np.bincount(numbers).max() < 2:
-        return f"each of {numbers.max() + 1} groups has a single row: there is nothing to rank; are these the groups?"
+        return f"each of {numbers.max() + 1} groups has a single row: there is nothing to rank"
     return (
-        f"fewer than two of {numbers.max() + 1} groups hold rows of different relevance: there must be two at least, "
-        "one of which is held out"
+        f"fewer than two of {numbers.max() + 1} groups hold rows of different relevance: there must be two at "
+        "least, one of which is held out"
     )

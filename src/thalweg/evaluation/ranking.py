@@ -95,8 +95,12 @@ def reciprocal_rank_of_groups(relevance: np.ndarray, scores: np.ndarray, groups:
     # The chance that the first relevant row of the block is this one: all others are below it.
     below = np.where(possible, size - place, 0.0)
     chosen = np.where(possible, relevant - 1, 0.0)
-    log_chance = _log_choose(below, chosen) - _log_choose(np.where(possible, size, 0.0), np.where(possible, relevant, 0.0))
-    found = np.bincount(ordered.group, np.where(possible, np.exp(log_chance) / ordered.rank, 0.0), ordered.n_groups)
+    log_chance = _log_choose(below, chosen) - _log_choose(
+        np.where(possible, size, 0.0), np.where(possible, relevant, 0.0)
+    )
+    found = np.bincount(
+        ordered.group, np.where(possible, np.exp(log_chance) / ordered.rank, 0.0), ordered.n_groups
+    )
     total = np.bincount(ordered.group, ordered.is_relevant, ordered.n_groups)
     return np.where(total > 0, found, np.nan)
 

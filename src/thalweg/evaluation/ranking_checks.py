@@ -27,22 +27,21 @@ def check_groups(n_groups: int, n_idle: int) -> Check:
     used = n_groups - n_idle
     found = f"The model learned from {used} groups."
     if n_idle:
-        found += (
-            f" {n_idle} more {'teaches' if n_idle == 1 else 'teach'} nothing: a single row, or rows of one relevance."
-        )
+        teach = "teaches" if n_idle == 1 else "teach"
+        found += f" {n_idle} more {teach} nothing: a single row, or rows of one relevance."
     if used < _FEWEST_GROUPS:
         return Check("groups", "failed", f"{found} That is too few to rank other groups: collect more.")
     if used < _FEW_GROUPS:
-        text = f"{found} That is few, however many rows they have: other groups may give another model. Collect more."
+        text = (
+            f"{found} That is few, however many rows they have: other groups may give another model. Collect more."
+        )
         return Check("groups", "doubtful", text)
     if 2 * n_idle > n_groups:
         return Check("groups", "doubtful", f"{found} See whether the column of the groups is the right one.")
     return Check("groups", "passed", found)
 
 
-def check_order(
-    gains: Mapping[str, tuple[float, float | None]], n_groups: int, name: str = "baselines"
-) -> Check:
+def check_order(gains: Mapping[str, tuple[float, float | None]], n_groups: int, name: str = "baselines") -> Check:
     """Whether held-out groups are ordered better than by every baseline, beyond the error.
 
     Args:
@@ -58,7 +57,9 @@ def check_order(
     shown = f"{abs(gain):.3f}" + (f" ± {error:.3f}" if error else "")
     order = "better" if gain > 0 else "worse"
     if n_groups < FEWEST_COMPARED:
-        text = f"On {n_groups} held-out groups its NDCG is {shown} {order} than that of {rival!r}; so few say little."
+        text = (
+            f"On {n_groups} held-out groups its NDCG is {shown} {order} than that of {rival!r}; so few say little."
+        )
         return Check(name, "doubtful", text)
     if gain > 2 * error:
         text = f"NDCG at 10 of held-out groups is {shown} above that of the best baseline, {rival!r}."
@@ -90,7 +91,10 @@ def check_group_folds(ndcg: np.ndarray, relevance: np.ndarray, inputs: np.ndarra
         scores[rows[judged]] = model.predict(inputs[rows[judged]])
     asked = np.isin(np.arange(len(ndcg)), chosen)
     ridge = np.where(asked, ndcg_of_groups(relevance, np.nan_to_num(scores), groups, 10), np.nan)
-    others = {"random order": ndcg_of_groups(relevance, np.zeros(len(groups)), groups, 10), "ridge regression": ridge}
+    others = {
+        "random order": ndcg_of_groups(relevance, np.zeros(len(groups)), groups, 10),
+        "ridge regression": ridge,
+    }
     gains = {name: gain_over(ndcg, figures) for name, figures in others.items()}
     n_compared = int((~np.isnan(ndcg)).sum())
     return check_order(gains, n_compared, "baselines on folds")

@@ -154,7 +154,10 @@ def conditional_objective(
 
 
 def ranking_objective(name: str) -> Objective:
-    """An objective for an order of the rows of a group, by its name in :data:`thalweg.objectives.names.RANKING`."""
+    """An objective for an order of the rows of a group, by its name.
+
+    The names are :data:`thalweg.objectives.names.RANKING`.
+    """
     builders: dict[str, Callable[[], Objective]] = {
         "lambda": LambdaRanking,
         "listwise": SoftmaxRanking,

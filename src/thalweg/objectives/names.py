@@ -12,5 +12,5 @@ CONDITIONAL = (
 CLASSIFYING = ("cross-entropy", "jem", "hdge", "dat")
 # For an order of the rows of a group.
 RANKING = (
-    "lambda", "listwise", "plackett-luce", "pairwise-log", "pairwise-hinge", "pairwise-square-exponential",
+    "listwise", "lambda", "plackett-luce", "pairwise-log", "pairwise-hinge", "pairwise-square-exponential",
 )  # fmt: skip

@@ -23,14 +23,14 @@ class _RankingObjective(Objective):
     """A loss of lists of items that compete, such as the answers to one query.
 
     A batch's x ``[G, L, D]`` are G lists of at most L items, and its y ``[G, L]`` how relevant each is: the more,
-    the better, not negative, and NaN or negative where a shorter list is padded. The energy is one of a single item
-    ``[*batch, D]``, the lower the better. What is padded changes nothing, and neither does the order of the items.
-    A list whose items are all equally relevant has a loss of 0. Each member of an ensemble
+    the better, not negative, and NaN or negative where a shorter list is padded. The energy is one of a single
+    item ``[*batch, D]``, the lower the better. What is padded changes nothing, and neither does the order of the
+    items. A list whose items are all equally relevant has a loss of 0. Each member of an ensemble
     (:class:`~thalweg.energies.RankingMembers`) learns by a loss of its own.
     """
 
     def check(self, energy: AnyEnergy, batch: Batch) -> None:
-        """Refuse lists that are not of the shapes above, that all teach nothing, or that the energy does not take."""
+        """Refuse lists that are not of these shapes, that all teach nothing, or that the energy does not take."""
         check_rows(batch)
         if (
             batch.y.dim() != 2
@@ -50,7 +50,8 @@ class _RankingObjective(Objective):
             shape = list(energy(batch.x[:2]).shape)
         if shape != list(batch.y[:2].shape):
             raise ValueError(
-                f"{type(energy).__name__} must return one energy for each item, {list(batch.y[:2].shape)}, got {shape}"
+                f"{type(energy).__name__} must return one energy for each item, {list(batch.y[:2].shape)}, "
+                f"got {shape}"
             )
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
@@ -122,7 +123,7 @@ class LambdaRanking(_RankingObjective):
 
 
 class SoftmaxRanking(_RankingObjective):
-    """Minus the log likelihood of drawing an item of the list by exp(-E), items drawn in proportion to their gains.
+    """Minus the log likelihood of drawing an item by exp(-E), where items are drawn in proportion to their gains.
 
     The cross-entropy of two distributions of which item comes first: of the gains 2^relevance - 1, and of exp(-E)
     normalised over the list. The normaliser is a sum over items, so the energy is trained by its exact likelihood.

@@ -13,6 +13,7 @@ TASKS = {
     "regression": "thalweg.runs.settings.regression:RegressionSettings",
     "density": "thalweg.runs.settings.density:DensitySettings",
     "classifier": "thalweg.runs.settings.classifier:ClassifierSettings",
+    "ranker": "thalweg.runs.settings.ranker:RankerSettings",
     "images": "thalweg.runs.settings.images:ImageSettings",
     "boltzmann": "thalweg.runs.settings.boltzmann:BoltzmannSettings",
 }
