@@ -86,13 +86,13 @@ class PairwiseRanking(_RankingObjective):
 
     Args:
         shape: "log", log(1 + exp(E(better) - E(worse))) [Burges 2005]; "hinge", max(0, 1 + E(better) - E(worse))
-            [Joachims 2002]; or "square-exponential", E(better)^2 + exp(-E(worse)) [LeCun 2006, eq. 13], under
-            which energies have a zero, and those of the best items come near it.
+            [Joachims 2002]; or "square-exponential", E(better)^2 + exp(-E(worse)) [LeCun 2006], under which
+            energies have a zero, and those of the best items come near it.
 
     Raises:
         ValueError: for another shape.
 
-    Source: [LeCun 2006, sec. 2.2], where these are losses of a right and a wrong answer.
+    Source: [LeCun 2006, sec. 2.2.3], where these are losses of a right and a wrong answer.
     """
 
     def __init__(self, shape: str = "log"):
@@ -110,9 +110,9 @@ class LambdaRanking(_RankingObjective):
     """The log loss of pairs, each weighted by how much NDCG would change if the two swapped their ranks.
 
     The ranks are those of the present energies, and no gradient goes through the weights: mistakes at the top of a
-    list count most. As a bound on NDCG of the ranks this is the NDCG-Loss1 family of [Wang 2018].
+    list count most.
 
-    Source: [Burges 2010, sec. 4]; [Wang 2018].
+    Source: [Burges 2010]; which bound on NDCG it lowers is in [Wang 2018].
     """
 
     def _of_lists(self, energies: Tensor, relevance: Tensor, known: Tensor, better: Tensor) -> Tensor:
