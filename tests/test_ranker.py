@@ -142,6 +142,8 @@ BAD = [
     ({"groups": [1, 2, 3]}, "12 rows and 3 groups"),
     ({"groups": [None, *range(11)]}, "the group of row 1 is missing"),
     ({"groups": [*range(11), float("nan")]}, "the group of row 12 is missing"),
+    ({"groups": [[1, 2]] * 12}, "another hashable value"),
+    ({"groups": np.zeros((12, 2))}, "groups must be one column"),
     ({"groups": range(12)}, "each of 12 groups has a single row"),
     ({"groups": [0] * 12}, "fewer than two of 1 groups"),
     ({"y": [1] * 12}, "all rows have the relevance 1"),

@@ -68,13 +68,18 @@ def numbered_groups(groups: Any, n_rows: int) -> np.ndarray:
     """
     if groups is None:
         raise ValueError("give the groups: for each row the query, session or race whose rows are compared")
+    if np.ndim(groups) > 1 and isinstance(groups, np.ndarray | pd.DataFrame):
+        raise ValueError(f"groups must be one column, one group for each row; got shape {np.shape(groups)}")
     ids = groups if isinstance(groups, pd.Series) else pd.Series(list(groups), dtype=object)
     if len(ids) != n_rows:
         raise ValueError(f"there are {n_rows} rows and {len(ids)} groups: give the group of each row")
     gaps = ids.isna().to_numpy()
     if gaps.any():
         raise ValueError(f"the group of row {_first(gaps)} is missing ({int(gaps.sum())} in all)")
-    return pd.factorize(ids)[0]
+    try:
+        return pd.factorize(ids)[0]
+    except TypeError as error:
+        raise ValueError("a group must be named by a number, a text or another hashable value") from error
 
 
 def teaching_groups(relevance: np.ndarray, numbers: np.ndarray) -> np.ndarray:

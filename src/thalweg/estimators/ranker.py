@@ -62,7 +62,7 @@ class EnergyRanker(TableInputs, Estimator):
     The energy is the mean of an ensemble of networks, trained by a loss of lists, each without one fold of the
     groups and stopped where NDCG at 10 is best on that fold. Groups of a single row, or with rows of one relevance
     only, teach nothing and are left out. Groups of more than 128 rows are dealt into lists at random for the
-    training; they are ranked and judged as a whole.
+    training, each of which counts as a group; they are ranked and judged as a whole.
 
     Args:
         objective: "listwise" (likelihood of the gains by a softmax over the list), "lambda" (pairs, weighted by

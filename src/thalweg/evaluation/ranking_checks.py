@@ -12,7 +12,7 @@ from thalweg.evaluation.ranking import ndcg_of_groups
 from thalweg.evaluation.verdict import FEWEST_COMPARED, Check
 
 _FEWEST_GROUPS, _FEW_GROUPS = 5, 30
-_MOST_FITTED = 5000
+_MOST_FITTED = 2000
 # What is lost below this is of no consequence.
 _SMALL_LOSS = 0.01
 

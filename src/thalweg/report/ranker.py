@@ -187,7 +187,7 @@ def _examples_card(shown: _Shown) -> Card:
             z=z, x=np.arange(1, _MOST_RANKS + 1), y=[f"{k + 1}. {name}" for k, name in enumerate(names)],
             # An irrelevant row has a tint, which tells it from the end of a list.
             colorscale=WATER, zmin=-0.03 * top, zmax=top, xgap=2, ygap=2, hoverongaps=False,
-            colorbar={"title": "relevance", "thickness": 12},
+            colorbar={"title": "relevance", "thickness": 12, "tick0": 0, "dtick": max(1, round(top / 5))},
             hovertemplate="%{y}, place %{x}: relevance %{z}<extra></extra>",
         )
     )  # fmt: skip

@@ -13,7 +13,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from thalweg.data.tables import read_cells
-from thalweg.estimators._groups import CUTOFF, checked_relevance, numbered_groups
+from thalweg.estimators._groups import CUTOFF, checked_relevance, numbered_groups, teaching_groups
 from thalweg.estimators.ranker import EnergyRanker, ranks_in_groups
 from thalweg.evaluation.ranking import (
     average_precision_of_groups,
@@ -81,7 +81,7 @@ class RankerRun(Run):
     def read(cls, settings: RankerSettings) -> Rows:
         name, (target,), (group,) = Path(settings.data).name, settings.target, settings.group
         # Groups are names, whatever they look like.
-        as_texts = replace(settings, text=list({*settings.text, group} - {target}))
+        as_texts = replace(settings, text=[*settings.text, *({group} - set(settings.text))])
         typed = read_typed(as_texts, (target, group))
         X = typed.table.drop(columns=[target, group])
         if X.shape[1] == 0:
@@ -95,7 +95,7 @@ class RankerRun(Run):
         parts = _split(numbers, settings)
         return Rows(
             X, relevance, numbers, list(ids), *parts, kinds, list(typed.remarks),
-            [*doubts_of_columns(X), *_doubts_of_groups(relevance, numbers, group)], fingerprint_of(typed.table),
+            [*doubts_of_columns(X), *_doubts_of_relevance(relevance, numbers)], fingerprint_of(typed.table),
         )  # fmt: skip
 
     @classmethod
@@ -117,6 +117,7 @@ class RankerRun(Run):
     def measure(cls, model: EnergyRanker, data: Rows, settings: RankerSettings, tell: Tell) -> dict[str, Any]:
         tell(f"Scoring the model and {len(BASELINES)} baselines on the held-out groups.")
         fitted, judged = data.rows(data.training), data.rows(data.test)
+        even = int((~teaching_groups(judged[1], judged[2])).sum())
         seconds: dict[str, float] = {}
         start = time.monotonic()
         predicted = {MODEL_NAME: model.predict(judged[0])}
@@ -132,7 +133,11 @@ class RankerRun(Run):
             "table": Path(settings.data).name,
             "inputs": list(data.X.columns),
             "kinds": data.kinds,
-            "remarks": data.remarks + model.history_.events,
+            "remarks": [
+                *data.remarks,
+                *_remarks_on_groups(even, int(judged[2].max()) + 1),
+                *model.history_.events,
+            ],
             "rows": len(data.X),
             "training_rows": len(data.training),
             "test_rows": len(data.test),
@@ -234,17 +239,20 @@ def _split(numbers: np.ndarray, settings: RankerSettings) -> tuple[np.ndarray, n
     return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
-def _doubts_of_groups(relevance: np.ndarray, numbers: np.ndarray, group: str) -> list[str]:
-    sizes = np.bincount(numbers)
-    found = []
-    if alone := int((sizes == 1).sum()):
-        found.append(
-            f"{alone} of {len(sizes)} groups of {group!r} have a single row, which nothing is compared with."
-        )
-    empty = int((np.bincount(numbers, relevance > 0) == 0).sum())
-    if 2 * empty > len(sizes):
-        found.append(f"{empty} of {len(sizes)} groups have no row of a relevance above 0; no figure counts them.")
-    return found
+def _doubts_of_relevance(relevance: np.ndarray, numbers: np.ndarray) -> list[str]:
+    empty, n_groups = int((np.bincount(numbers, relevance > 0) == 0).sum()), int(numbers.max()) + 1
+    if 2 * empty <= n_groups:
+        return []
+    return [f"{empty} of {n_groups} groups have no row of a relevance above 0, and no figure counts them."]
+
+
+def _remarks_on_groups(even: int, n_groups: int) -> list[str]:
+    if not even:
+        return []
+    return [
+        f"{even} of {n_groups} held-out groups have a single row, or rows of one relevance: every order of them "
+        "is right, and raises all figures alike if they are relevant."
+    ]
 
 
 def _check_held_out(n_groups: int) -> Check:
