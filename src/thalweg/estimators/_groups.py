@@ -68,7 +68,7 @@ def numbered_groups(groups: Any, n_rows: int) -> np.ndarray:
     """
     if groups is None:
         raise ValueError("give the groups: for each row the query, session or race whose rows are compared")
-    if np.ndim(groups) > 1 and isinstance(groups, np.ndarray | pd.DataFrame):
+    if isinstance(groups, np.ndarray | pd.DataFrame) and groups.ndim != 1:
         raise ValueError(f"groups must be one column, one group for each row; got shape {np.shape(groups)}")
     ids = groups if isinstance(groups, pd.Series) else pd.Series(list(groups), dtype=object)
     if len(ids) != n_rows:
