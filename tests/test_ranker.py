@@ -11,7 +11,7 @@ from thalweg import EnergyRanker
 from thalweg.energies import RankingMembers
 from thalweg.estimators._groups import HeldOutNDCG, lists_of
 from thalweg.estimators._labels import folds_by_label
-from thalweg.evaluation import gains, ndcg_of_groups
+from thalweg.evaluation import ndcg_of_groups, relevance_gains
 from thalweg.evaluation.ranking_baselines import BASELINES
 from thalweg.evaluation.ranking_checks import check_group_folds, check_groups, check_order
 from thalweg.objectives.names import RANKING
@@ -61,7 +61,7 @@ def test_groups_that_were_never_seen_are_ordered(fitted):
     table, relevance, groups = answers(40, seed=1)
     found = fitted.score(table, relevance, groups)
     by_hand = [
-        ndcg_score([gains(relevance[groups == g])], [fitted.predict(table[groups == g])], k=10)
+        ndcg_score([relevance_gains(relevance[groups == g])], [fitted.predict(table[groups == g])], k=10)
         for g in range(40)
         if relevance[groups == g].any() and (groups == g).sum() > 1
     ]

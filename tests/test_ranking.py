@@ -13,10 +13,10 @@ from parts import perturbed, seeded
 from thalweg.energies import ModuleEnergy, RankingMembers
 from thalweg.evaluation import (
     average_precision_of_groups,
-    gains,
     mean_over_groups,
     ndcg_of_groups,
     reciprocal_rank_of_groups,
+    relevance_gains,
 )
 from thalweg.objectives import (
     Batch,
@@ -213,7 +213,7 @@ def test_ndcg_is_that_of_scikit_learn(n_values, k):
     for g in range(40):
         own = groups == g
         if relevance[own].any():
-            wanted = ndcg_score([gains(relevance[own])], [scores[own]], k=k)
+            wanted = ndcg_score([relevance_gains(relevance[own])], [scores[own]], k=k)
             assert found[g] == pytest.approx(wanted, abs=1e-12)
         else:
             assert np.isnan(found[g])

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 from thalweg.energies.networks.ranking_members import RankingMembers
 from thalweg.estimators._held_out import NestedFigure, judging_rows
-from thalweg.evaluation.ranking import MOST_RELEVANT, ndcg_of_groups
+from thalweg.evaluation.ranking import CUTOFF, MOST_RELEVANT, ndcg_of_groups
 
-# The rank from which on a mistake does not count.
-CUTOFF = 10
 # Pairs grow with the square of a list's length, and this is as many as are compared at once.
 _LONGEST_LIST = 128
 # So many padded numbers are no burden, whatever share of the table they are.
@@ -152,7 +150,8 @@ class HeldOutNDCG(NestedFigure):
 
     def _of_rows(self, energy: nn.Module) -> tuple[Tensor, Tensor]:
         assert isinstance(energy, RankingMembers)
-        parts = [energy.member_energies(self.x[rows]) for rows in self._asked.split(2048, 1)]
+        device = next(energy.parameters()).device
+        parts = [energy.member_energies(self.x[rows].to(device)) for rows in self._asked.split(2048, 1)]
         scores = -torch.cat(parts, 1).double().cpu().numpy()
         ndcg = ndcg_of_groups(self._relevance, scores[self._counted], self._slots, CUTOFF)
         return 1 - torch.from_numpy(ndcg).view(self.rows.shape).T, self.weights.T

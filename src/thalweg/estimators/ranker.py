@@ -28,7 +28,6 @@ from thalweg.estimators._base import (
     draw_seed,
 )
 from thalweg.estimators._groups import (
-    CUTOFF,
     HeldOutNDCG,
     checked_relevance,
     lists_of,
@@ -37,7 +36,7 @@ from thalweg.estimators._groups import (
 )
 from thalweg.estimators._labels import folds_by_label
 from thalweg.estimators._tables import TableInputs
-from thalweg.evaluation.ranking import mean_over_groups, ndcg_of_groups
+from thalweg.evaluation.ranking import CUTOFF, mean_over_groups, ndcg_of_groups
 from thalweg.evaluation.ranking_checks import check_group_folds, check_groups
 from thalweg.evaluation.verdict import check_rows, check_training
 from thalweg.objectives.base import Batch

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import gammaln
 
+# The rank at which the figures of rankers are cut, where no other is said.
+CUTOFF = 10
 # A gain is a power of two of the relevance; those of higher grades would drown all others.
 MOST_RELEVANT = 30
 
@@ -25,7 +27,7 @@ class MeanFigure(NamedTuple):
     n_groups: int
 
 
-def gains(relevance: np.ndarray) -> np.ndarray:
+def relevance_gains(relevance: np.ndarray) -> np.ndarray:
     """2^relevance - 1, what a relevant item adds to the cumulative gain."""
     return np.exp2(np.asarray(relevance, np.float64)) - 1
 
@@ -52,7 +54,7 @@ def ndcg_of_groups(
 
     Source: [Järvelin 2002]; the gain [Burges 2005]; ties [McSherry 2008].
     """
-    gain = gains(relevance)
+    gain = relevance_gains(relevance)
     found = _Ordered(relevance, scores, groups)
     best = _Ordered(relevance, gain, groups)
     n_groups = found.n_groups

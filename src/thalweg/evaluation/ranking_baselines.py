@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from thalweg.evaluation.baselines import plain_encoder
-from thalweg.evaluation.ranking import ndcg_of_groups
+from thalweg.evaluation.ranking import CUTOFF, ndcg_of_groups
 
 
 class RidgeRelevance:
@@ -65,7 +65,7 @@ class BestColumn(RidgeRelevance):
         self._encoder = plain_encoder(X)
         columns = self._encoder.transform(X).T
         signed = [(sign, k) for k in range(len(columns)) for sign in (1.0, -1.0)]
-        figures = [np.nanmean(ndcg_of_groups(relevance, s * columns[k], groups, 10)) for s, k in signed]
+        figures = [np.nanmean(ndcg_of_groups(relevance, s * columns[k], groups, CUTOFF)) for s, k in signed]
         self._sign, self._place = signed[int(np.argmax(figures))]
         return self
 

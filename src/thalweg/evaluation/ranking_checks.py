@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import GroupKFold
 
-from thalweg.evaluation.ranking import ndcg_of_groups
+from thalweg.evaluation.ranking import CUTOFF, ndcg_of_groups
 from thalweg.evaluation.verdict import FEWEST_COMPARED, Check
 
 _FEWEST_GROUPS, _FEW_GROUPS = 5, 30
@@ -90,9 +90,9 @@ def check_group_folds(ndcg: np.ndarray, relevance: np.ndarray, inputs: np.ndarra
         model = RidgeCV(np.logspace(-2, 5, 8)).fit(inputs[rows[fitted]], relevance[rows[fitted]])
         scores[rows[judged]] = model.predict(inputs[rows[judged]])
     asked = np.isin(np.arange(len(ndcg)), chosen)
-    ridge = np.where(asked, ndcg_of_groups(relevance, np.nan_to_num(scores), groups, 10), np.nan)
+    ridge = np.where(asked, ndcg_of_groups(relevance, np.nan_to_num(scores), groups, CUTOFF), np.nan)
     others = {
-        "random order": ndcg_of_groups(relevance, np.zeros(len(groups)), groups, 10),
+        "random order": ndcg_of_groups(relevance, np.zeros(len(groups)), groups, CUTOFF),
         "ridge regression": ridge,
     }
     gains = {name: gain_over(ndcg, figures) for name, figures in others.items()}

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from thalweg.estimators._groups import CUTOFF
 from thalweg.estimators.ranker import ranks_in_groups
-from thalweg.evaluation.ranking import ndcg_of_groups
+from thalweg.evaluation.ranking import CUTOFF, ndcg_of_groups
 from thalweg.report import charts
 from thalweg.report.grids import in_words, plain_columns
 from thalweg.report.page import Card, Tile, checks_of, footer_of, render_page

@@ -13,9 +13,10 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from thalweg.data.tables import read_cells
-from thalweg.estimators._groups import CUTOFF, checked_relevance, numbered_groups, teaching_groups
+from thalweg.estimators._groups import checked_relevance, numbered_groups, teaching_groups
 from thalweg.estimators.ranker import EnergyRanker, ranks_in_groups
 from thalweg.evaluation.ranking import (
+    CUTOFF,
     average_precision_of_groups,
     mean_over_groups,
     ndcg_of_groups,
