@@ -16,6 +16,7 @@ from thalweg import (
     DeepBoltzmannMachine,
     EnergyClassifier,
     EnergyDensity,
+    EnergyRanker,
     EnergyRegressor,
     EnergySequenceTagger,
     ImageEBM,
@@ -43,6 +44,10 @@ MODELS = {
     "tagger": (
         lambda: EnergySequenceTagger(hidden=(4,), max_epochs=2, random_state=0).fit(SEQUENCES, TAGS),
         lambda m: np.concatenate(m.predict_marginals(SEQUENCES)),
+    ),
+    "ranker": (
+        lambda: EnergyRanker(**TINY).fit(ROWS, load_iris().target[::3], np.arange(50) % 10),
+        lambda m: m.predict(ROWS[:5]),
     ),
     "density": (lambda: EnergyDensity(**TINY).fit(ROWS), lambda m: m.score_samples(ROWS[:5])),
     "density-dsm": (lambda: EnergyDensity("dsm", **TINY).fit(ROWS), lambda m: m.score_samples(ROWS[:5])),

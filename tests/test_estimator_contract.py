@@ -18,6 +18,7 @@ from make_saved_models import BITS, IMAGES, MODELS, ROWS, TINY
 from thalweg import (
     EnergyClassifier,
     EnergyDensity,
+    EnergyRanker,
     EnergyRegressor,
     EnergySequenceTagger,
     ImageEBM,
@@ -71,7 +72,7 @@ def test_parameters_are_kept_cloned_and_named_alike(cls):
 
 @every_class
 def test_what_follows_the_data_is_keyword_only(cls):
-    data = {"self", "X", "y", "v", "label", "n_samples", "folder", "noise_std", "input_features", "deep"}
+    data = {"self", "X", "y", "groups", "v", "label", "n_samples", "folder", "noise_std", "input_features", "deep"}
     for name, method in inspect.getmembers(cls, inspect.isfunction):
         if name.startswith("_") or not method.__module__.startswith("thalweg"):
             continue
@@ -192,7 +193,7 @@ def test_draws_and_filled_gaps_have_the_shapes_that_all_have(fitted, name):
 @every_class
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_rows_that_are_not_finite_are_refused(cls, bad):
-    if cls in (EnergyClassifier, EnergyRegressor) and np.isnan(bad):
+    if cls in (EnergyClassifier, EnergyRanker, EnergyRegressor) and np.isnan(bad):
         return  # gaps are taken
     X, y = (IMAGES[:10].copy(), None) if cls is ImageEBM else (BITS[:30].copy(), np.arange(30.0) % 2)
     X[0, ..., 0] = bad

@@ -21,7 +21,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from thalweg import EnergyClassifier, EnergyDensity, EnergyRegressor, ImageEBM, RestrictedBoltzmannMachine
+from thalweg import (
+    EnergyClassifier,
+    EnergyDensity,
+    EnergyRanker,
+    EnergyRegressor,
+    ImageEBM,
+    RestrictedBoltzmannMachine,
+)
 from thalweg.data.columns import KINDS, decide, read_as
 from thalweg.data.encoding import TableEncoder
 from thalweg.data.images import as_images, read_images
@@ -33,6 +40,7 @@ from thalweg.runs.settings.boltzmann import BoltzmannSettings
 from thalweg.runs.settings.classifier import ClassifierSettings
 from thalweg.runs.settings.density import DensitySettings
 from thalweg.runs.settings.images import ImageSettings
+from thalweg.runs.settings.ranker import RankerSettings
 from thalweg.runs.settings.regression import RegressionSettings
 from thalweg.training.guard import DivergenceError
 
@@ -252,8 +260,22 @@ def test_a_classifier_fits_or_refuses(table, targets):
     assert np.isfinite(model.score_samples(drawn)).all()
 
 
+@tried(15)
+@given(tables(least=4), tables(least=4), st.integers(1, 4))
+def test_a_ranker_fits_or_refuses(table, others, n_groups):
+    n = min(len(table), len(others))
+    table, groups = table.iloc[:n], others.iloc[:n, 0].to_numpy()
+    model = EnergyRanker(max_epochs=1, n_members=1, hidden=(4,), random_state=0)
+    answered(lambda: model.fit(table, np.arange(n) % 3, groups))
+    answered(lambda: model.fit(table, groups, np.arange(n) % n_groups))
+    fitted = answered(lambda: model.fit(table, np.arange(n) % 3, np.arange(n) // 2 % n_groups))
+    if fitted is not None:
+        assert np.isfinite(model.predict(table)).all()
+        assert model.rank(table, np.arange(n) % n_groups).min() == 1
+
+
 @tried(8)
-@given(tables(least=12), st.sampled_from(["regression", "density", "boltzmann", "classifier"]))
+@given(tables(least=12), st.sampled_from(["regression", "density", "boltzmann", "classifier", "ranker"]))
 def test_a_run_is_made_and_asked_or_refused(table, task):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "t.csv"
@@ -266,6 +288,9 @@ def test_a_run_is_made_and_asked_or_refused(table, task):
         elif task == "classifier":
             target = [str(table.columns[0])]
             ask = lambda: ClassifierSettings(**how, target=target, epochs=1, members=1)  # noqa: E731
+        elif task == "ranker":
+            named = {"target": [str(table.columns[-1])], "group": [str(table.columns[0])]}
+            ask = lambda: RankerSettings(**how, **named, epochs=1, members=1)  # noqa: E731
         else:
             ask = lambda: BoltzmannSettings(**how, epochs=1, hidden=[2])  # noqa: E731
         run = answered(lambda: fit_run(Path(folder) / "run", ask(), verbose=False))

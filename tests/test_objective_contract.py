@@ -18,6 +18,7 @@ from thalweg.energies import (
     GaussianMixtureEnergy,
     LabelledEnergy,
     MixtureDensity,
+    RankingMembers,
     TiltedMixtureEnsemble,
     mlp,
 )
@@ -43,18 +44,22 @@ from thalweg.objectives import (
     JointLikelihood,
     JointProposalNCE,
     KLDivergenceImportanceSampling,
+    LambdaRanking,
     LangevinML,
     MarginLoss,
     MaximumLikelihood,
     MinimumEmpiricalError,
     NoiseContrastiveEstimation,
     Objective,
+    PairwiseRanking,
+    PlackettLuceRanking,
     PseudoLikelihood,
     QueueContrast,
     RankingNCE,
     RatioMatching,
     ScoreMatching,
     SlicedScoreMatching,
+    SoftmaxRanking,
     SteinDiscrepancy,
     TiltNCE,
     logarithmic,
@@ -99,6 +104,10 @@ def classifier(k: int) -> LabelledEnergy:
     return perturbed(LabelledEnergy(mlp([3, 6, k])))
 
 
+def ranker(k: int) -> RankingMembers:
+    return perturbed(RankingMembers(k, 2, (6,)))
+
+
 def joint(k: int) -> JointLikelihood:
     """Of inputs ``[3]``."""
     return JointLikelihood(ContrastiveDivergence(Langevin(0.1), 3, ReplayBuffer(noise(3), 20, 6, 0.2)), 0.5, 0.1)
@@ -117,9 +126,13 @@ def hidden_machine(k: int) -> BoltzmannMachine:
 
 
 def rows_for(energy: nn.Module, k: int) -> Batch:
-    """Eight rows that suit the energy: inputs and targets, inputs and labels, or bits alone."""
+    """Eight rows that suit the energy: inputs and targets, inputs and labels, bits alone, or lists."""
     if isinstance(energy, BoltzmannMachine):
         return Batch(None, torch.randint(2, (8, k), generator=seeded(2)).float())
+    if isinstance(energy, RankingMembers):
+        generator = seeded(2)
+        relevance = torch.randint(-1, 3, (8, 5), generator=generator)
+        return Batch(torch.randn(8, 5, k, generator=generator), relevance.float())
     if isinstance(energy, LabelledEnergy):
         return batch(k)._replace(y=torch.arange(8) % k)
     return batch(k)
@@ -191,6 +204,12 @@ CASES = {
     ),
     "dual adversarial": (classifier, dual, (3,), None),
     "joint flow contrast": (classifier, lambda k: JointFlowContrast(flow(3), warm_up=0), (3,), None),
+    "pairs, log": (ranker, lambda k: PairwiseRanking("log"), (3,), None),
+    "pairs, hinge": (ranker, lambda k: PairwiseRanking("hinge"), (3,), None),
+    "pairs, square-exponential": (ranker, lambda k: PairwiseRanking("square-exponential"), (3,), None),
+    "lambda": (ranker, lambda k: LambdaRanking(), (3,), None),
+    "softmax over a list": (ranker, lambda k: SoftmaxRanking(), (3,), None),
+    "Plackett-Luce": (ranker, lambda k: PlackettLuceRanking(), (3,), None),
     "pseudo-likelihood": (machine, lambda k: PseudoLikelihood(), (3,), None),
     "pseudo-likelihood of some sites": (machine, lambda k: PseudoLikelihood(2), (3,), None),
     "ratio matching": (machine, lambda k: RatioMatching(), (3,), None),
@@ -233,7 +252,8 @@ def test_the_loss_is_finite_and_reaches_every_parameter(make_energy, make_object
         assert torch.isfinite(loss)
         loss.backward()
     for name, weight in [*energy.named_parameters(), *objective.named_parameters()]:
-        if name in ("out.bias", "residual.out.bias") and not isinstance(energy, TiltedMixtureEnsemble):
+        constants = ("out.bias", "residual.out.bias", "members.out.bias")
+        if name in constants and not isinstance(energy, TiltedMixtureEnsemble):
             continue
         assert weight.grad is not None, name
         assert torch.isfinite(weight.grad).all(), name

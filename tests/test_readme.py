@@ -64,3 +64,13 @@ def test_the_researchers_example_runs():
     exec(block("RankingNCE"), names)
     assert names["energy_of_y"].shape == (500,)
     assert names["gradient"].shape == (500, 1)
+
+
+def test_the_ranker_orders_answers_to_queries_that_it_has_not_seen():
+    names: dict = {}
+    exec(block("EnergyRanker"), names)
+    X, relevance, query, train = (names[n] for n in ("X", "relevance", "query", "train"))
+    ranks = names["model"].rank(X[~train], query[~train])
+    found = names["model"].score(X[~train], relevance[~train], query[~train])
+    assert found > 0.95
+    assert relevance[~train][ranks == 1].mean() > 1.5

@@ -57,12 +57,13 @@ def predict(
     seed: Seed = 0,
     keep: Keep = None,
 ) -> None:
-    """Predict the target of each row: mean, median, mode, spread, quantiles, an interval; or its class.
+    """Predict the target of each row: mean, median, mode, spread, quantiles, an interval; or its class or rank.
 
     The first column, `row`, counts the rows of the table from 1. Where the table holds the target too, the
     log-likelihood (higher is better) and the PIT value of each row are added. A classifier gives the prediction,
     the probability of each class, and how typical the row is; where the table holds the labels, whether it is
-    right, and its log loss (lower is better).
+    right, and its log loss (lower is better). A ranker gives the score of each row (higher is better) and its rank
+    in its group, 1 the best, which rows of equal score share.
     """
     options = {"quantiles": quantiles, "coverage": coverage, "samples": samples, "seed": seed, "keep": keep or []}
     _ask(context, "predict", run_folder, out_file, "predictions", options, table)

@@ -62,6 +62,7 @@ __getattr__, __dir__, __all__ = lazily(
             "PerceptronEnergy",
             "activation_of",
         ],
+        "networks.ranking_members": ["RankingMembers"],
         "networks.residual": ["ResidualBlock", "residual_network"],
         "products": ["multiplier", "multiply", "product", "sum_of_outer"],
         "unbounded": ["LogisticEnergy", "LogitEnergy"],

@@ -68,6 +68,17 @@ __getattr__, __dir__, __all__ = lazily(
             "learned_stein_test",
         ],
         "likelihood": ["AnnealedLikelihood", "annealed_likelihood"],
+        "ranking": [
+            "CUTOFF",
+            "MOST_RELEVANT",
+            "MeanFigure",
+            "average_precision_of_groups",
+            "mean_over_groups",
+            "ndcg_of_groups",
+            "reciprocal_rank_of_groups",
+            "relevance_gains",
+        ],
+        "ranking_baselines": ["BestColumn", "BoostedRelevance", "RandomOrder", "RidgeRelevance"],
         "regression": [
             "CRPS_LEVELS",
             "NOMINAL",

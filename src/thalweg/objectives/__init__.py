@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "base": ["Adversarial", "Batch", "Loss", "Objective", "Player"],
-        "catalogue": ["ANSWER_LOSSES", "METHODS", "Method", "conditional_objective"],
+        "catalogue": ["ANSWER_LOSSES", "METHODS", "Method", "conditional_objective", "ranking_objective"],
         "classification": ["CrossEntropy"],
         "classifier_contrast": ["DualAdversarialTraining", "EnergyMargin", "QueueContrast"],
         "contrastive_divergence": [
@@ -42,6 +42,7 @@ __getattr__, __dir__, __all__ = lazily(
             "TiltNCE",
         ],
         "pseudo_likelihood": ["PseudoLikelihood", "RatioMatching"],
+        "ranking": ["LambdaRanking", "PairwiseRanking", "PlackettLuceRanking", "SoftmaxRanking", "ndcg_changes"],
         "score_matching": ["DenoisingScoreMatching", "ScoreMatching", "SlicedScoreMatching"],
         "stein": ["SteinDiscrepancy"],
     },

@@ -1,4 +1,4 @@
-"""Every objective by name: of densities of vectors, of targets given inputs, of answers gone through."""
+"""Every objective by name: of densities, of targets given inputs, of answers gone through, and of orders."""
 
 from __future__ import annotations
 
@@ -36,6 +36,12 @@ from thalweg.objectives.noise_contrastive import (
     NoiseContrastiveEstimation,
     RankingNCE,
     TiltNCE,
+)
+from thalweg.objectives.ranking import (
+    LambdaRanking,
+    PairwiseRanking,
+    PlackettLuceRanking,
+    SoftmaxRanking,
 )
 from thalweg.objectives.score_matching import DenoisingScoreMatching, ScoreMatching, SlicedScoreMatching
 from thalweg.objectives.stein import SteinDiscrepancy
@@ -172,3 +178,16 @@ def conditional_objective(
         "dsm": lambda: DenoisingScoreMatching(stds[0], n_samples),
     }
     return builders[name]()
+
+
+def ranking_objective(name: str) -> Objective:
+    """An objective for an order of the rows of a group, by its name.
+
+    The names are :data:`thalweg.objectives.names.RANKING`.
+    """
+    builders: dict[str, Callable[[], Objective]] = {
+        "lambda": LambdaRanking,
+        "listwise": SoftmaxRanking,
+        "plackett-luce": PlackettLuceRanking,
+    }
+    return builders[name]() if name in builders else PairwiseRanking(name.removeprefix("pairwise-"))

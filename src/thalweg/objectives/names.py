@@ -15,3 +15,7 @@ ANSWERS = (
     "likelihood", "perceptron", "hinge", "log", "mce", "square-square", "square-exponential", "lvq2", "mee",
     "energy",
 )  # fmt: skip
+# For an order of the rows of a group.
+RANKING = (
+    "listwise", "lambda", "plackett-luce", "pairwise-log", "pairwise-hinge", "pairwise-square-exponential",
+)  # fmt: skip

@@ -205,3 +205,12 @@ class ClassifierFigures(TableFigures):
     held_out_log_prob: list[float]
     detection: dict[str, float]
     robustness: AttackFigures | None
+
+
+class RankerFigures(TableFigures):
+    table: str
+    inputs: list[str]
+    test_places: list[Count]
+    groups: Count
+    test_groups: Count
+    group_rows: list[Count]
