@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ _LEAST_COUNT = 2
 _BEFORE, _AFTER = "<before>", "<after>"
 
 
+@functools.lru_cache(maxsize=100_000)
 def word_shape(token: str) -> str:
     """Letters as x or X, digits as d, all else as it is; runs are cut to two: "McGraw-2001" is "XxXxx-dd"."""
     shape = re.sub(r"[^\W\d_]", lambda m: "X" if m.group().isupper() else "x", token)
