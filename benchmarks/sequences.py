@@ -5,8 +5,8 @@
 Three parts. *letters*: handwritten words, letter by letter, from ``ocr_letters.npz`` in DIR, trained on nine of
 its folds and tested on the tenth; skipped with a word where it is missing. *news*: a made-up language in which a
 name is of a person, a place or a firm by its surroundings alone; a third of the sentences are in lower case, and
-half of the names of the test were never seen. *speed*: Viterbi, the likelihood with its gradient, on the same unary
-terms.
+half of the names of the test were never seen. *speed*: Viterbi, and the likelihood with its gradient, on the same
+unary terms.
 """
 
 from __future__ import annotations

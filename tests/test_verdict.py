@@ -254,3 +254,12 @@ def test_probabilities_are_judged_beside_labels_drawn_from_them():
     usual = float(check_calibration(p, labels).text.split("below ")[1].split(" ")[0])
     # The mean of ten bins' gaps, weighted: of the order of sqrt(bins / n).
     assert 0.01 < usual < np.sqrt(10 / 400)
+
+
+def test_few_held_out_rows_fail_a_model_only_far_beyond_their_error():
+    assert check_baselines({"line": (-0.5, 0.2)}, 10).state == "doubtful"
+    assert check_baselines({"line": (-0.95, 0.2)}, 10).state == "failed"
+    # Three rows say nothing, however far off.
+    assert check_baselines({"line": (-5.0, 0.2)}, 3).state == "doubtful"
+    # Nor does a gain make a model of few rows pass.
+    assert check_baselines({"line": (5.0, 0.2)}, 10).state == "doubtful"

@@ -179,7 +179,7 @@ def check_baselines(
 
     Args:
         gains: by name of a baseline the mean gain in nats a row, and its standard error; None if not finite.
-        n_rows: number of rows behind them.
+        n_rows: number of rows behind them; of few only what is four standard errors off counts.
         what: what the rows are called.
     """
     name = "baselines"
@@ -193,7 +193,7 @@ def check_baselines(
     rival = min(known, key=lambda baseline: known[baseline][0])
     gain, error = known[rival]
     shown = f"{abs(gain):.3f}" + (f" ± {error:.3f}" if error else "") + " nats"
-    if n_rows < FEWEST_COMPARED:
+    if n_rows < FEWEST_COMPARED and not (n_rows >= 5 and error and gain < -(4 * error + 0.1)):
         order = "better" if gain > 0 else "worse"
         text = f"On {n_rows} held-out {what} it is {shown} {order} than {rival!r}; so few say little."
         return Check(name, "doubtful", text)
