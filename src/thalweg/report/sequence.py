@@ -15,7 +15,7 @@ from thalweg.report import charts
 from thalweg.report.grids import in_words, plain_columns
 from thalweg.report.labels import add_reliability, class_counts, confusion_card, ideal_reliability
 from thalweg.report.page import Card, Tile, checks_of, footer_of, render_page
-from thalweg.report.theme import DATA, MODEL, WATER
+from thalweg.report.theme import DATA, INK, MODEL, WATER
 from thalweg.report.words import duration, figure, gain_in_words, place_of_least
 from thalweg.runs.base import MODEL_NAME
 from thalweg.runs.labels import as_written
@@ -134,11 +134,18 @@ def _transitions_card(run: SequenceRun) -> Card:
     reach = float(np.abs(finite).max()) if len(finite) else 1.0
     picture = go.Figure(
         go.Heatmap(
-            z=shown, x=names, y=names, colorscale=WATER, reversescale=True, zmin=-reach, zmax=reach,
+            z=shown, x=names, y=names, colorscale=WATER, reversescale=True, zmin=-reach, zmax=reach, hoverongaps=False,
             colorbar={"title": "energy", "thickness": 12},
             hovertemplate="%{y}, then %{x}: energy %{z:.2f}<extra></extra>",
         )
     )  # fmt: skip
+    if not np.isfinite(table).all():
+        rows, columns = np.nonzero(np.isnan(shown))
+        picture.add_scatter(
+            x=[names[k] for k in columns], y=[names[k] for k in rows], mode="markers", showlegend=False,
+            marker={"symbol": "x-thin", "size": 7, "line": {"width": 1, "color": INK}},
+            hovertemplate="%{x} never follows %{y}<extra></extra>",
+        )  # fmt: skip
     picture.update_xaxes(title="next label", type="category", showgrid=False)
     picture.update_yaxes(title="label", type="category", autorange="reversed", showgrid=False)
     text = (
@@ -146,7 +153,7 @@ def _transitions_card(run: SequenceRun) -> Card:
         "the elements themselves say."
     )
     if not np.isfinite(table).all():
-        text += " Blank ones are forbidden."
+        text += " Those with a cross are forbidden."
     if run.model.order == 2:
         text += " The terms of three labels in a row come on top of them."
     return Card("Transitions", text, [charts.styled(picture, int(np.clip(140 + 30 * len(order), 320, 820)))])
