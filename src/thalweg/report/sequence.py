@@ -134,7 +134,8 @@ def _transitions_card(run: SequenceRun) -> Card:
     reach = float(np.abs(finite).max()) if len(finite) else 1.0
     picture = go.Figure(
         go.Heatmap(
-            z=shown, x=names, y=names, colorscale=WATER, reversescale=True, zmin=-reach, zmax=reach, hoverongaps=False,
+            z=shown, x=names, y=names, colorscale=WATER, reversescale=True, zmin=-reach, zmax=reach,
+            hoverongaps=False,
             colorbar={"title": "energy", "thickness": 12},
             hovertemplate="%{y}, then %{x}: energy %{z:.2f}<extra></extra>",
         )
