@@ -26,6 +26,7 @@ from thalweg import (
     EnergyDensity,
     EnergyRanker,
     EnergyRegressor,
+    EnergySequenceTagger,
     ImageEBM,
     RestrictedBoltzmannMachine,
 )
@@ -42,6 +43,7 @@ from thalweg.runs.settings.density import DensitySettings
 from thalweg.runs.settings.images import ImageSettings
 from thalweg.runs.settings.ranker import RankerSettings
 from thalweg.runs.settings.regression import RegressionSettings
+from thalweg.runs.settings.sequence import SequenceSettings
 from thalweg.training.guard import DivergenceError
 
 _N = int(os.environ.get("THALWEG_FUZZ", "0"))
@@ -274,8 +276,45 @@ def test_a_ranker_fits_or_refuses(table, others, n_groups):
         assert model.rank(table, np.arange(n) % n_groups).min() == 1
 
 
+words = st.sampled_from(WORDS) | st.text(max_size=4)
+sequences = st.one_of(
+    st.lists(words, max_size=5),
+    st.lists(st.lists(numbers, min_size=2, max_size=2), max_size=5),
+    tables(least=1),
+    words,
+    st.none(),
+)
+labels_of_elements = st.one_of(
+    st.sampled_from(["a", "b", "", "B-x", "I-x", "O"]), st.integers(-2, 3), st.none(), numbers
+)
+
+
+@tried(25)
+@given(st.lists(sequences, max_size=6), st.data())
+def test_a_tagger_fits_or_refuses(X, data):
+    kind = data.draw(st.sampled_from([list, pd.DataFrame]))
+    # Half of the time all are of one kind and have as many labels as elements.
+    if data.draw(st.booleans()):
+        X = [x for x in X if isinstance(x, kind) and len(x)]
+        label = data.draw(st.sampled_from([st.sampled_from("ab"), st.integers(-1, 2), labels_of_elements]))
+        y = [data.draw(st.lists(label, min_size=len(x), max_size=len(x))) for x in X]
+    else:
+        y = data.draw(st.lists(st.lists(labels_of_elements, max_size=5), max_size=6))
+    forbidden = data.draw(st.sampled_from([None, "bio", [("a", "b")], [(None, 0)]]))
+    model = EnergySequenceTagger(max_epochs=1, hidden=(4,), forbidden=forbidden, random_state=0)
+    if answered(lambda: model.fit(X, y)) is None:
+        return
+    for own, x in zip(model.predict_marginals(X), X, strict=True):
+        assert own.shape == (len(x), len(model.classes_))
+        assert np.allclose(own.sum(1), 1, atol=1e-5)
+    assert [len(own) for own in model.predict(X)] == [len(x) for x in X]
+    assert not np.isnan(model.log_prob(X, model.predict(X))).any()
+
+
 @tried(8)
-@given(tables(least=12), st.sampled_from(["regression", "density", "boltzmann", "classifier", "ranker"]))
+@given(
+    tables(least=12), st.sampled_from(["regression", "density", "boltzmann", "classifier", "ranker", "sequence"])
+)
 def test_a_run_is_made_and_asked_or_refused(table, task):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "t.csv"
@@ -288,6 +327,9 @@ def test_a_run_is_made_and_asked_or_refused(table, task):
         elif task == "classifier":
             target = [str(table.columns[0])]
             ask = lambda: ClassifierSettings(**how, target=target, epochs=1, members=1)  # noqa: E731
+        elif task == "sequence":
+            named = {"sequence": [str(table.columns[-1])], "target": [str(table.columns[0])]}
+            ask = lambda: SequenceSettings(**how, **named, epochs=1)  # noqa: E731
         elif task == "ranker":
             named = {"target": [str(table.columns[-1])], "group": [str(table.columns[0])]}
             ask = lambda: RankerSettings(**how, **named, epochs=1, members=1)  # noqa: E731

@@ -207,7 +207,7 @@ def checked(X: Any, encoder: ElementEncoder | None = None) -> list[Any]:
     if isinstance(X, str | bytes) or not hasattr(X, "__len__") or isinstance(X, pd.DataFrame | dict):
         raise ValueError(
             f"X must be a list of sequences, each an array [elements, numbers], a list of tokens, or a frame; got "
-            f"{type(X).__name__}"
+            f"{_shown(X)}"
         )
     found = [_checked_one(sequence, i) for i, sequence in enumerate(X)]
     for i, sequence in enumerate(found):
@@ -251,7 +251,7 @@ def _checked_one(sequence: Any, i: int) -> Any:
         return sequence.reset_index(drop=True)
     if isinstance(sequence, str | bytes) or not hasattr(sequence, "__len__"):
         raise ValueError(
-            f"sequence {i} is a {type(sequence).__name__}: give a list of tokens, an array [elements, numbers] or "
+            f"sequence {i} is {_shown(sequence)}: give a list of tokens, an array [elements, numbers] or "
             "a frame; a text must be cut into tokens first"
         )
     if not isinstance(sequence, np.ndarray) and len(sequence) and isinstance(sequence[0], str):
@@ -274,6 +274,11 @@ def _checked_one(sequence: Any, i: int) -> Any:
         place = int(np.argwhere(~np.isfinite(rows))[0][0])
         raise ValueError(f"element {place} of sequence {i} has a value that is not finite: fill or remove it")
     return rows
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 40 else shown[:37] + "..."
 
 
 def _holds_tokens(column: pd.Series) -> bool:
