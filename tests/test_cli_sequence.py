@@ -109,7 +109,7 @@ def test_predictions_are_those_of_the_model(run, tmp_path):
     assert "correct" not in thalweg("predict", folder / "run", tmp_path / "bare.csv").out
     mixed.assign(tag="B-SHIP").to_csv(tmp_path / "odd.csv", index=False)
     thalweg("predict", folder / "run", tmp_path / "odd.csv", "--out", tmp_path / "o.csv")
-    assert (read_table(tmp_path / "o.csv").note == "no label is 'B-SHIP'").all()
+    assert (read_table(tmp_path / "o.csv").note == "no class is 'B-SHIP'").all()
 
 
 def test_the_page_shows_the_figures_of_the_model(run):

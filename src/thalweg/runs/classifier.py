@@ -28,7 +28,7 @@ from thalweg.evaluation.verdict import Check, check_baselines, check_classes, ch
 from thalweg.runs.base import Run, Tell, TextTable
 from thalweg.runs.folder import listed
 from thalweg.runs.kinds import ClassifierFigures
-from thalweg.runs.labels import as_written, in_order, refuse_measured
+from thalweg.runs.labels import as_written, beside_truth, in_order, refuse_measured
 from thalweg.runs.settings.classifier import ClassifierSettings
 from thalweg.runs.tables import (
     MODEL_NAME,
@@ -203,15 +203,7 @@ class ClassifierRun(Run):
         found |= {f"p_{name}": probabilities[:, k] for k, name in enumerate(self.classes)}
         found |= self._typicality(X)
         if truth is not None:
-            place = truth.map({name: k for k, name in enumerate(self.classes)})
-            given = place.notna()
-            own = probabilities[np.arange(len(place)), place.fillna(0).astype(int)]
-            found["correct"] = pd.Series(probabilities.argmax(1) == place).where(given)
-            with np.errstate(divide="ignore"):
-                found["log_loss"] = np.where(given, -np.log(own), np.nan)
-            if not given.all():
-                words = "no class is " + truth.map(repr, na_action="ignore")
-                found["note"] = words.where(truth.notna(), "no label").where(~given).astype("string")
+            found |= beside_truth(truth, found["prediction"], probabilities, self.classes)
         return beside(places, pd.DataFrame(found))
 
     def score(self, path: Path, keep: Sequence[str] = ()) -> pd.DataFrame:

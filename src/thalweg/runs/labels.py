@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,3 +43,25 @@ def in_order(labels: list[str]) -> list[str]:
         return sorted(labels, key=float)
     except ValueError:
         return sorted(labels)
+
+
+def beside_truth(
+    truth: pd.Series, prediction: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]
+) -> dict[str, Any]:
+    """What a table's own labels say of predictions: ``correct``, ``log_loss``; ``note`` where a row has neither.
+
+    Args:
+        truth: labels as they are written ``[rows]``, None where there is none.
+        prediction: labels ``[rows]``.
+        probabilities: of each class ``[rows, classes]``.
+    """
+    place = truth.map({name: k for k, name in enumerate(classes)})
+    given = place.notna()
+    own = probabilities[np.arange(len(place)), place.fillna(0).astype(int)]
+    found: dict[str, Any] = {"correct": pd.Series(prediction == truth.to_numpy()).where(given)}
+    with np.errstate(divide="ignore"):
+        found["log_loss"] = np.where(given, -np.log(own), np.nan)
+    if not given.all():
+        words = "no class is " + truth.map(repr, na_action="ignore")
+        found["note"] = words.where(truth.notna(), "no label").where(~given).astype("string")
+    return found

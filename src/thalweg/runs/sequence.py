@@ -22,7 +22,7 @@ from thalweg.evaluation.sequences import BASELINES, are_spans, mean_over_element
 from thalweg.evaluation.verdict import Check, check_baselines, check_classes, check_doubts, check_held_out
 from thalweg.runs.base import Run, Tell, TextTable
 from thalweg.runs.kinds import SequenceFigures
-from thalweg.runs.labels import as_written, in_order, refuse_measured
+from thalweg.runs.labels import as_written, beside_truth, in_order, refuse_measured
 from thalweg.runs.settings.sequence import SequenceSettings
 from thalweg.runs.tables import (
     MODEL_NAME,
@@ -209,15 +209,7 @@ class SequenceRun(Run):
         target = self.figures["target"]
         if target in cells.table.columns:
             again = cells.again({target: self.figures["target_kind"]}, self.settings.missing)
-            truth = as_written(again[target])
-            place = truth.map({label: k for k, label in enumerate(self.classes)})
-            given = place.notna()
-            own = probabilities[np.arange(len(place)), place.fillna(0).astype(int)]
-            result["correct"] = pd.Series(prediction == truth.to_numpy()).where(given)
-            result["log_loss"] = np.where(given, -np.log(np.maximum(own, 1e-300)), np.nan)
-            if not given.all():
-                words = "no label is " + truth.map(repr, na_action="ignore")
-                result["note"] = words.where(truth.notna(), "no label").where(~given).astype("string")
+            result |= beside_truth(as_written(again[target]), prediction, probabilities, self.classes)
         return beside(rows_of(cells.table, keep), pd.DataFrame(result))
 
     # -- what is shown of it -------------------------------------------------------------------------
