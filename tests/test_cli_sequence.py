@@ -233,6 +233,9 @@ def test_what_cannot_be_learned_is_refused(tmp_path):
     holes = table.copy()
     holes.loc[3, "song"] = None
     holes.to_csv(tmp_path / "holes.csv", index=False)
+    loose = table.copy()
+    loose.loc[1, "tag"] = "I-LOC"
+    loose.to_csv(tmp_path / "loose.csv", index=False)
     (tmp_path / "odd.conll").write_text("a b\nc\n")
     (tmp_path / "thin.conll").write_text("a\n\nb\n")
     fit, both = ("fit", "sequence"), ("-s", "song", "-t", "tag", "-o", tmp_path / "run")
@@ -246,6 +249,7 @@ def test_what_cannot_be_learned_is_refused(tmp_path):
             ((*fit, tmp_path / "single.csv", *both), 1, "1 sequence: at least 5 are needed"),
             ((*fit, tmp_path / "bare.csv", *both), 1, "no column left to predict from"),
             ((*fit, tmp_path / "holes.csv", *both), 1, "row 4 of holes.csv belongs to no sequence"),
+            ((*fit, tmp_path / "loose.csv", *both, "--bio"), 1, "row 2 of loose.csv has 'I-LOC' after 'O'"),
             ((*fit, tmp_path / "odd.conll", "-o", tmp_path / "run"), 1, "line 2 has 1 columns"),
             ((*fit, tmp_path / "thin.conll", "-o", tmp_path / "run"), 1, "a token and its label"),
             ((*fit, tmp_path / "odd.conll", "-s", "x"), 1, "leave it out"),

@@ -284,6 +284,8 @@ def _read(settings: SequenceSettings) -> Elements:
     places = {label: k for k, label in enumerate(classes)}
     labels = np.array([places.get(label, UNKNOWN) for label in written])
     names_of, sequences = _grouped(typed.table[sequence], name)
+    if settings.bio:
+        _refuse_loose_tags(written.to_numpy(), sequences, name)
     training, test = _split(labels, sequences, settings, name)
     remarks = [r for r in typed.remarks if sequence not in r]
     if (labels == UNKNOWN).any():
@@ -294,6 +296,21 @@ def _read(settings: SequenceSettings) -> Elements:
         X, labels, classes, sequences, names_of, training, test, fingerprint_of(typed.table), kinds, target, kind,
         sequence, remarks,
     )  # fmt: skip
+
+
+def _refuse_loose_tags(labels: np.ndarray, sequences: Sequence[np.ndarray], file: str) -> None:
+    """Refuse an I-X that goes on nothing, by its row."""
+    for rows in sequences:
+        before: Any = "O"
+        for row in rows:
+            label = labels[row]
+            loose = isinstance(label, str) and label.startswith("I-") and isinstance(before, str)
+            if loose and before not in (f"B-{label[2:]}", label):
+                raise ValueError(
+                    f"row {row + 1} of {file} has {label!r} after {before!r}, which --bio forbids: mend the labels, "
+                    "or leave --bio out"
+                )
+            before = label
 
 
 def _grouped(column: pd.Series, file: str) -> tuple[list[str], list[np.ndarray]]:
