@@ -307,7 +307,7 @@ def _refuse_loose_tags(labels: np.ndarray, sequences: Sequence[np.ndarray], file
             loose = isinstance(label, str) and label.startswith("I-") and isinstance(before, str)
             if loose and before not in (f"B-{label[2:]}", label):
                 raise ValueError(
-                    f"row {row + 1} of {file} has {label!r} after {before!r}, which --bio forbids: mend the labels, "
+                    f"row {row + 1} of {file} has {label!r} after {before!r}, which --bio forbids: mend them, "
                     "or leave --bio out"
                 )
             before = label
