@@ -33,6 +33,8 @@ class MixtureOfExperts(LatentEnergy, ConditionalDensity):
         hidden: width of a layer between the features and the experts; 0 for none.
         std: s at the start.
         least_std: s gets no narrower.
+        gate: maps x to log pi_z(x), unnormalised, ``[B, C]``; None takes a linear layer on the features. A network
+            of its own pays where y has many dimensions, whose squares drown what the choice of z teaches.
 
     Source: [Jacobs 1991]; for images [Guzman-Rivera 2012].
     """
@@ -46,6 +48,7 @@ class MixtureOfExperts(LatentEnergy, ConditionalDensity):
         hidden: int = 0,
         std: float = 1.0,
         least_std: float = 1e-3,
+        gate: nn.Module | None = None,
     ):
         super().__init__()
         self.network, self.event, self.n_latent = network, tuple(event), n_latent
@@ -54,13 +57,16 @@ class MixtureOfExperts(LatentEnergy, ConditionalDensity):
         self.least_std = least_std
         layers: list[nn.Module] = [nn.Linear(n_features, hidden), nn.SiLU()] if hidden else []
         self.answers = nn.Sequential(*layers, nn.Linear(hidden or n_features, n_latent * math.prod(self.event)))
-        self.logits = nn.Linear(n_features, n_latent)
+        self.gate = gate
+        if gate is None:
+            self.logits = nn.Linear(n_features, n_latent)
         self.log_std = nn.Parameter(torch.tensor(math.log(std)))
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log pi_z(x) ``[B, C]`` and g_z(x) ``[B, C, *event]``."""
         h = self.network(x)
-        return F.log_softmax(self.logits(h), -1), self.answers(h).reshape(len(h), self.n_latent, *self.event)
+        logits = self.logits(h) if self.gate is None else self.gate(x)
+        return F.log_softmax(logits, -1), self.answers(h).reshape(len(h), self.n_latent, *self.event)
 
     @property
     def std(self) -> Tensor:
