@@ -248,6 +248,9 @@ CONDITIONAL = {
     "Marginal over a latent variable": ConditionalCase(lambda: latent().marginal(0.7)),
     "Labels with a latent variable": ConditionalCase(lambda: LatentLabels(mlp([3, 6, 6]), 2, 0.7), event=None),
     "Mixture of experts": ConditionalCase(lambda: MixtureOfExperts(mlp([3, 6]), 6, (2,), 3, hidden=5)),
+    "Mixture of experts with a gate": ConditionalCase(
+        lambda: MixtureOfExperts(mlp([3, 6]), 6, (2,), 3, gate=nn.Linear(3, 3))
+    ),
     "Mixture of experts of images": ConditionalCase(
         lambda: MixtureOfExperts(mlp([3, 6]), 6, (1, 4, 4), 3), event=(1, 4, 4)
     ),
