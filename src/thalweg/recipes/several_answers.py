@@ -29,6 +29,7 @@ from thalweg.training.loop import Plan
 
 N_TRAIN, N_HELD_OUT, N_TEST, N_DRAWS = 8000, 1000, 300, 400
 NOISE = 0.05  # standard deviation of the points round their branch
+GREY = 0.2  # of the roads: by it frames are shifted and scaled for the networks
 N_LATENT = 6  # more than there are answers: their number is not known to the model
 N_NEIGHBOURS = 20
 # An answer counts as found if so large a share of the draws lies on it.
@@ -138,7 +139,7 @@ def frames(shrink: int, seed: int) -> Problem:
     train, held_out, test = (render_crossings(n, 10 * seed + k) for k, n in enumerate(sizes))
 
     def rows(of: Crossings) -> Batch:
-        return Batch((torch.from_numpy(of.frames) - 0.2) / 0.2, torch.from_numpy(of.next_frame).flatten(1))
+        return Batch((torch.from_numpy(of.frames) - GREY) / GREY, torch.from_numpy(of.next_frame).flatten(1))
 
     answers = torch.from_numpy(test.answers).flatten(2)
     apart = _rms(answers[:, :, None] - answers[:, None]) + torch.eye(3) * 1e9
@@ -273,10 +274,15 @@ def _film(problem: Problem, draws: dict[str, Tensor], n: int = 4) -> go.Figure:
     size = problem.x.shape[-1]
     titles, shown = [], []
     for i in range(n):
-        row = [problem.x[i, -1], *problem.answers[i], *draws["latent"][i, :6], draws["feed-forward"][i, 0]]
+        row = [
+            GREY * problem.x[i, -1] + GREY,
+            *problem.answers[i],
+            *draws["latent"][i, :6],
+            draws["feed-forward"][i, 0],
+        ]
         shown += [picture.reshape(size, size).numpy() for picture in row]
         if not i:
-            titles = ["last frame", "left", "straight on", "right", *["draw"] * 6, "feed-forward"]
+            titles = ["last frame", "left", "straight on", "right", *["draw"] * 6, "network"]
     return gallery(np.stack(shown), len(shown) // n, titles + [""] * (len(shown) - len(titles)), height=120)
 
 
