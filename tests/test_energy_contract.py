@@ -31,6 +31,7 @@ from thalweg.energies import (
     ClampedEnergy,
     ConditionalEnergy,
     ConditionalModuleEnergy,
+    ConditionalWithoutLatent,
     Conditioned,
     DBMEnergy,
     DeepBeliefNetwork,
@@ -50,9 +51,14 @@ from thalweg.energies import (
     LabelledEnsemble,
     LabelledMembers,
     LabelledPerceptron,
+    LatentDescent,
+    LatentLabels,
+    LatentNetwork,
+    LatentSampling,
     LogisticEnergy,
     LogitEnergy,
     MixtureDensity,
+    MixtureOfExperts,
     ModuleEnergy,
     MultiscaleEnergy,
     NetworkEnergy,
@@ -68,6 +74,7 @@ from thalweg.energies import (
     TiltedEnergy,
     TiltedMixtureEnsemble,
     UniformEnergy,
+    WithoutLatent,
     check_energy,
     convnet,
     mlp,
@@ -158,6 +165,10 @@ UNCONDITIONAL = {
     "Boltzmann machine, laid out": Case(lambda: BoltzmannMachine(3, 2).fixed(), (5,)),
     "Boltzmann machine, summed out": Case(lambda: BoltzmannMachine(3, 2).marginal(), (3,)),
     "Factor graph": Case(lambda: ring(), (4,)),
+    "lowest over a latent vector": Case(
+        lambda: WithoutLatent(PerceptronEnergy(3, (6,)), LatentDescent(1)), every_parameter=False
+    ),
+    "latent vector summed out": Case(lambda: WithoutLatent(PerceptronEnergy(3, (6,)), LatentSampling(1))),
     "Deep belief network": Case(lambda: DeepBeliefNetwork(4, (3,), n_sweeps=50), (4,), every_parameter=False),
 }
 
@@ -178,6 +189,10 @@ class ConditionalCase(NamedTuple):
 
 def tilted() -> TiltedEnergy:
     return TiltedEnergy(MixtureDensity(mlp([3, 6]), 6, n_targets=2), NetworkEnergy(nn.Identity(), 6, 2, hidden=8))
+
+
+def latent() -> LatentNetwork:
+    return LatentNetwork(mlp([3, 6]), 6, 2, 3, hidden=8)
 
 
 class Unaries(nn.Module):
@@ -228,6 +243,22 @@ CONDITIONAL = {
     "Chain of order two": ConditionalCase(lambda: ChainEnergy(Unaries(), 3, order=2), CLOUDS, (5,), True),
     "Factors": ConditionalCase(
         lambda: FactorEnergy(nn.Linear(3, 12), [3, 3], [(0,), (0, 1)], shared=[(1,)]), event=(2,), discrete=True
+    ),
+    "Lowest over a latent variable": ConditionalCase(lambda: latent().lowest()),
+    "Marginal over a latent variable": ConditionalCase(lambda: latent().marginal(0.7)),
+    "Labels with a latent variable": ConditionalCase(lambda: LatentLabels(mlp([3, 6, 6]), 2, 0.7), event=None),
+    "Mixture of experts": ConditionalCase(lambda: MixtureOfExperts(mlp([3, 6]), 6, (2,), 3, hidden=5)),
+    "Mixture of experts with a gate": ConditionalCase(
+        lambda: MixtureOfExperts(mlp([3, 6]), 6, (2,), 3, gate=nn.Linear(3, 3))
+    ),
+    "Mixture of experts of images": ConditionalCase(
+        lambda: MixtureOfExperts(mlp([3, 6]), 6, (1, 4, 4), 3), event=(1, 4, 4)
+    ),
+    "Lowest over a latent vector": ConditionalCase(
+        lambda: ConditionalWithoutLatent(NetworkEnergy(mlp([3, 6]), 6, 3, hidden=8), LatentDescent(1))
+    ),
+    "Latent vector summed out": ConditionalCase(
+        lambda: ConditionalWithoutLatent(NetworkEnergy(mlp([3, 6]), 6, 3, hidden=8), LatentSampling(1))
     ),
     "Inputs given labels": ConditionalCase(lambda: labelled().of_inputs(), LABELS),
     "Images given labels": ConditionalCase(

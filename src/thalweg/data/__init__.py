@@ -6,6 +6,17 @@ __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "columns": ["Column", "KINDS", "as_text", "check_entries", "decide", "only_numbers", "read_as"],
+        "corridors": [
+            "Courses",
+            "Demonstrations",
+            "crashed",
+            "demonstrate",
+            "expert_actions",
+            "make_courses",
+            "moved",
+            "view",
+        ],
+        "crossroads": ["Crossings", "render_crossings"],
         "encoding": ["TableEncoder", "is_number"],
         "images": [
             "Images",

@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = lazily(
         ],
         "densities.gaussian": ["GaussianEnergy"],
         "densities.kernel": ["KernelDensity"],
+        "densities.mixture_of_experts": ["MixtureOfExperts"],
         "densities.shaped": ["ShapedDensity", "gaussian_of_classes"],
         "densities.tilted": [
             "MixtureDensity",
@@ -41,6 +42,19 @@ __getattr__, __dir__, __all__ = lazily(
             "LabelledEnsemble",
             "LowestOverLabels",
             "MarginalOverLabels",
+        ],
+        "latent": [
+            "LatentEnergy",
+            "LatentLabels",
+            "LatentNetwork",
+            "LowestOverLatent",
+            "MarginalOverLatent",
+        ],
+        "latent_vectors": [
+            "ConditionalWithoutLatent",
+            "LatentDescent",
+            "LatentSampling",
+            "WithoutLatent",
         ],
         "machines.belief": ["DeepBeliefNetwork", "DirectedLayer"],
         "machines.experts": ["StudentExperts"],

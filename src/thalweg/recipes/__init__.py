@@ -8,6 +8,7 @@ from thalweg.recipes import (
     composition,
     consistency,
     continual,
+    decisions,
     density_2d,
     energy_ood,
     hdge,
@@ -18,6 +19,7 @@ from thalweg.recipes import (
     regression_1d,
     robustness,
     semi_supervised,
+    several_answers,
     tanks,
 )
 from thalweg.recipes.base import Figure, Recipe, Result, Settings
@@ -41,6 +43,8 @@ _MODULES = (
     semi_supervised,
     energy_ood,
     robustness,
+    several_answers,
+    decisions,
 )
 RECIPES: dict[str, Recipe] = {module.RECIPE.name: module.RECIPE for module in _MODULES}
 

@@ -50,11 +50,15 @@ class NetworkEnergy(ConditionalEnergy):
         return self.from_x(self.feature_network(x))
 
     def head(self, features: Features, y: Tensor) -> Tensor:
+        return -self.out(self.joint(features, y)).squeeze(-1)
+
+    def joint(self, features: Features, y: Tensor) -> Tensor:
+        """The last hidden layer ``[B, *candidates, hidden]``, which has seen x and y."""
         assert isinstance(features, Tensor)
         h = self.activation(align(features, y) + self.from_y(self.y_network(y)))
         for layer in self.residual:
             h = h + self.activation(layer(h))
-        return -self.out(h).squeeze(-1)
+        return h
 
 
 def source_network(n_inputs: int, n_targets: int = 1, width: int = 10) -> NetworkEnergy:
