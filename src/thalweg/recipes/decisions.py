@@ -1,4 +1,4 @@
-"""Decisions: a robot chooses its steering by the lowest energy of (what it sees, what it does)."""
+"""Decisions: a robot chooses its steering by the lowest energy of (what it sees, what it does) [Florence 2021]."""
 
 from __future__ import annotations
 
