@@ -14,6 +14,7 @@ from thalweg.recipes import (
     head_pose,
     igebm,
     jem,
+    losses,
     narx,
     regression_1d,
     robustness,
@@ -41,6 +42,7 @@ _MODULES = (
     semi_supervised,
     energy_ood,
     robustness,
+    losses,
 )
 RECIPES: dict[str, Recipe] = {module.RECIPE.name: module.RECIPE for module in _MODULES}
 
