@@ -1,4 +1,4 @@
-"""The ten losses of the tutorial on energy-based learning, on digits: which collapse, and which tell them apart."""
+"""The ten losses of the tutorial on energy-based learning, on digits: which collapse, which tell them apart."""
 
 from __future__ import annotations
 
