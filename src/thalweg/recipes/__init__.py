@@ -10,6 +10,7 @@ from thalweg.recipes import (
     continual,
     density_2d,
     energy_ood,
+    faces,
     hdge,
     head_pose,
     igebm,
@@ -43,6 +44,7 @@ _MODULES = (
     energy_ood,
     robustness,
     losses,
+    faces,
 )
 RECIPES: dict[str, Recipe] = {module.RECIPE.name: module.RECIPE for module in _MODULES}
 

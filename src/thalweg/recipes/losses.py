@@ -345,13 +345,13 @@ def _table(figures: dict[str, list[float]], chosen: dict[str, list[str]]) -> go.
         [
             name,
             "squared outputs" if loss.squared else "minus the outputs",
-            "; ".join(chosen[name]),
             cell(f"{name}: accuracy", 3),
             cell(f"{name}: spread", 5 if name == "energy" else 2),
+            "; ".join(chosen[name]),
         ]
         for name, loss in LOSSES.items()
     ]
-    head = ["loss", "energies", "chosen, for each seed", "accuracy", "spread of energies"]
+    head = ["loss", "energies", "accuracy", "spread of energies", "chosen, for each seed"]
     return go.Figure(go.Table(header={"values": head}, cells={"values": list(zip(*rows, strict=True))}))
 
 
