@@ -116,8 +116,8 @@ def _notes() -> list[str]:
         f"Negatives are mined in {N_ROUNDS} rounds from moved, mixed and inverted copies of the training patches "
         "without a face, and from training faces that are out of place, turned over or in pieces; those of lowest "
         "energy are learned from. Nothing of the photograph takes part in training, or in any choice "
-        "of the energy. What counts as on the face was settled after a first scan: it had been an IoU above 0.3, and "
-        "windows on the mouth, half as large as the face, counted as false alarms.",
+        "of the energy. What counts as on the face was settled after a first scan: it had been an IoU above 0.3, "
+        "and windows on the mouth, half as large as the face, counted as false alarms.",
         "The scan looks at the photograph through windows of "
         f"{len(WINDOWS)} sizes; the lowest places are refined by steps down the energy's gradient, and those that "
         "overlap a lower one are dropped. A place is on the face if its centre is within the face's box; a false "
