@@ -28,6 +28,12 @@ def reproduce(
             "--paper-scale", help="Run at the size of the publication, which takes hours or needs a GPU."
         ),
     ] = False,
+    methods: Annotated[
+        bool,
+        typer.Option(
+            "--methods", help="Compare the methods of training that the source compares, where it does: boxes-2d."
+        ),
+    ] = False,
     out_folder: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the page. [default: runs/RECIPE]")
     ] = None,
@@ -56,7 +62,10 @@ def reproduce(
         paper_scale=paper_scale,
         tell=lambda line: console.err.print(escape(line)),
     )
-    result = chosen.run(settings)
+    if methods and chosen.compare is None:
+        able = ", ".join(name for name, entry in RECIPES.items() if entry.compare is not None)
+        raise ValueError(f"{recipe} compares no methods of training: leave --methods out, or run {able}")
+    result = chosen.compare(settings) if methods and chosen.compare is not None else chosen.run(settings)
 
     table = Table(Column("figure", overflow="fold"), title=escape(chosen.title), title_justify="left")
     for heading in ("mean", *(f"seed {s}" for s in settings.seeds[: max(map(len, _values(result)), default=0)])):

@@ -11,10 +11,12 @@ from thalweg.recipes import (
     decisions,
     density_2d,
     energy_ood,
+    faces,
     hdge,
     head_pose,
     igebm,
     jem,
+    losses,
     narx,
     regression_1d,
     robustness,
@@ -45,6 +47,8 @@ _MODULES = (
     robustness,
     several_answers,
     decisions,
+    losses,
+    faces,
 )
 RECIPES: dict[str, Recipe] = {module.RECIPE.name: module.RECIPE for module in _MODULES}
 

@@ -84,6 +84,7 @@ class Recipe:
         source: where it comes from.
         run: does it.
         minutes: about how long it takes on two cores, at full size.
+        compare: does it by every method of training that the source compares, where it compares some.
     """
 
     name: str
@@ -91,3 +92,4 @@ class Recipe:
     source: str
     run: Callable[[Settings], Result]
     minutes: float
+    compare: Callable[[Settings], Result] | None = None

@@ -12,6 +12,7 @@ from thalweg.data.rendered import Scenes, box_iou, decode_box, encode_box, rende
 from thalweg.energies.networks import NetworkEnergy, convnet
 from thalweg.objectives.base import Batch
 from thalweg.recipes.base import Figure, Recipe, Result, Settings
+from thalweg.recipes.box_methods import compare
 from thalweg.recipes.refinement import REFINEMENTS, BoxTask, gallery, refine_boxes
 
 N_TRAIN, N_HELD_OUT, N_TEST = 10_000, 500, 1000
@@ -144,4 +145,5 @@ RECIPE = Recipe(
     source="Gustafsson et al., Energy-Based Models for Deep Probabilistic Regression (2020)",
     run=run,
     minutes=3,
+    compare=lambda settings: compare(TASK, _batch, settings),
 )
