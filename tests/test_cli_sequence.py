@@ -202,6 +202,7 @@ def test_labels_that_are_missing_are_left_open(tmp_path):
     assert f"{n} of {len(table)} elements have no label" in done.err + done.out
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_the_same(tmp_path, monkeypatch):
     from thalweg.training.step import GradientStep
 

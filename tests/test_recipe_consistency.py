@@ -11,6 +11,7 @@ from thalweg.recipes import consistency
 from thalweg.recipes.base import Settings
 
 
+@pytest.mark.slow
 def test_quick_run():
     messages = []
     result = consistency.RECIPE.run(Settings(seeds=(0, 1), quick=True, tell=messages.append))

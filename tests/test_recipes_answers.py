@@ -27,6 +27,7 @@ from thalweg.recipes import RECIPES, decisions, several_answers
 from thalweg.recipes.base import Settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [several_answers, decisions])
 def test_quick_run(module):
     messages = []

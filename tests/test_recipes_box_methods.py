@@ -12,6 +12,7 @@ from thalweg.recipes.base import Settings
 from thalweg.recipes.box_methods import JITTER, LABELS, METHODS, _Trial
 
 
+@pytest.mark.slow
 def test_quick_run():
     messages = []
     assert boxes_2d.RECIPE.compare is not None

@@ -17,6 +17,7 @@ from thalweg.recipes.faces import FACE, OTHER
 # -- the ten losses -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_losses_quick_run():
     messages = []
     result = losses.RECIPE.run(Settings(seeds=(0, 1), quick=True, tell=messages.append))
@@ -119,6 +120,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_faces_quick_run(folder):
     messages = []
     result = faces.RECIPE.run(Settings(seeds=(0, 1), data=folder, quick=True, tell=messages.append))

@@ -96,6 +96,7 @@ def test_answers_agree_with_one_another(words_model: EnergySequenceTagger):
 
 
 # The energy loss has a test of its own; LVQ2 is for energies above 0, and refines what another loss has begun.
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [name for name in ANSWERS if name not in ("energy", "lvq2")])
 def test_every_objective_learns(objective: str):
     X, y = sentences(100)
