@@ -93,6 +93,7 @@ def test_a_missed_mode_is_missing_on_both_sides_unless_the_way_back_knows_of_it(
     assert holds(mixed, exact) or "contradict" in mixed.warning
 
 
+@pytest.mark.slow
 @FEW_AND_MANY
 @HIDDEN
 def test_the_stated_error_holds_on_machines_that_mix(hidden, n):
@@ -122,6 +123,7 @@ def test_where_the_way_there_misses_a_mode_the_error_holds_or_a_warning_comes(hi
     assert is_often(answered)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_log_z_of_a_deep_machine_trained_on_two_far_groups_is_within_its_error_or_warned_of(seed, monkeypatch):
     monkeypatch.setattr("thalweg.estimators._deep._MOST_ENUMERATED", 0)
@@ -164,6 +166,7 @@ def test_the_stated_error_holds_on_a_mixture_whose_modes_are_all_known(n):
     assert is_often([f.warning is None for f in found])
 
 
+@pytest.mark.slow
 @FEW_AND_MANY
 @pytest.mark.parametrize("share", [*(pytest.param(s, marks=pytest.mark.slow) for s in (None, 0.7)), 0.4])
 def test_a_missed_component_widens_the_bracket_or_is_warned_of(share, n):

@@ -510,7 +510,9 @@ class EnergySequenceTagger(Estimator):
         if isinstance(self.forbidden, list):
             # JSON has lists where pairs were.
             self.forbidden = [tuple(pair) for pair in self.forbidden]
-        self.energy_ = self._build()
+        # First weights, which the saved ones replace, take no numbers of the caller's.
+        with seeded(0):
+            self.energy_ = self._build()
 
 
 def _checked_weight(sample_weight: Any, n: int) -> np.ndarray:

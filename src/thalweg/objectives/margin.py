@@ -22,7 +22,7 @@ from thalweg.inference.answers import (
     lowest_other,
     lowest_outside,
 )
-from thalweg.objectives.base import AnyEnergy, Batch, Objective, check_rows
+from thalweg.objectives.base import AnyEnergy, Batch, Objective, check_rows, evaluating
 
 # Of the energy of the right answer, and of the lowest wrong one.
 Shape = Callable[[Tensor, Tensor], Tensor]
@@ -96,7 +96,8 @@ class _OfAnswers(Objective):
 
     def check(self, energy: AnyEnergy, batch: Batch) -> None:
         check_rows(batch)
-        batch.rows(slice(0, 2)).given(energy)
+        with torch.no_grad(), evaluating(energy):
+            batch.rows(slice(0, 2)).given(energy)
 
 
 class MarginLoss(_OfAnswers):
