@@ -62,8 +62,9 @@ def predict(
     The first column, `row`, counts the rows of the table from 1. Where the table holds the target too, the
     log-likelihood (higher is better) and the PIT value of each row are added. A classifier gives the prediction,
     the probability of each class, and how typical the row is; where the table holds the labels, whether it is
-    right, and its log loss (lower is better). A ranker gives the score of each row (higher is better) and its rank
-    in its group, 1 the best, which rows of equal score share.
+    right, and its log loss (lower is better). A model of sequences gives the label of each row and the
+    probability of each label there. A ranker gives the score of each row (higher is better) and its rank in its
+    group, 1 the best, which rows of equal score share.
     """
     options = {"quantiles": quantiles, "coverage": coverage, "samples": samples, "seed": seed, "keep": keep or []}
     _ask(context, "predict", run_folder, out_file, "predictions", options, table)

@@ -164,6 +164,11 @@ class TableEncoder:
         """Columns that carry nothing."""
         return [c["name"] for c in self.columns if c["kind"] == "constant"]
 
+    @property
+    def texts(self) -> dict[str, list[str]]:
+        """The texts of each category, by the name of its column."""
+        return {c["name"]: c["values"] for c in self.columns if c["kind"] == "category"}
+
     def state(self) -> dict[str, Any]:
         """All that was learned, fit for JSON."""
         return {"n_bins": self.n_bins, "max_categories": self.max_categories, "columns": self.columns}

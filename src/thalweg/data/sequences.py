@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,8 @@ _MOST_CATEGORIES = 32
 _MOST_FEATURES = 300_000
 # A feature that one element alone has says nothing of others, and stands for all that are new.
 _LEAST_COUNT = 2
+# So many elements, padding among them, are computed at once.
+_ELEMENTS_AT_ONCE = 16384
 _BEFORE, _AFTER = "<before>", "<after>"
 
 
@@ -240,6 +242,45 @@ def checked(X: Any, encoder: ElementEncoder | None = None) -> list[Any]:
 
 
 _WORDS = {"numbers": "rows of numbers", "tokens": "tokens", "table": "rows of a table"}
+
+
+def padded(rows: Sequence[np.ndarray], fill: float) -> np.ndarray:
+    """``[n, T, *]`` of sequences ``[T_i, *]``, with this value after their ends."""
+    longest = max(len(r) for r in rows)
+    found = np.full((len(rows), longest, *rows[0].shape[1:]), fill, rows[0].dtype)
+    for own, r in zip(found, rows, strict=True):
+        own[: len(r)] = r
+    return found
+
+
+def in_batches(lengths: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
+    """Numbers of sequences, those of like length together, as many as are computed at once."""
+    order = np.argsort(lengths, kind="stable")[::-1]
+    start = 0
+    while start < len(order):
+        size = max(1, _ELEMENTS_AT_ONCE // max(1, lengths[order[start]]))
+        yield order[start : start + size]
+        start += size
+
+
+class LabelCounts(NamedTuple):
+    """How often each label ``[K]``, each pair of neighbours ``[K, K]``, each first and each last label occurs."""
+
+    labels: np.ndarray
+    pairs: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+
+
+def label_counts(places: Sequence[np.ndarray], n_labels: int) -> LabelCounts:
+    """Count the labels of sequences, numbers from 0; negative ones are unknown and count nowhere."""
+    before, after = (np.concatenate([own[part] for own in places]) for part in (slice(-1), slice(1, None)))
+    pairs = np.zeros((n_labels, n_labels))
+    known = (before >= 0) & (after >= 0)
+    np.add.at(pairs, (before[known], after[known]), 1)
+    columns = np.concatenate(places), np.array([own[0] for own in places]), np.array([own[-1] for own in places])
+    labels, first, last = (np.bincount(c[c >= 0], minlength=n_labels).astype(float) for c in columns)
+    return LabelCounts(labels, pairs, first, last)
 
 
 def _kind(sequence: Any) -> str:

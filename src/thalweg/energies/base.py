@@ -118,8 +118,7 @@ class Energy(nn.Module):
     __rmul__ = __mul__
 
     def __truediv__(self, temperature: float) -> Energy:
-        if temperature <= 0:
-            raise ValueError(f"a temperature must be positive, got {temperature}")
+        check_temperature(temperature)
         return self * (1.0 / temperature)
 
     def __or__(self, other: Energy) -> Energy:
@@ -213,6 +212,17 @@ class Conditioned(Energy):
 
     def landmarks(self) -> tuple[Tensor, Tensor] | None:
         return self.parent.landmarks(self.features)
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature that is not positive."""
+    if not temperature > 0:
+        raise ValueError(f"a temperature must be positive, got {temperature}")
+
+
+def soft_minimum(energies: Tensor, temperature: float) -> Tensor:
+    """The free energy -T log sum exp(-E / T) over the last dimension; as T falls to 0, the lowest."""
+    return -temperature * torch.logsumexp(energies / -temperature, -1)
 
 
 def standard_normal(shape: Sequence[int], like: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from thalweg.energies.base import ConditionalEnergy, Conditioned, Energy, Features
+from thalweg.energies.base import (
+    ConditionalEnergy,
+    Conditioned,
+    Energy,
+    Features,
+    check_temperature,
+    soft_minimum,
+)
 from thalweg.energies.composition import WeightedSum
 from thalweg.energies.densities.basic import Density
 
@@ -227,13 +234,12 @@ class MarginalOverLabels(Energy):
 
     def __init__(self, labelled: LabelledEnergy, temperature: float = 1.0):
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"a temperature must be positive, got {temperature}")
+        check_temperature(temperature)
         self.labelled, self.temperature = labelled, temperature
         self.event_ndim, self.support = labelled.input_ndim, labelled.input_support
 
     def forward(self, x: Tensor) -> Tensor:
-        return -self.temperature * torch.logsumexp(self.labelled.energies(x) / -self.temperature, -1)
+        return soft_minimum(self.labelled.energies(x), self.temperature)
 
     def fixed(self) -> Energy:
         return self.labelled.fixed_marginal(self.temperature) or self

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from thalweg.energies.base import ConditionalEnergy, Features
+from thalweg.energies.base import ConditionalEnergy, Features, check_temperature, soft_minimum
 from thalweg.energies.labelled import LabelledEnergy
 from thalweg.energies.networks.conditional import NetworkEnergy
 
@@ -84,7 +84,7 @@ class MarginalOverLatent(ConditionalEnergy):
 
     def __init__(self, latent: LatentEnergy, temperature: float = 1.0):
         super().__init__()
-        _check_temperature(temperature)
+        check_temperature(temperature)
         self.latent, self.temperature = latent, temperature
         self.support, self.event_ndim = latent.support, latent.event_ndim
 
@@ -92,7 +92,7 @@ class MarginalOverLatent(ConditionalEnergy):
         return self.latent.features(x)
 
     def head(self, features: Features, y: Tensor) -> Tensor:
-        return _free_energy(self.latent.energies(features, y), self.temperature)
+        return soft_minimum(self.latent.energies(features, y), self.temperature)
 
 
 class LatentNetwork(LatentEnergy):
@@ -160,7 +160,7 @@ class LatentLabels(LabelledEnergy):
     ):
         super().__init__(network, input_ndim=input_ndim, input_support=input_support)
         if temperature is not None:
-            _check_temperature(temperature)
+            check_temperature(temperature)
         self.n_latent, self.temperature = n_latent, temperature
 
     def all_energies(self, x: Tensor) -> Tensor:
@@ -169,18 +169,9 @@ class LatentLabels(LabelledEnergy):
 
     def energies(self, x: Tensor) -> Tensor:
         every = self.all_energies(x)
-        return every.amin(-1) if self.temperature is None else _free_energy(every, self.temperature)
+        return every.amin(-1) if self.temperature is None else soft_minimum(every, self.temperature)
 
     def posterior(self, x: Tensor, labels: Tensor) -> Tensor:
         """p(z|x, k) ``[B, Z]`` of labels ``[B]``, at the temperature of the sum (1 where z is minimised)."""
         own = self.all_energies(x)[torch.arange(len(labels), device=labels.device), labels.long()]
         return torch.softmax(-own / (self.temperature or 1.0), -1)
-
-
-def _free_energy(energies: Tensor, temperature: float) -> Tensor:
-    return -temperature * torch.logsumexp(energies / -temperature, -1)
-
-
-def _check_temperature(temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"a temperature must be positive, got {temperature}")

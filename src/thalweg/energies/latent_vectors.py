@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from thalweg.energies.base import ConditionalEnergy, Conditioned, Energy, Features
+from thalweg.energies.base import ConditionalEnergy, Conditioned, Energy, Features, check_temperature
 
 
 class _Elimination(nn.Module):
@@ -184,8 +184,7 @@ class LatentSampling(_Elimination):
         seed: int = 0,
     ):
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"a temperature must be positive, got {temperature}")
+        check_temperature(temperature)
         if n_chains < 2:
             raise ValueError(f"the width of the proposals comes from at least 2 chains, got {n_chains}")
         self.n_latent, self.temperature, self.step_size = n_latent, temperature, step_size

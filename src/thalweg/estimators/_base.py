@@ -18,7 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from thalweg._torch_state import keeping_own_settings, using_threads, with_own_settings
+from thalweg._torch_state import keeping_own_settings, seeded, using_threads, with_own_settings
 from thalweg.evaluation.verdict import Check, FailedModelWarning, Verdict
 from thalweg.training.history import History
 from thalweg.training.loop import one_cpu_process
@@ -167,7 +167,9 @@ class Estimator(BaseEstimator):
             model.history_ = History.from_dict(config["history"])
             model.extra_ = config["extra"]
             model.verdict_ = Verdict.from_list(config.get("verdict", []))
-            model._rebuild(config, tensors)
+            # First weights, which the saved ones replace, take none of the caller's random numbers.
+            with seeded(0):
+                model._rebuild(config, tensors)
             for name, module in model._modules().items():
                 module.load_state_dict(tensors_of(name, tensors))
                 module.eval()

@@ -100,20 +100,21 @@ class HeldOutLogLoss(NestedFigure):
         """
         if not isinstance(energy, LabelledMembers) or energy.n_members == 1:
             return 0.0
-        gains = []
+        device, gains = next(energy.parameters()).device, []
         for rows in torch.nonzero(self.labels >= 0)[:, 0].split(2048):
-            log_probs = torch.log_softmax(energy.member_scores(self.x[rows]) / temperature, -1)
+            scores = energy.member_scores(self.x[rows].to(device)).cpu()
+            log_probs = torch.log_softmax(scores / temperature, -1)
             own = log_probs.gather(-1, self.labels[rows].expand(len(log_probs), -1)[..., None])[..., 0].double()
             gains.append(torch.logsumexp(own, 0) - math.log(len(own)) - own.mean(0))
         return float(torch.cat(gains).mean())
 
     def scores(self, energy: nn.Module) -> Tensor:
         """Scores of the rows that judge each member ``[members, rows, labels]``."""
-        parts = []
+        device, parts = next(energy.parameters()).device, []
         for rows in self.rows.split(2048, 1):
             if isinstance(energy, LabelledMembers):
-                parts.append(energy.member_scores(self.x[rows]))
+                parts.append(energy.member_scores(self.x[rows].to(device)).cpu())
             else:
                 assert isinstance(energy, LabelledEnergy)
-                parts.append(-energy.energies(self.x[rows[0]])[None])
+                parts.append(-energy.energies(self.x[rows[0]].to(device))[None].cpu())
         return torch.cat(parts, 1)

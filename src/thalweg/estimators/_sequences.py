@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from thalweg.data import sequences
+from thalweg.data.sequences import in_batches
 from thalweg.energies.factors.chain import UNKNOWN, ChainEnergy, LabelChain
 from thalweg.estimators._held_out import NestedFigure
 from thalweg.inference import chains
 from thalweg.inference.answers import free_energy_of
 
-# So many elements, padding among them, are computed at once.
-_ELEMENTS_AT_ONCE = 16384
 _TEMPERATURES = (1.0, 1.4, 2.0, 3.0)
 
 
@@ -98,21 +98,7 @@ def places_of(labels: Sequence[np.ndarray], classes: np.ndarray, refuse_new: boo
 
 def padded(rows: Sequence[np.ndarray], fill: float) -> Tensor:
     """``[n, T, *]`` of sequences ``[T_i, *]``, with this value after their ends."""
-    longest = max(len(r) for r in rows)
-    found = np.full((len(rows), longest, *rows[0].shape[1:]), fill, rows[0].dtype)
-    for own, r in zip(found, rows, strict=True):
-        own[: len(r)] = r
-    return torch.from_numpy(found)
-
-
-def in_batches(lengths: Sequence[int]) -> Iterator[np.ndarray]:
-    """Numbers of sequences, those of like length together, as many as are computed at once."""
-    order = np.argsort(lengths, kind="stable")[::-1]
-    start = 0
-    while start < len(order):
-        size = max(1, _ELEMENTS_AT_ONCE // max(1, lengths[order[start]]))
-        yield order[start : start + size]
-        start += size
+    return torch.from_numpy(sequences.padded(rows, fill))
 
 
 class HeldOutSequences(NestedFigure):
@@ -167,22 +153,14 @@ def start_from_counts(energy: ChainEnergy, places: Sequence[np.ndarray]) -> None
     Args:
         places: labels of sequences, -1 where unknown.
     """
-    k = len(energy.start)
-    pairs, ends = np.full((k, k), 0.5), np.full((2, k), 0.5)
-    for own in places:
-        known = (own[:-1] >= 0) & (own[1:] >= 0)
-        np.add.at(pairs, (own[:-1][known], own[1:][known]), 1)
-        for counts, label in zip(ends, (own[0], own[-1]), strict=True):
-            if label >= 0:
-                counts[label] += 1
-    labels = np.concatenate(places)
-    share = np.bincount(labels[labels >= 0], minlength=k) + 0.5
-    share = share / share.sum()
+    counts = sequences.label_counts(places, len(energy.start))
+    pairs = counts.pairs + 0.5
+    share = (counts.labels + 0.5) / (counts.labels + 0.5).sum()
 
-    def rarity(counts: np.ndarray, expected: np.ndarray) -> Tensor:
-        return torch.from_numpy(-np.log(counts / counts.sum() / expected)).float().clamp(-3, 3)
+    def rarity(found: np.ndarray, expected: np.ndarray) -> Tensor:
+        return torch.from_numpy(-np.log(found / found.sum() / expected)).float().clamp(-3, 3)
 
     with torch.no_grad():
         energy.transitions.copy_(rarity(pairs, pairs.sum(1, keepdims=True) * pairs.sum(0) / pairs.sum() ** 2))
-        energy.start.copy_(rarity(ends[0], share))
-        energy.end.copy_(rarity(ends[1], share))
+        energy.start.copy_(rarity(counts.first + 0.5, share))
+        energy.end.copy_(rarity(counts.last + 0.5, share))

@@ -21,6 +21,7 @@ from thalweg._torch_state import seeded
 from thalweg.data.encoding import TableEncoder
 from thalweg.data.images import as_images, pixels_like
 from thalweg.data.plain_rows import PlainRows
+from thalweg.energies.base import check_temperature
 from thalweg.energies.densities import KernelDensity, ShapedDensity, UniformEnergy, gaussian_of_classes
 from thalweg.energies.labelled import FactoredEnergy, LabelledEnergy
 from thalweg.energies.networks import convnet
@@ -357,8 +358,7 @@ class EnergyClassifier(ClassifierMixin, TableInputs, Estimator):
     def at_temperature(self, *, value: float) -> EnergyClassifier:
         """A copy of the model whose probabilities have this temperature; at 1 as the networks learned them."""
         check_is_fitted(self, "energy_")
-        if not value > 0:
-            raise ValueError(f"a temperature must be positive, got {value}")
+        check_temperature(value)
         other = copy.copy(self)
         other._classifier = copy.deepcopy(self._classifier)
         other.temperature_ = Temperature(float(value), math.nan, math.nan, value != 1)

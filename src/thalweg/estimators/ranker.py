@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor, nn
+from torch import Tensor
 
 from thalweg._torch_state import seeded
 from thalweg.data.encoding import TableEncoder
@@ -299,9 +299,6 @@ class EnergyRanker(TableInputs, Estimator):
             "n_inputs": self._n_inputs,
             "validation_ndcg": self.validation_ndcg_,
         }
-
-    def _modules(self) -> dict[str, nn.Module]:
-        return {"energy": self.energy_}
 
     def _rebuild(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.encoder_ = TableEncoder.from_state(config["encoder"])

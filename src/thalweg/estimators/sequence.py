@@ -16,7 +16,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from thalweg._torch_state import seeded
-from thalweg.data.sequences import ElementEncoder, checked
+from thalweg.data.sequences import ElementEncoder, checked, in_batches
+from thalweg.energies.base import check_temperature
 from thalweg.energies.factors.chain import UNKNOWN, ChainEnergy, LabelChain
 from thalweg.energies.networks.sequence import ElementFeatures, SequenceNetwork
 from thalweg.estimators._base import (
@@ -32,7 +33,6 @@ from thalweg.estimators._base import (
 from thalweg.estimators._sequences import (
     HeldOutSequences,
     classes_of,
-    in_batches,
     labels_of,
     nll,
     padded,
@@ -432,8 +432,7 @@ class EnergySequenceTagger(Estimator):
             ValueError: if the temperature is not positive.
         """
         self._fitted()
-        if not value > 0:
-            raise ValueError(f"a temperature must be positive, got {value}")
+        check_temperature(value)
         other = copy.copy(self)
         other.temperature_ = Temperature(value, np.nan, np.nan, True)
         return other
@@ -510,9 +509,7 @@ class EnergySequenceTagger(Estimator):
         if isinstance(self.forbidden, list):
             # JSON has lists where pairs were.
             self.forbidden = [tuple(pair) for pair in self.forbidden]
-        # First weights, which the saved ones replace, take no numbers of the caller's.
-        with seeded(0):
-            self.energy_ = self._build()
+        self.energy_ = self._build()
 
 
 def _checked_weight(sample_weight: Any, n: int) -> np.ndarray:

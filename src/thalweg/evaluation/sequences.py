@@ -12,13 +12,13 @@ from scipy.sparse import csr_matrix, hstack
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from thalweg.data.sequences import in_batches, label_counts, padded
 from thalweg.energies.factors.chain import LabelChain
 from thalweg.inference import chains
 
 _LEAST = 1e-12
 # A logistic regression of more elements takes longer than the model.
 _MOST_ELEMENTS = 40_000
-_BATCH = 256
 
 
 class Mean(NamedTuple):
@@ -132,15 +132,8 @@ class LogisticWithTransitions(ElementLogistic):
         self, rows: Sequence[np.ndarray], places: Sequence[np.ndarray], n_labels: int
     ) -> LogisticWithTransitions:
         super().fit(rows, places, n_labels)
-        pairs, first = np.full((n_labels, n_labels), 0.1), np.full(n_labels, 0.1)
-        for own in places:
-            known = (own[:-1] >= 0) & (own[1:] >= 0)
-            np.add.at(pairs, (own[:-1][known], own[1:][known]), 1)
-            if own[0] >= 0:
-                first[own[0]] += 1
-        y = np.concatenate(places)
-        counts = np.bincount(y[y >= 0], minlength=n_labels) + 0.1
-        self._log_share = np.log(counts / counts.sum())
+        labels, pairs, first, _ = (counts + 0.1 for counts in label_counts(places, n_labels))
+        self._log_share = np.log(labels / labels.sum())
         self._transitions = -np.log(pairs / pairs.sum(1, keepdims=True))
         self._first = -np.log(first / first.sum())
         return self
@@ -154,18 +147,14 @@ class LogisticWithTransitions(ElementLogistic):
     def _ask(self, rows: Sequence[np.ndarray], ask: Any) -> list[np.ndarray]:
         unary = [self._log_share - found for found in super().log_prob(rows)]
         found: list[Any] = [None] * len(unary)
-        order = np.argsort([len(u) for u in unary], kind="stable")
-        for part in np.split(order, range(_BATCH, len(order), _BATCH)):
-            longest = max(len(unary[i]) for i in part)
-            padded = np.zeros((len(part), longest, self.n_labels))
-            mask = np.zeros((len(part), longest), bool)
-            for own, counted, i in zip(padded, mask, part, strict=True):
-                own[: len(unary[i])], counted[: len(unary[i])] = unary[i], True
+        lengths = np.array([len(u) for u in unary])
+        for part in in_batches(lengths):
+            terms = padded([unary[i] for i in part], 0.0)
             chain = LabelChain(
-                torch.from_numpy(padded),
+                torch.from_numpy(terms),
                 torch.from_numpy(self._transitions),
                 torch.from_numpy(self._first),
-                mask=torch.from_numpy(mask),
+                mask=torch.from_numpy(np.arange(terms.shape[1]) < lengths[part, None]),
             )
             for i, answer in zip(part, ask(chain).numpy(), strict=True):
                 found[i] = answer[: len(unary[i])]

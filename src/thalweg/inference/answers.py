@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from thalweg.energies.base import Conditioned, Energy
+from thalweg.energies.base import Conditioned, Energy, soft_minimum
 from thalweg.energies.factors.chain import UNKNOWN, LabelChain
 from thalweg.energies.factors.graph import FactorGraph
 from thalweg.energies.labelled import LabelDistribution
@@ -101,9 +101,12 @@ def free_energy_of(energy: Energy, y: Tensor, temperature: float = 1.0) -> Tenso
 
 
 @singledispatch
-def spread(energy: Energy) -> Tensor:
-    """How far the energies of a row's answers lie apart ``[B]``: 0 where an energy tells none from another."""
-    raise TypeError(f"the answers of {type(energy).__name__} can't be gone through")
+def spread(energy: Energy) -> Tensor | None:
+    """How far the energies of a row's answers lie apart ``[B]``: 0 where an energy tells none from another.
+
+    None where the answers can't be gone through.
+    """
+    return None
 
 
 # -- labels ------------------------------------------------------------------------------------------------
@@ -129,7 +132,7 @@ def _(given: LabelDistribution, y: Tensor) -> Answer:
 
 @free_energy.register
 def _(given: LabelDistribution, temperature: float = 1.0) -> Tensor:
-    return -temperature * torch.logsumexp(-_energies(given) / temperature, -1)
+    return soft_minimum(_energies(given), temperature)
 
 
 @energy_of.register
@@ -212,22 +215,15 @@ def _(graph: FactorGraph, y: Tensor) -> Answer:
         least, place = found.energy.masked_fill(own, torch.inf).min(-1)
         return Answer(found.values[place], least.isfinite())
     # The lowest of those that differ in one variable at least, whichever that is.
-    each = max_product(graph).lowest_given_each
-    own = (torch.arange(each.shape[-1], device=y.device) == y.unsqueeze(-1)) | (y == UNKNOWN).unsqueeze(-1)
-    least, place = each.masked_fill(own, torch.inf).flatten(1).min(-1)
-    forced = torch.full_like(y, UNKNOWN)
-    exists = least.isfinite()
-    rows = torch.arange(len(y), device=y.device)
-    forced[rows, place // each.shape[-1]] = torch.where(exists, place % each.shape[-1], UNKNOWN)
+    forced, exists = chains.lowest_change(max_product(graph).lowest_given_each, y)
     return Answer(max_product(graph.restricted(forced)).values, exists)
 
 
 @free_energy.register
 def _(graph: FactorGraph, temperature: float = 1.0) -> Tensor:
-    graph = graph if temperature == 1 else graph.tempered(temperature)
     if graph.is_forest or not _is_small(graph):
-        return temperature * sum_product(graph).free_energy
-    return -temperature * torch.logsumexp(-all_configurations(graph).energy, -1)
+        return temperature * sum_product(graph if temperature == 1 else graph.tempered(temperature)).free_energy
+    return soft_minimum(all_configurations(graph).energy, temperature)
 
 
 @energy_of.register

@@ -108,18 +108,29 @@ def lowest_other(chain: LabelChain, labels: Tensor) -> Best:
     Source: the most offending incorrect answer of [LeCun 2006, sec. 2.2].
     """
     with torch.no_grad():
-        energies = lowest_given_each(chain)
-        labels = labels.long()[:, : chain.mask.shape[1]]
-        known = (labels != UNKNOWN) & chain.mask
-        own = torch.arange(chain.n_labels, device=labels.device) == labels.unsqueeze(-1)
-        other = energies.masked_fill(own | ~known.unsqueeze(-1), torch.inf)
-        least, place = other.flatten(1).min(1)
-        forced = torch.full_like(labels, UNKNOWN)
-        rows = torch.arange(len(labels), device=labels.device)
-        found = ~least.isinf()
-        forced[rows, place // chain.n_labels] = torch.where(found, place % chain.n_labels, UNKNOWN)
+        forced, found = lowest_change(lowest_given_each(chain), labels.long()[:, : chain.mask.shape[1]])
         best = viterbi(chain.restricted(forced))
         return Best(best.labels, torch.where(found, best.energy, torch.inf))
+
+
+def lowest_change(lowest_given: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The one value that the lowest configuration other than this one has elsewhere than here.
+
+    Args:
+        lowest_given: the lowest energy with each value of each variable ``[B, V, K]``.
+        values: of the variables ``[B, V]``; one of -1 differs from none.
+
+    Returns:
+        that value at its variable, and -1 at all others ``[B, V]``; and whether there is one ``[B]``.
+    """
+    k = lowest_given.shape[-1]
+    same = torch.arange(k, device=values.device) == values.unsqueeze(-1)
+    least, place = lowest_given.masked_fill(same | (values == UNKNOWN).unsqueeze(-1), torch.inf).flatten(1).min(1)
+    found = least.isfinite()
+    forced = torch.full_like(values, UNKNOWN)
+    rows = torch.arange(len(values), device=values.device)
+    forced[rows, place // k] = torch.where(found, place % k, UNKNOWN)
+    return forced, found
 
 
 def draw(chain: LabelChain, n: int, generator: torch.Generator | None = None) -> Tensor:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thalweg.energies.factors.chain import LabelChain
-from thalweg.energies.factors.graph import FactorGraph
-from thalweg.energies.labelled import LabelDistribution
 from thalweg.inference.answers import energy_of, spread
 from thalweg.objectives.base import AnyEnergy, Batch, Objective, as_conditional
 
@@ -22,6 +19,6 @@ class EnergyLoss(Objective):
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
         given = as_conditional(self, energy).given(batch.x)
-        if isinstance(given, LabelDistribution | LabelChain | FactorGraph):
-            self.metrics = {"energy spread": float(spread(given).mean())}
+        apart = spread(given)
+        self.metrics = {} if apart is None else {"energy spread": float(apart.mean())}
         return energy_of(given, batch.y)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from thalweg.energies.base import Conditioned
+from thalweg.energies.base import Conditioned, check_temperature
 from thalweg.energies.factors.chain import LabelChain
 from thalweg.inference.answers import (
     OutsideBall,
@@ -22,7 +22,7 @@ from thalweg.inference.answers import (
     lowest_other,
     lowest_outside,
 )
-from thalweg.objectives.base import AnyEnergy, Batch, Objective, check_rows, evaluating
+from thalweg.objectives.base import AnyEnergy, Batch, Objective
 
 # Of the energy of the right answer, and of the lowest wrong one.
 Shape = Callable[[Tensor, Tensor], Tensor]
@@ -91,16 +91,7 @@ class SquareExponential:
         return correct.square() + self.gamma * torch.exp(-incorrect)
 
 
-class _OfAnswers(Objective):
-    """What losses over answers share: how rows are checked."""
-
-    def check(self, energy: AnyEnergy, batch: Batch) -> None:
-        check_rows(batch)
-        with torch.no_grad(), evaluating(energy):
-            batch.rows(slice(0, 2)).given(energy)
-
-
-class MarginLoss(_OfAnswers):
+class MarginLoss(Objective):
     """A loss of two energies for each row: of the right answer, and of the lowest wrong one.
 
     The wrong one is found exactly for labels, chains of labels and factor graphs (see
@@ -149,7 +140,7 @@ class MarginLoss(_OfAnswers):
         return self.shape(correct, incorrect)
 
 
-class AnswerLikelihood(_OfAnswers):
+class AnswerLikelihood(Objective):
     """-log p(y|x) over all answers, summed exactly: E_c + T log sum exp(-E / T), T the temperature.
 
     Of answers that are known in part, the sum over all that agree is likely. As T falls to 0 it becomes the
@@ -160,8 +151,7 @@ class AnswerLikelihood(_OfAnswers):
 
     def __init__(self, temperature: float = 1.0):
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"a temperature must be positive, got {temperature}")
+        check_temperature(temperature)
         self.temperature = temperature
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:

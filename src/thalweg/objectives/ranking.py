@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from thalweg.energies.networks.ranking_members import RankingMembers
@@ -117,7 +116,7 @@ class LambdaRanking(_RankingObjective):
     def _of_lists(self, energies: Tensor, relevance: Tensor, known: Tensor, better: Tensor) -> Tensor:
         with torch.no_grad():
             weights = torch.where(better, ndcg_changes(energies, relevance, known), 0.0)
-        losses = F.softplus(energies.unsqueeze(-1) - energies.unsqueeze(-2))
+        losses = logarithmic(energies.unsqueeze(-1), energies.unsqueeze(-2))
         return (weights * losses).flatten(2).sum(-1)
 
 

@@ -256,7 +256,9 @@ def accuracy(energy: LabelledEnergy, rows: Rows) -> float:
 
 def _spread(energy: LabelledEnergy, rows: Rows) -> float:
     with torch.no_grad():
-        return float(spread(energy.given(rows.x)).mean())
+        apart = spread(energy.given(rows.x))
+    assert apart is not None
+    return float(apart.mean())
 
 
 def _collapses(history: History) -> int:

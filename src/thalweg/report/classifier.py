@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from thalweg.evaluation.calibration import reliability
 from thalweg.report import charts
-from thalweg.report.grids import in_words, plain_columns
+from thalweg.report.grids import in_words, input_rows, plain_columns
 from thalweg.report.images import in_columns, wall
 from thalweg.report.labels import add_reliability, class_counts, confusion_card, ideal_reliability
 from thalweg.report.page import Card, Tile, checks_of, footer_of, render_page
@@ -93,14 +93,8 @@ def _data_card(run: ClassifierRun) -> Card:
         pictures.append(wall(some, min(len(names), 12)))
         text += " Below are training images, a column for each class."
         return Card("The data", text, pictures)
-    rows = []
-    table = plain_columns(run.training_rows)
-    for name in run.figures["inputs"]:
-        column = table[name]
-        gaps = f"{100 * column.isna().mean():.1f} %" if column.isna().any() else "none"
-        numbers = pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column)
-        span = f"{in_words(column.min())} to {in_words(column.max())}" if numbers else f"{column.nunique()} values"
-        rows.append([name, run.figures["kinds"][name], gaps, span])
+    kinds = {name: run.figures["kinds"][name] for name in run.figures["inputs"]}
+    rows = input_rows(run.training_rows, kinds)
     return Card("The data", text, pictures, ["input", "kind", "gaps", "range"], rows, folded=len(rows) > 20)
 
 

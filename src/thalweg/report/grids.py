@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,18 @@ def plain_columns(table: pd.DataFrame) -> pd.DataFrame:
         elif is_number(column) and not pd.api.types.is_datetime64_any_dtype(column):
             table[name] = pd.to_numeric(column).astype("float64")
     return table
+
+
+def input_rows(table: pd.DataFrame, kinds: Mapping[str, str]) -> list[list[str]]:
+    """Name, kind, gaps and range of each input that has a kind, as the rows of a table."""
+    table, rows = plain_columns(table[list(kinds)]), []
+    for name, kind in kinds.items():
+        column = table[name]
+        gaps = f"{100 * column.isna().mean():.1f} %" if column.isna().any() else "none"
+        numbers = pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column)
+        span = f"{in_words(column.min())} to {in_words(column.max())}" if numbers else f"{column.nunique()} values"
+        rows.append([name, kind, gaps, span])
+    return rows
 
 
 def typical(column: pd.Series) -> Any:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from thalweg.estimators.ranker import ranks_in_groups
 from thalweg.evaluation.ranking import CUTOFF, ndcg_of_groups
 from thalweg.report import charts
-from thalweg.report.grids import in_words, plain_columns
+from thalweg.report.grids import input_rows
 from thalweg.report.page import Card, Tile, checks_of, footer_of, render_page
 from thalweg.report.theme import COLOURS, DATA, MODEL, WATER
 from thalweg.report.words import duration
@@ -101,13 +101,7 @@ def _data_card(run: RankerRun) -> Card:
     )  # fmt: skip
     bars.update_xaxes(title=charts.plain(run.settings.target[0]), type="category")
     bars.update_yaxes(title="training rows")
-    table, described = plain_columns(rows), []
-    for name in run.figures["inputs"]:
-        column = table[name]
-        gaps = f"{100 * column.isna().mean():.1f} %" if column.isna().any() else "none"
-        numbers = pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column)
-        span = f"{in_words(column.min())} to {in_words(column.max())}" if numbers else f"{column.nunique()} values"
-        described.append([name, run.figures["kinds"][name], gaps, span])
+    described = input_rows(rows, {name: run.figures["kinds"][name] for name in run.figures["inputs"]})
     text = "How many training rows have each relevance, and the inputs."
     head = ["input", "kind", "gaps", "range"]
     return Card("The data", text, [charts.styled(bars, 300)], head, described, folded=len(described) > 20)

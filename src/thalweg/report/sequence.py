@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from thalweg.energies.factors.chain import UNKNOWN
 from thalweg.evaluation.calibration import reliability
 from thalweg.report import charts
-from thalweg.report.grids import in_words, plain_columns
+from thalweg.report.grids import in_words, input_rows, plain_columns
 from thalweg.report.labels import add_reliability, class_counts, confusion_card, ideal_reliability
 from thalweg.report.page import Card, Tile, checks_of, footer_of, render_page
 from thalweg.report.theme import DATA, INK, MODEL, WATER
@@ -95,15 +95,11 @@ def _tiles(run: SequenceRun) -> list[Tile]:
 
 def _data_card(run: SequenceRun) -> Card:
     bars, text = class_counts(run.classes, run.figures["class_counts"], "training elements")
-    rows = []
-    table = plain_columns(run.training_rows)
-    for name in run.figures["inputs"]:
-        column = table[name]
-        gaps = f"{100 * column.isna().mean():.1f} %" if column.isna().any() else "none"
-        numbers = pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column)
-        span = f"{in_words(column.min())} to {in_words(column.max())}" if numbers else f"{column.nunique()} values"
-        kind = "tokens" if name in run.model.encoder_.tokens else run.figures["kinds"][name]
-        rows.append([name, kind, gaps, span])
+    kinds = {
+        name: "tokens" if name in run.model.encoder_.tokens else run.figures["kinds"][name]
+        for name in run.figures["inputs"]
+    }
+    rows = input_rows(run.training_rows, kinds)
     return Card("The data", text, [bars], ["input", "kind", "gaps", "range"], rows, folded=len(rows) > 20)
 
 

@@ -252,12 +252,11 @@ class ClassifierRun(Run):
             images = read_images(path)
             return places_of(images), images.pixels, None
         cells = read_cells(path)
-        known = {c["name"]: c["values"] for c in self.model.encoder_.columns if c["kind"] == "category"}
         target, truth = self.settings.target[0], None
         if target in cells.table.columns:
             again = cells.again({target: self.figures["target_kind"]}, self.settings.missing)
             truth = as_written(again[target])
-        X = cells.again(self.figures["kinds"], self.settings.missing, known)
+        X = cells.again(self.figures["kinds"], self.settings.missing, self.model.encoder_.texts)
         return rows_of(cells.table, keep), X, truth
 
     # -- what is shown of it -------------------------------------------------------------------------

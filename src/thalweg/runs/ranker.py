@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,7 @@ class RankerRun(Run):
     def read(cls, settings: RankerSettings) -> Rows:
         name, (target,), (group,) = Path(settings.data).name, settings.target, settings.group
         # Groups are names, whatever they look like.
-        as_texts = replace(settings, text=[*settings.text, *({group} - set(settings.text))])
-        typed = read_typed(as_texts, (target, group))
+        typed = read_typed(settings, (target, group), text=[*settings.text, group])
         X = typed.table.drop(columns=[target, group])
         if X.shape[1] == 0:
             raise ValueError(f"{name} has no column left to rank by")
@@ -186,8 +185,7 @@ class RankerRun(Run):
         the groups there is no rank.
         """
         cells = read_cells(path)
-        known = {c["name"]: c["values"] for c in self.model.encoder_.columns if c["kind"] == "category"}
-        X = cells.again(self.figures["kinds"], self.settings.missing, known)
+        X = cells.again(self.figures["kinds"], self.settings.missing, self.model.encoder_.texts)
         found = pd.DataFrame({"score": self.model.predict(X)})
         if self.settings.group[0] in cells.table.columns:
             groups = cells.again({self.settings.group[0]: "text"}, self.settings.missing).iloc[:, 0]

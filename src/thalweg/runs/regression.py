@@ -218,8 +218,7 @@ class RegressionRun(Run):
                 raise ValueError(f"a quantile must lie strictly between 0 and 1, got {p:g}")
         if coverage is not None and not 0 < coverage < 1:
             raise ValueError(f"the coverage must lie strictly between 0 and 1, got {coverage:g}")
-        known = {c["name"]: c["values"] for c in self.model.encoder_.columns if c["kind"] == "category"}
-        X = cells.again(self.figures["kinds"], self.settings.missing, known)
+        X = cells.again(self.figures["kinds"], self.settings.missing, self.model.encoder_.texts)
         rng, parts = np.random.RandomState(seed), []
         for start in range(0, len(X), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)

@@ -193,7 +193,8 @@ class SequenceRun(Run):
         name = self.figures["sequence"]
         if name not in cells.table.columns:
             raise ValueError(f"the table lacks {name!r}, which says to which sequence a row belongs")
-        X = cells.again(kinds, self.settings.missing)
+        columns = self.model.encoder_.table
+        X = cells.again(kinds, self.settings.missing, None if columns is None else columns.texts)
         names, sequences = _grouped(cells.again({name: "text"}, self.settings.missing)[name], path.name)
         frames = [X.iloc[rows] for rows in sequences]
         probabilities = np.empty((len(X), len(self.classes)))

@@ -213,7 +213,9 @@ class _Run:
         finally:
             progress.stop()
         self.history.stopped = self.history.stopped or "all epochs done"
-        if collapse := self.guard.collapse(self.history.epochs[-1] if self.history.epochs else {}):
+        collapse = self.guard.collapse(self.history.epochs[-1] if self.history.epochs else {})
+        # A finished run that is resumed has said so already.
+        if collapse and collapse not in self.history.events:
             self.history.events = [*self.history.events, collapse]
             progress.message(collapse)
         self.history.seconds = self.elapsed()
