@@ -112,6 +112,19 @@ def test_predictions_are_those_of_the_model(run, tmp_path):
     assert (read_table(tmp_path / "o.csv").note == "no class is 'B-SHIP'").all()
 
 
+def test_truth_values_that_were_texts_are_read_so_again(tmp_path):
+    table = sentences().assign(known=lambda t: np.where(t["size"] > 3, "TRUE", "FALSE"))
+    table.to_csv(tmp_path / "t.csv", index=False)
+    options = ("-s", "song", "-t", "tag", "--text", "known", "-o", tmp_path / "run", *SMALL, "--no-report")
+    thalweg("fit", "sequence", tmp_path / "t.csv", *options)
+    # A Parquet file holds truth values where the CSV had texts.
+    table.assign(known=table.known == "TRUE").to_parquet(tmp_path / "t.parquet", index=False)
+    for name in ("csv", "parquet"):
+        thalweg("predict", tmp_path / "run", tmp_path / f"t.{name}", "--out", tmp_path / f"{name}.csv")
+    found = [read_table(tmp_path / f"{name}.csv") for name in ("csv", "parquet")]
+    np.testing.assert_allclose(found[0]["p_O"], found[1]["p_O"])
+
+
 def test_the_page_shows_the_figures_of_the_model(run):
     folder, _ = run
     made = load_run(folder / "run")

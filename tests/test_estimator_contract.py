@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
@@ -150,6 +151,15 @@ def test_copies_and_saved_models_answer_alike(fitted, name, tmp_path):
     config.write_text("{")
     with pytest.raises(ValueError, match="damaged"):
         type(model).load(tmp_path / "model")
+
+
+@every_model
+def test_a_model_is_loaded_without_the_callers_random_numbers(fitted, name, tmp_path):
+    model = fitted(name)
+    model.save(tmp_path / "model")
+    state = torch.get_rng_state()
+    type(model).load(tmp_path / "model")
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("folder", sorted(Path(__file__).parent.glob("saved_models/*/*")), ids=lambda p: p.name)

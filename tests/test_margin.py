@@ -321,6 +321,18 @@ def test_the_energy_loss_collapses_and_the_history_says_so(name: str):
     assert right < 0.5 if collapsed else right > 0.9
 
 
+def test_a_finished_training_that_is_resumed_reports_its_collapse_once(tmp_path):
+    digits = load_digits()
+    data = Batch(torch.from_numpy(digits.data / 8 - 1).float(), torch.from_numpy(digits.target))
+    plan = Plan(max_steps=600, batch_size=100, learning_rate=0.01)
+    torch.manual_seed(0)
+    energy = LabelledEnergy(Squared())
+    first = Trainer(plan, run_dir=tmp_path).fit(energy, ANSWER_LOSSES["energy"](), data)
+    again = Trainer(plan, run_dir=tmp_path).fit(energy, ANSWER_LOSSES["energy"](), data, resume=True)
+    assert len(first.events) == 1
+    assert again.events == first.events
+
+
 def test_answers_that_cannot_be_gone_through_are_refused():
     energy = ConditionalModuleEnergy(TwoWells())
     data = Batch(torch.zeros(4, 2), torch.zeros(4, 2))
