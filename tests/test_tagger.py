@@ -111,11 +111,11 @@ def test_a_model_that_is_worse_than_the_most_frequent_label_fails():
     rows, places = model.encoder_.transform(X), [np.array(["DNV".index(v) for v in own]) for own in y]
     x, targets = padded(rows, np.nan), padded(places, -1)
     judge = HeldOutSequences(x, targets, np.arange(60), torch.ones(60), by_errors=True)
-    assert model._check_labels(judge).state == "passed"
+    assert model._check_labels(targets, model._share_wrong(judge)).state == "passed"
     with torch.no_grad():
         for weight in (*model.energy_.network.out.parameters(), model.energy_.transitions, model.energy_.start):
             weight.neg_()
-    found = model._check_labels(judge)
+    found = model._check_labels(targets, model._share_wrong(judge))
     assert found.state == "failed"
     assert "most frequent label is right in" in found.text
     # Between the two lies a model that is level.
@@ -124,7 +124,41 @@ def test_a_model_that_is_worse_than_the_most_frequent_label_fails():
     with torch.no_grad():
         model.energy_.network.out.weight.zero_()
         model.energy_.network.out.bias.copy_(everywhere)
-    assert model._check_labels(judge).state == "doubtful"
+    assert model._check_labels(targets, model._share_wrong(judge)).state == "doubtful"
+
+
+def held_out(model: EnergySequenceTagger, X: list, y: list) -> tuple[torch.Tensor, torch.Tensor]:
+    return padded(model.encoder_.transform(X), np.nan), padded([np.asarray(own) for own in y], -1)
+
+
+def test_a_temperature_mends_energies_that_are_too_far_apart():
+    X, y = numbers(120)
+    model = EnergySequenceTagger(**{**QUICK, "max_epochs": 12}).fit(X, y)
+    x, targets = held_out(model, *numbers(300, seed=2))
+    model._calibrate(x, targets, 0.1)
+    plain = model.temperature_.value
+    with torch.no_grad():
+        chain = model.energy_
+        for weight in (*chain.network.out.parameters(), chain.transitions, chain.start, chain.end):
+            weight *= 5
+    model._calibrate(x, targets, 0.1)
+    # The temperatures that are tried are a fifth apart.
+    assert model.temperature_.value == pytest.approx(5 * plain, rel=0.25)
+    assert model.temperature_.applied
+    assert model.temperature_.nll_after < model.temperature_.nll_before - 0.1
+
+
+def test_a_few_sequences_without_a_mistake_do_not_make_a_model_sure_of_itself():
+    """A colder temperature looks better wherever all is right by chance, and is surely wrong elsewhere."""
+    X, y = sentences(60)
+    model = EnergySequenceTagger(**{**QUICK, "max_epochs": 12}).fit(X, y)
+    assert model.score(X, y) == 1.0
+    assert model.temperature_.value == 1.0
+    # Nor does one mistake in one half of them, by which the temperature of the other half is judged.
+    x, targets = held_out(model, X[:8], [np.array(["DNV".index(v) for v in own]) for own in y[:8]])
+    targets[0, 0] = (targets[0, 0] + 1) % 3
+    model._calibrate(x, targets, 0.02)
+    assert model.temperature_.value >= 1.0
 
 
 @pytest.mark.parametrize("form", ["tokens", "numbers", "frames"])

@@ -93,22 +93,23 @@ class Verdict:
 # -- checks of the data ------------------------------------------------------------------------------
 
 
-def check_rows(n_training: int, n_columns: int | None = None) -> Check:
+def check_rows(n_training: int, n_columns: int | None = None, what: str = "row") -> Check:
     """Whether there are enough rows to learn from.
 
     Args:
         n_columns: how many columns of a table they have; None where entries are many and alike, as pixels are.
+        what: what one of them is called.
     """
     per_column = n_training / max(n_columns or 1, 1)
     of_columns = "" if n_columns is None else f" of {n_columns} column{'s' * (n_columns != 1)}"
-    found = f"The model learned from {n_training} rows{of_columns}."
+    found = f"The model learned from {n_training} {what}s{of_columns}."
     if n_training < _FEWEST_ROWS:
         return Check("rows", "failed", f"{found} That is too few for any model: collect more.")
     if n_training < _FEW_ROWS or per_column < _ROWS_PER_COLUMN:
-        advice = "Collect more rows" + (
+        advice = f"Collect more {what}s" + (
             "" if n_columns in (None, 1) else ", or leave out columns that matter little"
         )
-        text = f"{found} That is few: other rows may give another model. {advice}."
+        text = f"{found} That is few: other {what}s may give another model. {advice}."
         return Check("rows", "doubtful", text)
     return Check("rows", "passed", found)
 
@@ -129,22 +130,24 @@ def check_rows_used(n_used: int, n_rows: int, what_to_do: str) -> Check:
     return Check("rows used", "failed" if lost > 0.5 * n_rows else "doubtful", f"{found} {what_to_do}")
 
 
-def check_held_out(n_test: int, n_known: int = 0) -> Check:
+def check_held_out(n_test: int, n_known: int = 0, what: str = "row") -> Check:
     """Whether enough rows were held out for figures that mean something.
 
     Args:
         n_known: how many of them equal a training row, where hardly any should.
+        what: what one of them is called.
     """
+    name = f"held-out {what}s"
     if not n_test:
-        text = "No rows were held out: nothing says how good the model is on new rows. Give --test-fraction."
-        return Check("held-out rows", "doubtful", text)
+        text = f"No {what}s were held out: nothing says how good the model is on new ones. Give --test-fraction."
+        return Check(name, "doubtful", text)
     if n_test < FEWEST_COMPARED:
-        text = f"All figures rest on {n_test} held-out row{'s' * (n_test != 1)}: they are very uncertain."
-        return Check("held-out rows", "doubtful", text)
+        text = f"All figures rest on {n_test} held-out {what}{'s' * (n_test != 1)}: they are very uncertain."
+        return Check(name, "doubtful", f"{text} Hold out more (--test-fraction).")
     if 2 * n_known >= n_test:
         text = f"{n_known} of {n_test} held-out rows equal training rows: they do not show how new ones fare."
-        return Check("held-out rows", "doubtful", f"{text} Leave out what occurs twice.")
-    return Check("held-out rows", "passed", f"{n_test} rows were held out.")
+        return Check(name, "doubtful", f"{text} Leave out what occurs twice.")
+    return Check(name, "passed", f"{n_test} {what}s were held out.")
 
 
 def check_classes(names: Sequence[Any], counts: Sequence[int]) -> Check:

@@ -24,7 +24,7 @@ from thalweg.evaluation.ranking import (
 )
 from thalweg.evaluation.ranking_baselines import BASELINES
 from thalweg.evaluation.ranking_checks import check_order, gain_over
-from thalweg.evaluation.verdict import FEWEST_COMPARED, Check, check_doubts
+from thalweg.evaluation.verdict import Check, check_doubts, check_held_out
 from thalweg.runs.base import Run, Tell, TextTable
 from thalweg.runs.kinds import RankerFigures
 from thalweg.runs.settings.ranker import RankerSettings
@@ -159,7 +159,7 @@ class RankerRun(Run):
             for name, entry in others.items()
         }
         return [
-            _check_held_out(figures["test_groups"]),
+            check_held_out(figures["test_groups"], what="group"),
             check_doubts(data.doubts),
             check_order(gains, figures["scores"][MODEL_NAME]["n_groups"]),
         ]
@@ -252,13 +252,6 @@ def _remarks_on_groups(even: int, n_groups: int) -> list[str]:
         f"{even} of {n_groups} held-out groups have a single row, or rows of one relevance: every order of them "
         "is right, and raises all figures alike if they are relevant."
     ]
-
-
-def _check_held_out(n_groups: int) -> Check:
-    if n_groups < FEWEST_COMPARED:
-        text = f"All figures rest on {n_groups} held-out group{'s' * (n_groups != 1)}: they are very uncertain."
-        return Check("held-out groups", "doubtful", f"{text} Hold out more (--test-fraction).")
-    return Check("held-out groups", "passed", f"{n_groups} groups were held out.")
 
 
 def _scores(predicted: dict[str, np.ndarray], relevance: np.ndarray, numbers: np.ndarray) -> dict[str, Any]:

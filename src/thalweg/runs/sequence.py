@@ -150,7 +150,10 @@ class SequenceRun(Run):
     def judge(
         cls, model: EnergySequenceTagger, data: Elements, figures: dict[str, Any], settings: SequenceSettings
     ) -> list[Check]:
-        found = [check_held_out(len(data.test)), check_classes(data.classes, figures["class_counts"])]
+        found = [
+            check_held_out(len(data.test), what="sequence"),
+            check_classes(data.classes, figures["class_counts"]),
+        ]
         if n := figures["unlabelled_rows"]:
             text = f"{n} of {len(data.labels)} elements have no label; their sequences are learned from in part."
             found.append(Check("unlabelled", "doubtful" if 2 * n > len(data.labels) else "passed", text))
