@@ -333,3 +333,15 @@ def test_probabilities_are_put_into_the_order_of_the_run(run):
 def test_the_settings_know_a_conll_file():
     assert SequenceSettings(data="a.conll").is_conll
     assert SequenceSettings(data="words.csv", sequence=["s"], target=["t"]).default_folder.name == "words-t"
+
+
+def test_where_elements_have_no_texts_their_true_labels_are_the_context(tmp_path):
+    table = sentences()[["song", "size", "tag"]]
+    table.to_csv(tmp_path / "t.csv", index=False)
+    options = ("-s", "song", "-t", "tag", "-o", tmp_path / "run", *SMALL, "--no-report")
+    thalweg("fit", "sequence", tmp_path / "t.csv", *options)
+    shown = _Shown(load_run(tmp_path / "run"))
+    assert shown.context is None
+    first = [shown.cell(0, t) for t in range(shown.lengths[0])]
+    assert first == [shown.run.classes[k] for k in shown.truth[: shown.lengths[0]]]
+    assert shown.cell(1, 0) == shown.run.classes[shown.truth[shown.lengths[0]]]

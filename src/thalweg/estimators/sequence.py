@@ -207,7 +207,7 @@ class EnergySequenceTagger(Estimator):
                 plan,
                 self._make_fabric(),
                 None if run_dir is None else Path(run_dir),
-                BarProgress() if self.verbose else None,
+                BarProgress("held-out errors" if by_errors else "held-out NLL") if self.verbose else None,
             )
             data = Batch(x, targets, own_weight)
             objective = ANSWER_LOSSES[self.objective]()

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from thalweg.energies.factors.chain import UNKNOWN
 from thalweg.evaluation.calibration import reliability
 from thalweg.report import charts
-from thalweg.report.grids import in_words, input_rows, plain_columns
+from thalweg.report.grids import input_rows
 from thalweg.report.labels import add_reliability, class_counts, confusion_card, ideal_reliability
 from thalweg.report.page import Card, Tile, checks_of, footer_of, render_page
 from thalweg.report.theme import DATA, INK, MODEL, WATER
@@ -73,10 +73,19 @@ class _Shown:
         """The probabilities that the model would give at temperature 1."""
         return self._marginals(self.run.model.at_temperature(value=1.0))
 
+    @property
+    def context(self) -> str | None:
+        """The first input, if it holds texts, as words do: it stands for an element among its neighbours."""
+        figures = self.run.figures
+        first = figures["inputs"][0]
+        return first if figures["kinds"][first] == "text" else None
+
     def cell(self, sequence: int, element: int) -> str:
-        """The first input of an element in words."""
-        column = self.X[sequence].columns[0]
-        return charts.shortened(in_words(plain_columns(self.X[sequence][[column]])[column].iloc[element]), 16)
+        """What stands for an element among its neighbours: its text, or its true label where it has none."""
+        if self.context is not None:
+            return charts.shortened(str(self.X[sequence][self.context].iloc[element]), 16)
+        label = self.truth[self.lengths[:sequence].sum() + element]
+        return "?" if label == UNKNOWN else charts.shortened(self.run.classes[label], 16)
 
 
 def _tiles(run: SequenceRun) -> list[Tile]:
@@ -182,10 +191,10 @@ def _mistakes_card(shown: _Shown) -> Card:
                 f"{100 * own[i]:.2g} %",
             ]
         )
-    column = shown.run.figures["inputs"][0]
+    what = "the true labels" if shown.context is None else f"the input {shown.context!r}"
     text = (
         "The held-out elements whose true label the model found least probable: wrong labels, or cases that it "
-        f"does not understand. An element stands in brackets among its neighbours; shown is the input {column!r}."
+        f"does not understand. An element stands in brackets among its neighbours: {what} of all of them."
     )
     head = ["sequence", "element", "in context", "truth", "predicted", "p(truth)"]
     return Card("Mistakes in context", text, head=head, rows=rows)
