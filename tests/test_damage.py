@@ -16,7 +16,17 @@ import pytest
 from command import call, thalweg
 from thalweg._sealed import read_sealed
 
-TASKS = ("regression", "density", "boltzmann", "images")
+TASKS = ("regression", "density", "classifier", "sequence", "ranker", "boltzmann", "images")
+PREDICTING = ("regression", "classifier", "sequence", "ranker")
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "regression": ("-t", "y", "--epochs", 1, "--members", 1),
+    "density": ("--epochs", 1, "--members", 1),
+    "classifier": ("-t", "y", "--drop", "group", "--epochs", 1, "--members", 1),
+    "sequence": ("-t", "y", "-s", "group", "--epochs", 1),
+    "ranker": ("-t", "y", "-g", "group", "--epochs", 1, "--members", 2),
+    "boltzmann": ("--epochs", 1, "--hidden", 2),
+    "images": ("--steps", 1, "--threads", 1),
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +36,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     table = pd.DataFrame(rng.normal(size=(40, 2)), columns=["a", "b"])
     table.assign(y=table["a"] + rng.normal(size=40)).to_csv(folder / "t.csv", index=False)
+    labels = np.where(table["a"] > 0, 1, 0)
+    groups = np.repeat([f"g{i}" for i in range(8)], 5)
+    table.assign(y=labels, group=groups).to_csv(folder / "grouped.csv", index=False)
     np.savez(folder / "p.npz", X=rng.uniform(size=(20, 4, 4)))
-    options = {
-        "regression": ("-t", "y", "--epochs", 1, "--members", 1),
-        "density": ("--epochs", 1, "--members", 1),
-        "boltzmann": ("--epochs", 1, "--hidden", 2),
-        "images": ("--steps", 1, "--threads", 1),
-    }
     for task in TASKS:
-        data = folder / ("p.npz" if task == "images" else "t.csv")
-        thalweg("fit", task, data, "--out", folder / task, *options[task], "-q", "--no-report")
+        thalweg("fit", task, data_of(folder, task), "--out", folder / task, *OPTIONS[task], "-q", "--no-report")
     return folder
+
+
+def data_of(folder: Path, task: str) -> Path:
+    names = {"images": "p.npz", "classifier": "grouped.csv", "sequence": "grouped.csv", "ranker": "grouped.csv"}
+    return folder / names.get(task, "t.csv")
 
 
 def asked(runs: Path, task: str, run: Path, tables: bool) -> Iterator[tuple[Any, ...]]:
@@ -45,10 +56,10 @@ def asked(runs: Path, task: str, run: Path, tables: bool) -> Iterator[tuple[Any,
     if tables:
         yield "report", run, "--out", run.parent / "page.html"
         return
-    if task == "regression":
-        yield "predict", run, runs / "t.csv"
+    if task in PREDICTING:
+        yield "predict", run, data_of(runs, task)
     else:
-        yield "score", run, runs / ("p.npz" if task == "images" else "t.csv")
+        yield "score", run, data_of(runs, task)
         yield "sample", run, "-n", 2, "--out", run.parent / ("new.npz" if task == "images" else "new.csv")
     if task in ("density", "boltzmann"):
         yield "impute", run, runs / "t.csv"
@@ -124,12 +135,12 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 }
 NAMES = {
     task: ["fit.json", "figures.json", "model/config.json", "model/model.safetensors"]
-    + (["training_rows.parquet", "test_rows.parquet"] if task in ("regression", "density") else [])
+    + ([] if task in ("boltzmann", "images") else ["training_rows.parquet", "test_rows.parquet"])
     for task in TASKS
 }
 # Two tasks have all kinds of files between them; the others are slow and alike.
 CASES = [
-    pytest.param(task, name, damage, marks=[pytest.mark.slow] if task in ("regression", "boltzmann") else [])
+    pytest.param(task, name, damage, marks=[] if task in ("density", "images") else [pytest.mark.slow])
     for task in TASKS
     for name in NAMES[task]
     for damage in DAMAGES
@@ -242,14 +253,13 @@ def test_a_folder_that_can_not_be_written_is_told_in_one_line(runs, tmp_path, ta
     """A path beneath a file: root may write in a folder that is read-only."""
     (tmp_path / "file").write_text("mine")
     beneath = tmp_path / "file" / "run"
-    data = runs / ("p.npz" if task == "images" else "t.csv")
-    target = ("-t", "y") if task == "regression" else ()
+    data = data_of(runs, task)
     commands = [
-        ("fit", task, data, *target, "--out", beneath, "-q"),
+        ("fit", task, data, *OPTIONS[task], "--out", beneath, "-q"),
         ("report", runs / task, "--out", beneath / "page.html"),
         ("info", beneath),
     ]
-    if task == "regression":
+    if task in PREDICTING:
         commands.append(("predict", runs / task, data, "--out", beneath / "p.csv"))
     else:
         commands.append(("score", runs / task, data, "--out", beneath / "p.csv"))
