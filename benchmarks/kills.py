@@ -29,8 +29,8 @@ OPTIONS: dict[str, list[str]] = {
     "regression": ["--target", "y", "--epochs", "300"],
     "density": ["--epochs", "300"],
     "classifier": ["--target", "label", "--epochs", "200"],
-    "sequence": ["--target", "label", "--sequence", "group", "--epochs", "100"],
-    "ranker": ["--target", "y", "--group", "group", "--epochs", "200"],
+    "sequence": ["--target", "label", "--sequence", "group", "--epochs", "300"],
+    "ranker": ["--target", "relevance", "--group", "group", "--epochs", "200"],
     "boltzmann": ["--epochs", "300"],
     "images": ["--steps", "300"],
 }
@@ -41,6 +41,7 @@ def write_data(folder: Path) -> None:
     rng = np.random.default_rng(0)
     table = pd.DataFrame(rng.normal(size=(240, 3)), columns=list("abc"))
     table["y"] = np.rint(2 * (table["a"] + 0.3 * rng.normal(size=240)))
+    table["relevance"] = table["y"].clip(0, 4)
     table["label"] = np.where(table["b"] > 0, "up", "down")
     table["group"] = np.repeat([f"g{i}" for i in range(24)], 10)
     table.to_csv(folder / "table.csv", index=False)

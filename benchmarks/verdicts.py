@@ -241,17 +241,20 @@ def gain_and_draws(
     if task in ("classifier", "sequence"):
         inputs = [name for name in training.columns if name not in ("y", "s")]
         place = {name: k for k, name in enumerate(run.classes)}
-        labels = training["y"].map(place).to_numpy()
+        labels = training["y"].map(place).to_numpy(np.int64)
         baseline = Logistic().fit(training[inputs], labels, len(place)).log_prob(fresh[inputs])
-        truth, rows = fresh["y"].map(place).to_numpy(), np.arange(len(fresh))
+        # A label that no training row has is not asked for.
+        seen = fresh["y"].isin(list(place)).to_numpy()
+        truth, rows = fresh["y"].map(place).fillna(0).to_numpy(np.int64), np.arange(len(fresh))
         if task == "sequence":
             frames = [part[inputs] for _, part in fresh.groupby("s", sort=False)]
             p = np.concatenate(run.model.predict_marginals(frames))[:, np.argsort(run.model.classes_)]
             p = p[:, [sorted(run.classes).index(name) for name in run.classes]]
             of_elements = (np.log(np.maximum(p, 1e-12)) - baseline)[rows, truth]
-            return of_elements.reshape(-1, 10).mean(1), None
+            of_sequences = np.where(seen, of_elements, np.nan).reshape(-1, 10)
+            return np.nanmean(of_sequences[~np.isnan(of_sequences).all(1)], 1), None
         ours = np.log(run.model.predict_proba(fresh[inputs]))
-        return (ours - baseline)[rows, truth], run.sample(N_FRESH, 1)[inputs].to_numpy(np.float64)
+        return (ours - baseline)[rows, truth][seen], run.sample(N_FRESH, 1)[inputs].to_numpy(np.float64)
     drawn = run.sample(N_FRESH, 1)[list(training.columns)].to_numpy(np.float64)
     log_prob = run.model.score_samples(fresh[run.columns].astype(float))
     rows = training[run.columns].to_numpy(np.float64)
