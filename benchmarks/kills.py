@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/kills.py --kills 20
 
 Each command of fitting runs once undisturbed, which gives the model to reach and the time to kill within. Then it
-is started again and again in new folders, killed at a moment drawn uniformly from that time, and resumed, or
-started anew where nothing had been written. Counted are the states that a kill left, and the models whose
+is started again and again in new folders, killed at a moment drawn uniformly from shortly before it writes its first
+file to its end, and resumed, or started anew where nothing had been written. Counted are the states that a kill left, and the models whose
 weights are not those of the undisturbed fit, byte for byte.
 """
 
@@ -70,6 +70,17 @@ def weights(run: Path) -> bytes:
     return (run / "model" / "model.safetensors").read_bytes()
 
 
+def undisturbed(task: str, folder: Path, run: Path) -> tuple[float, float]:
+    """After how many seconds a fit wrote its first file, and after how many it ended."""
+    start, begun = time.perf_counter(), 0.0
+    with subprocess.Popen(command(task, folder, run), env=ENVIRONMENT, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            time.sleep(0.01)
+            if not begun and (run / "fit.json").exists():
+                begun = time.perf_counter() - start
+    return begun, time.perf_counter() - start
+
+
 def killed(task: str, folder: Path, run: Path, after: float) -> str:
     """Kill a fit after so many seconds and finish it: what the kill left."""
     with subprocess.Popen(
@@ -101,14 +112,12 @@ def main() -> None:
         folder = Path(name)
         write_data(folder)
         for task in arguments.tasks.split(","):
-            start = time.perf_counter()
-            fit(command(task, folder, folder / task))
-            seconds = time.perf_counter() - start
+            begun, seconds = undisturbed(task, folder, folder / task)
             found: Counter[str] = Counter()
             n_other = 0
             for k in range(arguments.kills):
                 run = folder / f"{task}-{k}"
-                found[killed(task, folder, run, rng.uniform(0, seconds))] += 1
+                found[killed(task, folder, run, rng.uniform(0.9 * begun, seconds))] += 1
                 n_other += weights(run) != weights(folder / task)
                 print(task, k, dict(found), n_other, flush=True)
             counts = [found[s] for s in ("in training", "before anything was written", "after the end")]
