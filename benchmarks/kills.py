@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/kills.py --kills 20
 
 Each command of fitting runs once undisturbed, which gives the model to reach and the time to kill within. Then it
-is started again and again in new folders, killed at a moment drawn uniformly from shortly before it writes its first
-file to its end, and resumed, or started anew where nothing had been written. Counted are the states that a kill left, and the models whose
-weights are not those of the undisturbed fit, byte for byte.
+is started again and again in new folders, killed at a moment drawn uniformly from shortly before it writes its
+first file to its end, and resumed, or started anew where nothing had been written. Counted are the states that a
+kill left, and the models whose weights are not those of the undisturbed fit, byte for byte.
 """
 
 from __future__ import annotations
