@@ -11,8 +11,11 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_digits
 
-from command import stop_in_training, thalweg
+from command import are_refused, stop_in_training, thalweg
 from thalweg.runs.base import load_run
+from thalweg.runs.settings.boltzmann import BoltzmannSettings
+from thalweg.runs.states import read_rows
+from thalweg.runs.tables import split_rows
 
 
 def bits(n: int = 300) -> pd.DataFrame:
@@ -375,3 +378,35 @@ def test_a_column_of_names_is_told(tmp_path):
     done = thalweg("fit", "boltzmann", tmp_path / "table.csv", "--out", tmp_path / "run", "--epochs", 2, code=1)
     assert "column 'name'" in done.err
     assert "--drop" in done.err
+
+
+def test_one_hot_columns_are_told_drawn_and_filled_as_one_category(tmp_path):
+    rng = np.random.default_rng(0)
+    kind = rng.choice(3, size=200)
+    table = pd.DataFrame(np.eye(3, dtype=int)[kind], columns=["red", "green", "blue"]).assign(bit=kind == 2)
+    table.to_csv(tmp_path / "t.csv", index=False)
+    run = tmp_path / "run"
+    thalweg("fit", "boltzmann", tmp_path / "t.csv", "--epochs", 5, "--hidden", 4, "--out", run, "--no-report")
+    remarks = json.loads((run / "figures.json").read_text())["remarks"]
+    assert "One-hot groups of columns, each taken as one category: 'red' to 'blue'." in remarks
+    thalweg("sample", run, "-n", 100, "--out", tmp_path / "new.csv")
+    drawn = pd.read_csv(tmp_path / "new.csv")[["red", "green", "blue"]]
+    assert (drawn.sum(1) == 1).all()
+    broken = table.assign(red=1)
+    broken.to_csv(tmp_path / "broken.csv", index=False)
+    are_refused([(("score", run, tmp_path / "broken.csv"), 1, "from column 'red' to column 'blue'")])
+
+
+def test_held_out_rows_that_break_a_group_are_told_and_left_out(tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(np.eye(3, dtype=int)[rng.choice(3, size=200)], columns=["red", "green", "blue"])
+    table["bit"] = rng.integers(2, size=200)
+    # The one row that is neither is held out by this seed.
+    settings = BoltzmannSettings(data=str(tmp_path / "t.csv"))
+    held_out = split_rows(200, settings.test_fraction, settings.seed)[1]
+    table.loc[held_out[0], "red":"blue"] = 0
+    table.to_csv(tmp_path / "t.csv", index=False)
+    rows = read_rows(settings)
+    assert rows.encoder.groups == [[0, 1, 2]]
+    assert len(rows.test) == len(held_out) - 1
+    assert "1 rows held out have not one 1" in " ".join(rows.doubts)

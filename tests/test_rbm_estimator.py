@@ -559,3 +559,86 @@ def test_the_defaults_learn_rows_of_one_hot_groups():
     mixture = BernoulliMixture(20).fit(training).log_prob(fresh).mean()
     assert model.score_samples(fresh).mean() > mixture - 3
     assert model.verdict_.state != "failed"
+
+
+def one_hot_table(n, seed):
+    """A category of four, k0 to k3, one of two, no and yes, a bit, and a number that tells the first."""
+    rng = np.random.default_rng(seed)
+    kind, answer = rng.choice(4, size=n, p=[0.4, 0.3, 0.2, 0.1]), rng.integers(2, size=n)
+    table = pd.DataFrame(np.eye(4)[kind], columns=["k0", "k1", "k2", "k3"])
+    table["no"], table["yes"] = 1 - answer, answer
+    table["bit"] = rng.uniform(size=n) < np.where(kind == 3, 0.9, 0.2)
+    return table.assign(size=kind + 0.1 * rng.normal(size=n)).astype(float)
+
+
+@pytest.fixture(scope="module")
+def grouped():
+    return RestrictedBoltzmannMachine(8, max_epochs=300, random_state=0).fit(one_hot_table(400, 0))
+
+
+def test_columns_of_one_category_are_one_unit(grouped):
+    encoder = grouped.encoder_
+    assert encoder.groups == [[0, 1, 2, 3], [4, 5]]
+    assert encoder.kinds == ["one-hot"] * 6 + ["binary", "gaussian"]
+    table = one_hot_table(50, 1).to_numpy()
+    states = encoder.encode(table)
+    assert states.shape == (50, 1 + 2 * 4 + 1) == (50, encoder.width)
+    np.testing.assert_allclose(encoder.decode(states), table, atol=1e-12)
+    # The group of two has two states that never are.
+    assert encoder.impossible().tolist() == [False] * 7 + [True] * 2 + [False]
+    again = type(encoder).from_state(encoder.state())
+    np.testing.assert_array_equal(again.encode(table), states)
+
+
+def test_draws_and_filled_gaps_have_one_1_in_each_group(grouped):
+    draws = grouped.sample(2000, random_state=0)
+    assert (draws[:, :4].sum(1) == 1).all()
+    assert (draws[:, 4:6].sum(1) == 1).all()
+    share = one_hot_table(100_000, 2).to_numpy()[:, :6].mean(0)
+    assert draws[:, :6].mean(0) == pytest.approx(share, abs=0.1)
+    gaps = one_hot_table(300, 3)
+    truth = gaps.to_numpy()
+    gaps[["k0", "k1", "k2", "k3"]] = np.nan
+    # The number tells which of the four it is.
+    filled = grouped.impute(gaps, n_draws=1, random_state=0)[0]
+    assert (filled[:, :4].sum(1) == 1).all()
+    assert (filled[:, :4] == truth[:, :4]).all(1).mean() > 0.6
+
+
+def test_what_a_row_tells_of_a_group_is_used(grouped):
+    rows = one_hot_table(3, 4)
+    rows[["k0", "k1", "k2", "k3"]] = [[np.nan, 1, np.nan, np.nan], [0, 0, np.nan, 0], [np.nan, 0, 0, np.nan]]
+    filled = grouped.impute(rows, n_draws=200, random_state=0)
+    assert (filled[:, 0, :4] == [0, 1, 0, 0]).all()
+    assert (filled[:, 1, :4] == [0, 0, 1, 0]).all()
+    assert (filled[:, 2, 1:3] == 0).all()
+    assert (filled[:, 2, :4].sum(-1) == 1).all()
+
+
+@pytest.mark.parametrize("held", [[1, 1, 0, 0], [0, 0, 0, 0], [0, 0.5, 0.5, 0]])
+def test_rows_that_break_a_group_are_refused(grouped, held):
+    rows = one_hot_table(3, 5)
+    rows.loc[1, ["k0", "k1", "k2", "k3"]] = held
+    with pytest.raises(ValueError, match="from column 'k0' to column 'k3', of which one was 1"):
+        grouped.score_samples(rows)
+    assert grouped.encoder_.breaks_groups(rows.to_numpy()).tolist() == [False, True, False]
+
+
+def test_groups_are_not_looked_for_where_bits_are_asked_for_or_rows_are_few():
+    table = one_hot_table(400, 0).drop(columns="size")
+    few = {"max_epochs": 1, "random_state": 0}
+    assert RestrictedBoltzmannMachine(4, visible="binary", **few).fit(table).encoder_.groups == []
+    assert RestrictedBoltzmannMachine(4, **few).fit(table[:19]).encoder_.groups == []
+    assert RestrictedBoltzmannMachine(4, **few).partial_fit(table).encoder_.groups == []
+    # A column that comes before does not hide a group, nor does one that is never 1 belong to any.
+    moved = table[["bit", "k0", "k1", "k2", "k3"]].assign(none=0.0)
+    assert RestrictedBoltzmannMachine(4, **few).fit(moved).encoder_.groups == [[1, 2, 3, 4]]
+
+
+def test_chains_at_several_temperatures_vary_as_the_rows_do():
+    """Judged by those at the machine's own temperature, not by all of them side by side."""
+    X = (np.random.default_rng(0).uniform(size=(300, 20)) < 0.4).astype(float)
+    model = RestrictedBoltzmannMachine(8, max_epochs=20, random_state=0).fit(X)
+    assert model.chains_[0].shape[0] == 10
+    (check,) = (check for check in model.verdict_ if check.name == "variety")
+    assert check.state == "passed"

@@ -236,7 +236,7 @@ def check_entries(values: pd.Series) -> None:
     foreign = known[[isinstance(v, dict | list | set | tuple | bytes | np.ndarray) for v in known]]
     if len(foreign):
         raise ValueError(
-            f"column {values.name!r} holds a {type(foreign.iloc[0]).__name__} (row {foreign.index[0]}): an entry "
+            f"column {values.name!r} holds a {type(foreign.iloc[0]).__name__} (row {row_of(foreign)}): an entry "
             "must be a number, a text or a date"
         )
 

@@ -35,13 +35,14 @@ class StateRows(Estimator):
     visible: str
     encoder_: StateEncoder
 
-    def _learn_columns(self, X: Any, probabilities: bool = True) -> np.ndarray:
+    def _learn_columns(self, X: Any, probabilities: bool = True, grouped: bool = True) -> np.ndarray:
         """Look at the columns: rows that are sound, and ``encoder_``.
 
         Args:
             probabilities: binary columns may hold numbers between 0 and 1.
+            grouped: look for groups of one-hot columns.
         """
-        encoder, categorical = StateEncoder(self.visible, probabilities), _categorical(X)
+        encoder, categorical = StateEncoder(self.visible, probabilities, grouped), _categorical(X)
         X = self._validated(X, reset=True)
         self.encoder_ = encoder.fit(X, self._names(), categorical)
         return X
@@ -94,9 +95,9 @@ class StateRows(Estimator):
 
     def _units(self) -> Units:
         encoder = self.encoder_
-        n_bits, n_texts, n_numbers = (len(encoder.columns(k)) for k in ("binary", "categorical", "gaussian"))
+        n_bits, n_numbers = len(encoder.columns("binary")), len(encoder.columns("gaussian"))
         parts: list[Units] = [Binary(n_bits)] if n_bits else []
-        parts += [Categorical(n_texts, encoder.n_states)] if n_texts else []
+        parts += [Categorical(encoder.n_categorical, encoder.n_states)] if encoder.n_categorical else []
         parts += [Gaussian(n_numbers)] if n_numbers else []
         return parts[0] if len(parts) == 1 else Mixed(parts)
 
@@ -154,7 +155,12 @@ def _clamped(
         bias: bias of the visible units where the chains start.
     """
     known, fixed = ~torch.isnan(x), torch.nan_to_num(x)
-    biases = [bias, *machine.biases[1:]]
+    # Of a category of which it is known only what it is not.
+    barred = torch.zeros_like(x)
+    for units, place in machine.visible.parts:
+        if isinstance(units, Categorical):
+            barred[:, place] = IMPOSSIBLE * (known & (fixed == 0))[:, place]
+    biases = [bias + barred, *machine.biases[1:]]
     layers: list[Tensor | None] = [
         unit.sample(b.expand(n_chains, len(x), -1), generator)
         for unit, b in zip(machine.units, biases, strict=True)
@@ -164,7 +170,7 @@ def _clamped(
     for step in range(n_steps):
         layers = machine.resample(layers, 1, generator)
         for number in machine.parity(0):
-            field = machine.field(layers, number)
+            field = machine.field(layers, number) + (barred if number == 0 else 0.0)
             if number == 0 and step >= n_steps - counted:
                 total += machine.visible.mean(field).mean(0) / counted
             layers[number] = machine.units[number].sample(field, generator)

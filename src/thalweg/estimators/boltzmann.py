@@ -68,7 +68,8 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         visible: the kind of the visible units: "binary" (values in [0, 1]), "gaussian" (any numbers, standardised
             inside, with learned standard deviations), "categorical" (each column's values are its categories),
             "mixed" (column by column: categorical for texts, binary for 0 and 1, else Gaussian), or "auto":
-            binary if all are numbers in [0, 1], else as mixed.
+            binary if all are numbers in [0, 1], else as mixed. Where it is found column by column or by "auto",
+            columns of 0 and 1 side by side of which every row has exactly one 1 are one categorical unit.
         learning_rate: step size of the first epoch; None is 0.3, less where a row has over 64 states (Gaussian
             units: 0.1, less with over 64 hidden units).
         final_rate: step size of the last epoch; between the two it falls on a straight line.
@@ -183,7 +184,7 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
                 check_training({"training": self.history_}, by_held_out=False),
                 check_units(self.components_),
                 check_swaps(self.history_.epochs[-1].get("swaps")),
-                check_variety(self.chains_[0].numpy(), data.numpy(), "chains of the training"),
+                check_variety(self._own_chains(0).numpy(), data.numpy(), "chains of the training"),
             ]
         )
         return self
@@ -191,13 +192,15 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
     def partial_fit(self, X: Any, y: Any = None) -> RestrictedBoltzmannMachine:
         """One pass over X at the first epoch's rate; persistent chains go on from call to call.
 
-        The first call decides the kind of the visible units, and their scales or categories.
+        The first call decides the kind of the visible units, and their scales or categories; groups of one-hot
+        columns are not looked for.
 
         Raises:
             ValueError: for settings or data that can't be used, in words.
         """
         first = not hasattr(self, "energy_")
-        X = self._learn_columns(X) if first else self._validated(X)
+        # What the first rows have in common is no rule for those to come.
+        X = self._learn_columns(X, grouped=False) if first else self._validated(X)
         if first:
             self._seed = self._draw_seed()
             self._n_calls = 0
@@ -251,6 +254,11 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
         """Bring home what was trained on another device."""
         self.energy_.cpu()
         self.chains_ = [x.cpu() for x in step.all_chains]
+
+    def _own_chains(self, layer: int) -> Tensor:
+        """The chains' states of a layer ``[n, units]`` at the machine's own temperature."""
+        states = self.chains_[layer]
+        return states if states.dim() == 2 else states[0]
 
     def _n_levels(self) -> int:
         if self.n_temperatures is not None:
@@ -355,9 +363,10 @@ class RestrictedBoltzmannMachine(ClassNamePrefixFeaturesOutMixin, TransformerMix
                 self._log_z = Normaliser(float(self._exact().log_normaliser()))
             else:
                 generator = torch.Generator().manual_seed(self._seed)
-                hidden = self.chains_[1] if self.chains_[1].dim() == 2 else self.chains_[1][0]
                 with self._own_threads():
-                    found = bracket_machine(machine, self.base_bias_, samples=hidden, generator=generator)
+                    found = bracket_machine(
+                        machine, self.base_bias_, samples=self._own_chains(1), generator=generator
+                    )
                 self._log_z = Normaliser.of(found)
         return self._log_z
 

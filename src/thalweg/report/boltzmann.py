@@ -154,9 +154,11 @@ def _draws(run: BoltzmannRun, rows: Rows) -> Card:
     text = "The distribution of each column in the training rows and in 3,000 draws from the machine."
     encoder = run.model.encoder_
     of_kind = {
-        kind: [run.columns[k] for k in encoder.columns(kind)] for kind in ("binary", "categorical", "gaussian")
+        kind: [run.columns[k] for k in encoder.columns(kind)]
+        for kind in ("binary", "one-hot", "categorical", "gaussian")
     }
-    bits, texts, reals = of_kind.values()
+    bits, one_hot, texts, reals = of_kind.values()
+    bits = [name for name in run.columns if name in {*bits, *one_hot}]
     if len(run.columns) > _MOST_MARGINALS:
         text += f" Only the first {_MOST_MARGINALS} columns of categories, and of numbers, are shown."
     head = ["column", "value", "share of the rows", "share of the draws"] if texts else []

@@ -344,9 +344,9 @@ def _scores(model: Machine, training: pd.DataFrame, test: pd.DataFrame) -> dict[
         MODEL_NAME: _score(log_prob, off, float(np.square(back - states).mean())),
         INDEPENDENT: _score(alone, 0.0, float(np.square(means - states).mean()), log_prob),
     }
-    if encoder.kind == "binary" and not encoder.grey:
-        mixture = BernoulliMixture().fit(encoder.encode(training.to_numpy()[:_MOST_OF_MIXTURE]))
-        found[MIXTURE] = _score(mixture.log_prob(states), 0.0, None, log_prob)
+    if set(encoder.kinds) <= {"binary", "one-hot"} and not encoder.grey:
+        mixture = BernoulliMixture().fit(training.to_numpy(np.float64)[:_MOST_OF_MIXTURE])
+        found[MIXTURE] = _score(mixture.log_prob(test.to_numpy(np.float64)), 0.0, None, log_prob)
     if encoder.kind == "gaussian" and len(training) > training.shape[1]:
         gaussian = GaussianBaseline().fit(training.to_numpy()).log_prob(test.to_numpy())
         found[GaussianBaseline.name] = _score(gaussian, 0.0, None, log_prob)

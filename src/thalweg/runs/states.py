@@ -87,6 +87,10 @@ def _table_rows(settings: BoltzmannSettings) -> Rows:
     for kind, name in _TAKEN.items():
         columns = [str(training.columns[k]) for k in encoder.columns(kind)]
         remarks += [f"Taken as {name}: {listed(columns)}."] if columns else []
+    if encoder.groups:
+        names = [f"{training.columns[g[0]]!r} to {training.columns[g[-1]]!r}" for g in encoder.groups]
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        remarks.append(f"One-hot groups of columns, each taken as one category: {', '.join(names[:10])}{more}.")
     remarks += found.remarks
     texts = [training.columns[k] for k in encoder.columns("categorical")]
     known = np.logical_and.reduce([np.ones(len(test), bool), *(test[c].isin(training[c].unique()) for c in texts)])
@@ -99,6 +103,13 @@ def _table_rows(settings: BoltzmannSettings) -> Rows:
             f"every row held out has a category that no training row has; column {most!r} has "
             f"{training[most].nunique()} of them in {len(training)} rows: leave it out (--drop)"
         )
+    broken = encoder.breaks_groups(test.to_numpy())
+    if broken[known].any():
+        n = int((broken & known).sum())
+        doubts.append(
+            f"{n} rows held out have not one 1 in a group where all training rows have, and are not scored."
+        )
+    known &= ~broken
     test = test[known]
     encoder.encode(test.to_numpy(), training.columns)
     kinds = {str(name): found.kinds[name] for name in training.columns}
