@@ -280,7 +280,8 @@ class StateEncoder:
     def from_state(cls, state: dict[str, Any]) -> StateEncoder:
         encoder = cls(state["kind"], state["probabilities"])
         encoder.kinds, encoder.grey, encoder.whole = state["kinds"], bool(state["grey"]), state["whole"]
-        encoder.groups = state["groups"]
+        # Models saved by earlier versions have no groups.
+        encoder.groups = state.get("groups", [])
         encoder.location, encoder.scale = np.array(state["location"]), np.array(state["scale"])
         encoder.origin, encoder.resolution = np.array(state["origin"]), np.array(state["resolution"])
         encoder.categories = state["categories"]
