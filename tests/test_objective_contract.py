@@ -36,6 +36,7 @@ from thalweg.objectives import (
     EnergyDiscrepancy,
     EnergyLoss,
     EnergyMargin,
+    EnergyMatching,
     FlowContrastiveEstimation,
     GridLikelihood,
     ImportanceSampling,
@@ -157,6 +158,13 @@ CASES = {
     "conditional NCE": (network, lambda k: ConditionalNCE(0.5, 4), (1, 3), True),
     "conditional NCE, own noise": (network, lambda k: ConditionalNCE(), (1, 3), True),
     "energy discrepancy": (network, lambda k: EnergyDiscrepancy(n_samples=4), (1, 3), True),
+    "energy matching": (network, lambda k: EnergyMatching(noise(k), resolution=0.1), (1, 3), True),
+    "matching with contrast": (
+        network,
+        lambda k: EnergyMatching(noise(k), contrast=0.1, n_steps=3),
+        (1, 3),
+        False,
+    ),
     "ML on a grid": (network, lambda k: GridLikelihood(-4.0, 4.0, 6, k), (1, 3), True),
     "CD": (network, lambda k: ContrastiveDivergence(MALA(0.1), 3), (1, 3), True),
     "CD from noise": (
@@ -218,7 +226,7 @@ CASES = {
 CONTRACT = [
     pytest.param(*case[:2], k, case[3], id=f"{name}, {k}-D") for name, case in CASES.items() for k in case[2]
 ]
-CHAINS = ("ML-MCMC", "margin outside", "CD", "PCD", "improved CD", "Boltzmann learning")
+CHAINS = ("ML-MCMC", "margin outside", "matching with contrast", "CD", "PCD", "improved CD", "Boltzmann learning")
 ARGUMENTS = ("make_energy", "make_objective", "k", "invariant")
 contract = pytest.mark.parametrize(ARGUMENTS, CONTRACT)
 unnormalised = pytest.mark.parametrize(ARGUMENTS, [p for p in CONTRACT if p.values[3] is not None])

@@ -29,6 +29,7 @@ __getattr__, __dir__, __all__ = lazily(
             "sample_chain",
         ],
         "diagnostics": ["Diagnostics", "diagnose", "pareto_k"],
+        "flow": ["Heun"],
         "gibbs": ["GibbsWithGradients", "SingleSiteGibbs", "draw"],
         "hmc": ["HMC"],
         "langevin": ["ColdLangevin", "Langevin", "MALA"],

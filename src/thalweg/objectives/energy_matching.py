@@ -1,0 +1,145 @@
+"""Energy matching: an energy whose gradient carries noise to the data, finished by a little contrast."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from thalweg.energies.base import event_sum
+from thalweg.energies.densities import Density
+from thalweg.objectives.base import AnyEnergy, Batch, Loss, Objective, condition, continuous, evaluating, mean_loss
+from thalweg.objectives.likelihood import dequantise
+
+
+class EnergyMatching(Objective):
+    """|grad E(y_t) + y_i - z_i|^2 / D on the lines y_t = (1 - t) z_i + t y_i from noise z_i to the data y_i.
+
+    Down the gradient of the energy the noise then flows to the data in unit time, as in flow matching, but the
+    velocity is that of one energy without a time. The noise is paired with the data of the batch by optimal
+    transport, that is, with the least sum of squared distances, and with rows of equal x only; lines then cross
+    less, and one gradient can fit them all.
+
+    After a warm-up by this alone, contrast * (E(y_i) - mean E(chains)) is added. The chains are Langevin dynamics
+    of time step ``step_size``: half of them start from noise, without temperature until they have arrived (t = 1)
+    and at the temperature afterwards, half of them at the data. Where the flow ends, the energy then has a valley,
+    of which exp(-E / temperature) is the density, and chains can go on for as long as they like.
+
+    Args:
+        noise: where lines start: a density with draws.
+        n_rows: how many rows of a batch the loss is taken over, of which all are paired; None takes them all. The
+            more are paired, the less the lines cross, and pairs are cheap beside gradients.
+        contrast: weight of the difference of energies after the warm-up; 0 leaves it out.
+        warm_up: updates before it.
+        temperature: of the chains.
+        n_steps, step_size: number and time of the chains' steps; those from noise need 1 / step_size steps to
+            arrive.
+        n_chains: number of chains; None is half of ``n_rows``.
+        resolution: spacing of the grid that the data are rounded to (grey levels): uniform noise of that width is
+            added afresh to the data at every step.
+
+    Source: [Balcerak 2025, alg. 1 and 2]; pairs within a batch [Tong 2024].
+    """
+
+    n_updates: Tensor
+
+    def __init__(
+        self,
+        noise: Density,
+        *,
+        n_rows: int | None = None,
+        contrast: float = 0.0,
+        warm_up: int = 0,
+        temperature: float = 0.01,
+        n_steps: int = 40,
+        step_size: float = 0.05,
+        n_chains: int | None = None,
+        resolution: float = 0.0,
+    ):
+        super().__init__()
+        if n_rows is not None and n_rows < 1:
+            raise ValueError(f"n_rows must be at least 1, got {n_rows}")
+        self.noise = noise
+        self.n_rows, self.n_chains = n_rows, n_chains
+        self.contrast, self.warm_up, self.temperature = contrast, warm_up, temperature
+        self.n_steps, self.step_size = n_steps, step_size
+        self.resolution = resolution
+        self.register_buffer("n_updates", torch.zeros((), dtype=torch.long))
+
+    def forward(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None = None) -> Loss:
+        batch, start = self._paired(batch, generator)
+        kept = slice(0, self.n_rows)
+        batch, start = batch.rows(kept), start[kept]
+        return Loss(mean_loss(self._losses(energy, batch, start, generator), batch), self.metrics)
+
+    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        batch, start = self._paired(batch, generator)
+        return self._losses(energy, batch, start, generator)
+
+    def _paired(self, batch: Batch, generator: torch.Generator | None) -> tuple[Batch, Tensor]:
+        """The batch, with noise of the grid's width, and where the line to each of its rows starts."""
+        if self.resolution:
+            batch = batch._replace(y=dequantise(batch.y, self.resolution, generator))
+        with torch.no_grad():
+            noise = self.noise.sample((len(batch.y),), generator)
+            return batch, noise[nearest_pairs(noise, batch.y, batch.x)]
+
+    def _losses(self, energy: AnyEnergy, batch: Batch, start: Tensor, generator: torch.Generator | None) -> Tensor:
+        given, y = continuous(self, energy, batch), batch.y
+        t = torch.rand((len(y), *([1] * given.event_ndim)), generator=generator, device=y.device, dtype=y.dtype)
+        score = given.score(torch.lerp(start, y, t))
+        mismatch = event_sum((y - start - score).square(), given.event_ndim) / math.prod(y.shape[1:])
+        self.metrics = {"velocity error": float(mismatch.detach().mean())}
+        warm = int(self.n_updates) < self.warm_up
+        if self.training:
+            self.n_updates += 1
+        if warm or not self.contrast:
+            return mismatch
+        rows, ends = self._chains(energy, batch, start, generator)
+        negative = condition(energy, rows.x)(ends).mean()
+        gap = batch.given(energy)(y) - negative
+        self.metrics["energy gap"] = float(gap.detach().mean())
+        return mismatch + self.contrast * gap
+
+    def _chains(
+        self, energy: AnyEnergy, batch: Batch, start: Tensor, generator: torch.Generator | None
+    ) -> tuple[Batch, Tensor]:
+        """The rows whose x the chains have, and where these end."""
+        n = min(len(batch.y), self.n_chains or max(2, len(batch.y) // 2))
+        rows = batch.rows(slice(0, n))
+        from_data = torch.arange(n, device=start.device) % 2 == 0
+        wide = from_data.reshape(-1, *([1] * (start.dim() - 1)))
+        # Noise that is not paired with these rows: chains must arrive from anywhere.
+        position = torch.where(wide, rows.y, self.noise.sample((n,), generator))
+        with evaluating(energy), torch.no_grad():
+            given = condition(energy, rows.x).fixed()
+            for step in range(self.n_steps):
+                arrived = wide if (step + 1) * self.step_size < 1 else torch.ones_like(wide)
+                scale = math.sqrt(2 * self.temperature * self.step_size) * arrived
+                noise = torch.randn(
+                    position.shape, generator=generator, device=position.device, dtype=position.dtype
+                )
+                position = position - self.step_size * given.gradient(position) + scale * noise
+        return rows, position
+
+
+def nearest_pairs(noise: Tensor, y: Tensor, x: Tensor | None = None) -> Tensor:
+    """Which noise goes with each row, one to one ``[B]``, so that the squared distances sum up to the least.
+
+    Args:
+        noise: ``[B, *event]``.
+        y: rows ``[B, *event]``.
+        x: what rows are given ``[B, *x_event]``; noise is dealt out at random to the groups of equal x.
+    """
+    found = torch.arange(len(y), device=y.device)
+    groups = torch.zeros(len(y), dtype=torch.long) if x is None else torch.unique(x, dim=0, return_inverse=True)[1]
+    # On the CPU, where the assignment is solved, differences of large numbers are exact enough in double.
+    z, rows = noise.detach().flatten(1).double().cpu(), y.detach().flatten(1).double().cpu()
+    for group in range(int(groups.max()) + 1):
+        own = torch.nonzero(groups == group)[:, 0].cpu()
+        if len(own) > 1:
+            cost = torch.cdist(rows[own], z[own]).square().numpy()
+            found[own] = own[torch.from_numpy(linear_sum_assignment(cost)[1])].to(found.device)
+    return found
