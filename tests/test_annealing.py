@@ -204,6 +204,18 @@ def test_what_weights_say_of_the_normaliser():
     assert back.estimate == pytest.approx(-math.log(3) - 500)
 
 
+def test_the_spread_is_that_of_four_groups_of_consecutive_chains():
+    """Groups with starts of their own that do not mix differ, whatever the order within them."""
+    levels, within = torch.tensor([0.0, 1.0, 2.0, 4.0]), torch.randn(10, generator=seeded()).double()
+    groups = levels[:, None].double() + torch.stack([within[torch.randperm(10)] for _ in range(4)])
+    found = summarised(groups.flatten(), torch.zeros(40, 1))
+    assert found.spread == pytest.approx(float(levels.std()))
+    # Those too many for groups of one size are left out; with fewer than two in a group there is none.
+    longer = torch.cat([groups.flatten(), torch.tensor([50.0, -50.0])])
+    assert summarised(longer, torch.zeros(42, 1)).spread == pytest.approx(float(levels.std()))
+    assert summarised(longer[:7], torch.zeros(7, 1)).spread == 0
+
+
 def test_a_bracket_lies_between_its_bounds_and_never_below_the_lower_one():
     low, high = (summarised(torch.full((20,), v), torch.zeros(20, 1)) for v in (2.0, 5.0))
     assert Bracket(low, high).estimate == pytest.approx(3.5)

@@ -136,6 +136,16 @@ def test_biases_of_units_alone_give_the_means_of_the_data(make):
     torch.testing.assert_close(alone, rows.mean(0), atol=2 / n, rtol=0)
 
 
+def test_units_that_never_change_have_biases_of_one_more_row_of_each_kind():
+    states = torch.tensor([1.0, 0.0, 1.0]).repeat(8, 1)
+    states[0, 2] = 0.0
+    unit = Binary(3)
+    torch.testing.assert_close(unit.mean(unit.bias_of(states)), torch.tensor([0.9, 0.1, 0.8]))
+    blocks = torch.tensor([1.0, 0.0, 0.0]).repeat(7, 1)
+    unit = Categorical(1, 3)
+    torch.testing.assert_close(unit.mean(unit.bias_of(blocks)), torch.tensor([0.8, 0.1, 0.1]))
+
+
 @pytest.mark.parametrize(
     ("unit", "states", "words"),
     [

@@ -158,6 +158,21 @@ def test_a_counterfactual_takes_the_shortest_way_that_does():
     pd.testing.assert_frame_equal(changed_rows(start, np.array([0]), energies, known, 5), start)
 
 
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_counterfactual_changes_no_more_cells_than_it_may(most):
+    """Each cell off 0 lowers the energy of the label, and five of them would bring it."""
+    names = list("abcde")
+    known = pd.DataFrame({name: np.linspace(-3, 3, 61) for name in names})
+
+    def energies(rows):
+        return np.column_stack([np.zeros(len(rows)), 4.5 - (rows[names] != 0).sum(axis=1)])
+
+    start = pd.DataFrame({name: [0.0] for name in names})
+    found = changed_rows(start, np.array([1]), energies, known, most)
+    assert int((found != start).sum(axis=1).item()) == most
+    assert (energies(changed_rows(start, np.array([1]), energies, known, 5)).argmin(1) == 1).all()
+
+
 def test_members_are_averaged_by_their_probabilities_at_their_temperature():
     energy = LabelledMembers(3, 4, n_members=3, hidden=(5,)).eval()
     energy.temperature.fill_(2.0)
@@ -304,6 +319,15 @@ def test_a_category_that_no_training_row_had_is_warned_of(of_mixed):
         odd = of_mixed.score_samples(table)
     table["colour"] = "red"
     assert (odd < of_mixed.score_samples(table)).all()
+
+
+def test_the_held_out_loss_of_labels_that_are_noise_is_not_below_their_entropy():
+    """Networks that had learned from the rows that judge them would know them by heart."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(200, 10)), np.arange(200) % 2
+    model = EnergyClassifier(n_members=2, hidden=(32,), max_epochs=40, random_state=0).fit(X, y)
+    # The entropy is log 2; a loss near it has a standard error of a few hundredths at most.
+    assert model.validation_log_loss_ > np.log(2) - 0.05
 
 
 def test_sample_weights_count():

@@ -12,6 +12,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from command import are_refused, stop_in_training, thalweg
+from pages import figures_of
 from thalweg.runs.base import load_run
 from thalweg.runs.settings.boltzmann import BoltzmannSettings
 from thalweg.runs.states import read_rows
@@ -107,6 +108,23 @@ def test_a_run_is_told_beside_independent_columns_and_drawn(runs, kind):
     assert not (run / "training").exists()
     thalweg("report", run, "--out", run.parent / "again.html")
     assert (run.parent / "again.html").exists()
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_reconstructions_are_off_by_shares_of_each_columns_own_spread(runs, kind):
+    run = load_run(runs[kind])
+    encoder, rows = run.model.encoder_, run.data
+    training, test = (encoder.encode(part.to_numpy()) for part in (rows.training, rows.test))
+    (figure,) = figures_of((runs[kind] / "report.html").read_text(), "Reconstructions")
+    ours, mean = figure["data"]
+    assert (ours["name"], mean["name"]) == ("thalweg", "the mean")
+    back = run.model.reconstruct(rows.test, encoded=True)
+    for k, place in enumerate(encoder.places):
+        # A category is several numbers, whose variances add up.
+        spread = np.sqrt(np.square(training[:, place] - training[:, place].mean(0)).sum(1).mean())
+        for bars, guess in ((ours, back), (mean, training.mean(0))):
+            off = np.sqrt(np.square((guess - test)[:, place]).sum(1).mean())
+            assert bars["y"][k] == pytest.approx(off / spread, rel=1e-4)
 
 
 @pytest.mark.slow

@@ -244,6 +244,17 @@ def test_the_verdict_of_a_comparison_is_on_the_best_method_beside_the_best_basel
     assert checks["budgets"].state == "doubtful"
 
 
+def test_the_spread_of_fits_is_their_standard_deviation_and_a_single_fit_has_none() -> None:
+    from thalweg.runs.compare import Contender
+
+    found = Contender("nce", "", "", 5, [1.0, 2.0, 6.0]).summary()
+    assert found["nll_mean"] == pytest.approx(3.0)
+    assert found["nll_spread"] == pytest.approx(np.sqrt((4 + 1 + 9) / 2))
+    alone, none = Contender("nce", "", "", 5, [1.0]).summary(), Contender("nce", "", "", 5).summary()
+    assert (alone["nll_mean"], alone["nll_spread"]) == (1.0, None)
+    assert (none["nll_mean"], none["nll_spread"]) == (None, None)
+
+
 def test_a_method_that_diverges_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from thalweg.report.compare import write_comparison_page
     from thalweg.runs import compare

@@ -130,6 +130,15 @@ def test_the_page_shows_what_was_measured(run):
     worst = table_of(page, "Worst ordered groups")[1:]
     assert [line[1] for line in worst] == [f"{v:.3f}" for v in np.sort(ndcg.to_numpy())]
     assert worst[0][0] == ndcg.idxmin()
+    places = np.array(made.figures["test_places"]) + 1
+    for name, _, n, n_relevant, put_first, most in worst:
+        own = np.flatnonzero(names == name)
+        own = own[np.argsort(-ours[own], kind="stable")]
+        clicks = rows["clicks"].to_numpy()[own]
+        assert (n, n_relevant) == (str(len(own)), str(int((clicks > 0).sum())))
+        top = int(clicks.argmax())
+        assert put_first == f"row {places[own[0]]}: {clicks[0]:g}"
+        assert most == f"row {places[own[top]]}: {clicks[top]:g}, ranked {1 + (ours[own] > ours[own[top]]).sum()}"
     (strips,) = figures_of(page, "Example groups")
     first = np.array(strips["data"][0]["z"], float).reshape(len(ndcg), -1)[0]
     best = rows[names == ndcg.idxmax()]

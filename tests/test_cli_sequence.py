@@ -1,6 +1,7 @@
 """The command on labelled sequences: tables and CoNLL files; fit, predict, report, and what it refuses."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from thalweg.evaluation.sequences import (
     span_f1,
     spans_of,
 )
-from thalweg.report.sequence import _mistakes_card, _Shown, _transitions_card
+from thalweg.report.sequence import _lengths_card, _mistakes_card, _Shown, _transitions_card
 from thalweg.runs.base import load_run
 from thalweg.runs.sequence import in_order_of
 from thalweg.runs.settings.sequence import SequenceSettings
@@ -163,6 +164,25 @@ def test_mistakes_stand_in_their_context(run):
     assert row[4] == made.classes[shown.predicted[place]]
 
 
+def test_short_and_long_sequences_have_their_own_shares_of_right_labels():
+    """Elements without a label do not count; the bars are one standard error of a share."""
+    rng = np.random.RandomState(0)
+    lengths = rng.randint(2, 30, 80)
+    of_elements = np.repeat(lengths, lengths)
+    truth = rng.randint(-1, 3, len(of_elements))
+    right = rng.uniform(size=len(truth)) < 1 / (1 + 0.05 * of_elements)
+    predicted = np.where(right, truth.clip(0), (truth.clip(0) + 1) % 3)
+    (bars,) = _lengths_card(SimpleNamespace(truth=truth, predicted=predicted, lengths=lengths)).figures[0].data
+    assert len(bars.x) == 6
+    assert sum(bars.customdata) == 80
+    for name, share, error, n in zip(bars.x, bars.y, bars.error_y.array, bars.customdata, strict=True):
+        low, high = int(name.split(" to ")[0]), int(name.split(" to ")[-1])
+        own = right[(of_elements >= low) & (of_elements <= high) & (truth >= 0)]
+        assert n == ((lengths >= low) & (lengths <= high)).sum()
+        assert share == pytest.approx(own.mean())
+        assert error == pytest.approx(np.sqrt(own.mean() * (1 - own.mean()) / len(own)))
+
+
 def conll(table, path, extra=""):
     blocks = []
     for _, own in table.groupby("song", sort=False, observed=True):
@@ -300,6 +320,14 @@ def test_the_error_of_a_mean_over_elements_is_that_of_drawing_sequences_again():
     spread = np.std([mean.value for mean in found])
     said = np.sqrt(np.mean([mean.error**2 for mean in found]))
     assert said == pytest.approx(spread, rel=4 / np.sqrt(2 * 400) + 0.05)
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_the_error_of_a_mean_over_few_sequences_of_one_length_is_that_of_their_means(length):
+    values = np.random.RandomState(0).standard_normal((5, length))
+    found = mean_over_elements(list(values))
+    assert found.value == pytest.approx(values.mean())
+    assert found.error == pytest.approx(values.mean(1).std(ddof=1) / np.sqrt(5))
 
 
 def test_the_second_baseline_uses_the_neighbours():

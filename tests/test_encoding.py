@@ -107,6 +107,12 @@ def test_a_value_is_an_atom_if_it_recurs_ten_times_as_often_as_those_around_it()
     assert find_atoms(np.append(rng.normal(size=2000), [0.0] * 21)) == [0.0]
 
 
+def test_a_value_beside_atoms_is_compared_with_those_that_are_none():
+    """The four lowest values recur, the lowest of them least; all others are there once."""
+    values = np.concatenate([np.full(n, float(k)) for k, n in enumerate([40, 1000, 900, 800])])
+    assert find_atoms(np.append(values, np.arange(4.0, 104.0))) == [1.0, 2.0, 3.0, 0.0]
+
+
 def test_rounding_leads_to_the_grid_through_its_origin():
     assert rounded(np.array([0.0, 0.1, 0.13, 7.49]), 0.125, 0.25).tolist() == [0.125, 0.125, 0.125, 7.375]
     assert rounded(np.array([14.0, 13.0]), 4.0, 5.0).tolist() == [14.0, 14.0]

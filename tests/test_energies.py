@@ -27,9 +27,11 @@ from thalweg.energies import (
     ConditionalModuleEnergy,
     Disjunction,
     Energy,
+    FactoredEnergy,
     FlowEnergy,
     GaussianEnergy,
     GaussianMixtureEnergy,
+    LabelledEnergy,
     MixtureDensity,
     NetworkEnergy,
     NumericEncoding,
@@ -41,6 +43,7 @@ from thalweg.energies import (
     WeightedSum,
     check_energy,
     mlp,
+    residual_network,
 )
 from thalweg.energies.densities import choose_gaussian_mixture, fit_gaussian_mixture
 from thalweg.energies.networks.labelled_perceptron import LabelledPerceptron
@@ -286,6 +289,28 @@ def test_members_share_no_weights():
     for weight in energy.parameters():
         assert weight.grad[1].abs().sum() > 0
         assert weight.grad[[0, 2]].abs().sum() == 0
+
+
+@torch.no_grad()
+def test_a_classifier_beside_a_density_is_the_softmax_at_its_temperature():
+    """Each part sees columns of its own; summed over the labels, the energy is that of the inputs."""
+    classifier = perturbed(LabelledEnergy(nn.Linear(2, 3)))
+    inputs, x = gaussian_mixture(), torch.randn(5, 4, generator=seeded())
+    both = FactoredEnergy(classifier, inputs, (slice(0, 2), slice(2, 4)), temperature=2.5)
+    scores = -classifier.energies(x[:, :2])
+    assert float(scores.std(1).min()) > 0.1
+    expected = (scores / 2.5).exp() / (scores / 2.5).exp().sum(1, keepdim=True)
+    torch.testing.assert_close(both.given(x).log_probs.exp(), expected)
+    torch.testing.assert_close(both.marginal()(x), inputs(x[:, 2:]))
+
+
+def test_the_channels_of_a_residual_network_double_until_they_are_four_times_as_many():
+    layers = residual_network(3, 10, width=4, n_blocks=5, spectral=False)
+    convolutions = [m for m in layers.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    # The first layer, then two of each block.
+    assert [m.in_channels for m in convolutions] == [3, 4, 4, 4, 8, 8, 16, 16, 16, 16, 16]
+    assert [m.out_channels for m in convolutions] == [4, 4, 4, 8, 8, 16, 16, 16, 16, 16, 16]
+    assert layers(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
 # -- derivatives ------------------------------------------------------------------------------------------

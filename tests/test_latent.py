@@ -281,6 +281,18 @@ class TwoWells(Energy):
         return 3 * (z.square() - 1).square() - y * z
 
 
+def test_a_descent_from_one_start_begins_at_0():
+    """One step of a tenth of the gradient, of |y + z - 3|^2 / 2 and the prior, which is flat there."""
+    y = torch.tensor([[1.0, 0.0], [5.0, 3.0]])
+
+    class Sum(Energy):
+        def forward(self, x):
+            return 0.5 * (x[..., :2] + x[..., 2:] - 3).square().sum(-1)
+
+    found = LatentDescent(2, n_starts=1, n_steps=1, step_size=0.1).lowest(Sum(), y)
+    torch.testing.assert_close(found, 0.1 * (3 - y))
+
+
 def test_the_lowest_of_several_starts_is_over_the_barrier():
     energy = WithoutLatent(TwoWells(), LatentDescent(1, n_starts=8, step_size=0.02))
     y = torch.tensor([[-1.0], [1.0], [0.5]])

@@ -339,3 +339,12 @@ def test_a_mode_that_only_the_data_know_is_warned_of():
     with pytest.warns(UserWarning, match="contradict"):
         found = estimate_normaliser(target, one, target.sample(300, seeded(1)), 0)
     assert "contradict" in found.warning
+
+
+def test_starts_that_are_too_few_for_the_way_back_are_copied_beside_one_another():
+    """Each group of chains has states of its own: without a sweep or a bridge the chains end where they start."""
+    machine = random_machine([6], 0)
+    states = torch.randint(2, (4, 6), generator=seeded(1)).double()
+    assert len(states.unique(dim=0)) == 4
+    found = bracket_machine(machine, None, n_chains=8, n_steps=1, n_sweeps=0, samples=states, generator=seeded(2))
+    torch.testing.assert_close(found.upper.position, states[[0, 0, 1, 1, 2, 2, 3, 3]])

@@ -9,6 +9,7 @@ from torch import nn
 
 from parts import seeded
 from thalweg.energies import ChainEnergy, ConditionalModuleEnergy, FactorEnergy, LabelledEnergy
+from thalweg.energies.factors.chain import LabelChain
 from thalweg.inference.answers import (
     OutsideBall,
     energy_of,
@@ -187,6 +188,19 @@ def test_a_loss_is_what_all_answers_give(kind: str, name: str):
     assert all(p.grad is None or p.grad.isfinite().all() for p in energy.parameters())
 
 
+def test_labels_of_elements_that_are_left_out_do_not_count_as_told_apart():
+    """Of chains: the widest element of a row and the width of the transitions that are allowed."""
+    unary = torch.zeros(3, 4, 2)
+    unary[0, :, 1] = torch.tensor([1.0, -2.0, 0.5, 100.0])
+    unary[1, :, 1] = torch.tensor([100.0, 0.0, 0.0, 0.0])
+    unary[2, :, 1] = torch.tensor([1.0, 3.0, 100.0, 100.0])
+    mask = torch.tensor([[True, True, True, False], [False, True, True, True], [True, True, False, False]])
+    flat = LabelChain(unary, torch.zeros(2, 2), mask=mask)
+    assert spread(flat).tolist() == pytest.approx([2.0, 0.0, 3.0])
+    told = LabelChain(unary, torch.tensor([[0.0, -0.25], [math.inf, 0.5]]), mask=mask)
+    assert spread(told).tolist() == pytest.approx([2.75, 0.75, 3.75])
+
+
 def test_the_gradient_of_the_likelihood_sums_to_nothing_over_answers():
     scores = torch.randn(5, 4, generator=seeded()).double().requires_grad_()
 
@@ -208,6 +222,15 @@ def test_a_cold_likelihood_is_the_perceptrons_loss(kind: str):
     cold = AnswerLikelihood(0.01).per_row(energy, data, None)
     limit = MarginLoss(perceptron).per_row(energy, data, None)
     assert ((cold >= limit - 1e-9) & (cold <= limit + 0.01 * math.log(n_answers) + 1e-9)).all()
+
+
+@pytest.mark.parametrize("temperature", [0.4, 3.0])
+def test_the_empirical_error_is_the_chance_that_a_drawn_answer_is_wrong(temperature: float):
+    """One minus the softmax of -E / T at the right label."""
+    energy, data = labelled(), rows_of("labelled")
+    found = MinimumEmpiricalError(temperature).per_row(energy, data, None)
+    p = torch.softmax(-energy.energies(data.x) / temperature, -1)
+    torch.testing.assert_close(found, 1 - p[torch.arange(len(p)), data.y.long()], atol=1e-6, rtol=1e-5)
 
 
 def test_an_answer_known_in_part_is_summed_over_or_completed():
@@ -266,6 +289,20 @@ def test_the_search_outside_a_ball_finds_the_other_well():
     far = lowest_outside(given, x, OutsideBall(1.5, n_starts=32, n_steps=100), seeded())
     torch.testing.assert_close(given(far.y), torch.full((3,), 0.5), atol=0.05, rtol=0)
     torch.testing.assert_close(far.y, -x, atol=0.3, rtol=0)
+
+
+def test_the_search_outside_a_ball_starts_at_the_answers_of_other_rows_too():
+    """Narrow wells far beyond all other starts, which lie within four radii."""
+    y = torch.tensor([[0.0, 0.0], [20.0, 0.0], [0.0, 30.0]])
+
+    class Narrow(nn.Module):
+        def forward(self, x: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+            return -torch.exp(-(candidates.unsqueeze(-2) - y).square().sum(-1)).sum(-1)
+
+    given = ConditionalModuleEnergy(Narrow()).given(torch.zeros(3, 1))
+    found = lowest_outside(given, y, OutsideBall(1.0, n_starts=32, n_steps=5), seeded())
+    torch.testing.assert_close(given(found.y), -torch.ones(3), atol=1e-3, rtol=0)
+    assert ((found.y - y).norm(dim=-1) > 10).all()
 
 
 def test_a_hinge_over_numbers_digs_wells_at_the_right_answers():

@@ -462,6 +462,70 @@ def test_a_mixture_has_a_share_beside_atoms_and_none_at_them():
 
 
 @pytest.mark.parametrize("curved", [False, True])
+def test_modes_are_the_tops_of_the_density_in_the_targets_own_units(curved):
+    """Those of asinh y lie elsewhere: each unit of it spans more of y far out."""
+    torch.manual_seed(1)
+    ensemble = TiltedMixtureEnsemble(2, 2, (8,), n_components=3, n_tilts=3).eval()
+    with torch.no_grad():
+        ensemble.out.bias[:, :, 3:6] = torch.tensor([-2.5, 1.2, 2.6])
+    distribution = PredictiveDistribution(ensemble, torch.randn(4, 2), TargetScale(3.0, 2.0, curved), (-5.0, 5.0))
+    z = np.linspace(-6, 6, 6001)
+    y = distribution._target.back(z)
+    log_prob = distribution.log_prob(np.broadcast_to(y, (4, len(y))))
+    by_z = log_prob - distribution._target.log_slope(y)
+    tops = np.argmax(log_prob, 1)
+    if curved:
+        assert (np.abs(np.argmax(by_z, 1) - tops) > 100).all()
+    step = np.gradient(y)[tops]
+    assert (np.abs(distribution.mode() - y[tops]) < 0.02 * distribution.std() + step).all()
+    for line, modes in zip(log_prob, distribution.modes(), strict=True):
+        heights = np.interp(modes, y, line)
+        assert (np.diff(heights) < 1e-3).all()
+        inner = 1 + np.flatnonzero((line[1:-1] > line[:-2]) & (line[1:-1] > line[2:]))
+        assert len(modes) == len(inner)
+
+
+def test_an_atom_is_a_mode_in_the_place_that_its_mass_gives_it():
+    """Beside tops of the density, by the probability of a cell as wide as the grid."""
+    torch.manual_seed(0)
+    ensemble = TiltedMixtureEnsemble(1, 2, (6,), n_components=1, n_tilts=0, atoms=[2.0]).eval()
+    x, scale, bounds = torch.zeros(1, 1), TargetScale(0.0, 1.0), (-8.0, 8.0)
+    with torch.no_grad():
+        ensemble.out.bias[:, :, 1] = np.log(0.3 / 0.7)
+    for width, expected in ((0.01, [2.0, 0.0]), (8.0, [0.0, 2.0])):
+        found = PredictiveDistribution(ensemble, x, scale, bounds, resolution=width, atoms=[2.0])
+        np.testing.assert_allclose(found.atom_masses(), [[0.3]], rtol=1e-6)
+        # A Gaussian of 0.7 beside it has the smaller part of a narrow cell, and nearly all of a wide one.
+        density = np.exp(found.log_prob(np.array([0.0])))
+        assert (0.01 * density < 0.3).all()
+        np.testing.assert_allclose(found.modes()[0], expected, atol=1e-3)
+    with torch.no_grad():
+        ensemble.out.bias[:, :, 1] = np.log(0.0005 / 0.9995)
+    hardly = PredictiveDistribution(ensemble, x, scale, bounds, atoms=[2.0])
+    np.testing.assert_allclose(hardly.modes()[0], [0.0], atol=1e-3)
+
+
+@pytest.mark.parametrize("curved", [False, True])
+@torch.no_grad()
+def test_the_mass_of_an_atom_is_spread_over_its_rounding_cell_and_no_further(curved):
+    """Half a step to either side of the atom; the whole is 1."""
+    torch.manual_seed(0)
+    location, scale, atom, cell = 1.0, 2.0, 0.5, 0.2
+    ensemble = TiltedMixtureEnsemble(1, 2, (6,), n_components=2, n_tilts=2, atoms=[atom]).eval()
+    mass = float(ensemble.masses(ensemble.features(torch.zeros(1, 1)))[0, 0])
+    at = location + scale * (np.sinh(atom) if curved else atom)
+
+    def chain(cells):
+        where = torch.tensor([location]), torch.tensor([scale])
+        return AutoregressiveEnergy([ensemble], [NumericEncoding([])], *where, curved=[curved], cells=cells)
+
+    x = at + cell * torch.tensor([[-0.6], [-0.45], [0.45], [0.6]])
+    # Off the atom itself, without cells, it is the continuous part alone.
+    over = chain([cell]).log_prob(x).exp() - chain([0.0]).log_prob(x).exp()
+    torch.testing.assert_close(over, mass / cell * torch.tensor([0.0, 1.0, 1.0, 0.0]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("curved", [False, True])
 def test_a_rounded_value_that_is_an_atom_has_its_mass_spread_over_the_cell(curved):
     torch.manual_seed(0)
     atom, cell = 0.5, 0.2

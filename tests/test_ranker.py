@@ -256,6 +256,29 @@ def test_members_are_judged_by_whole_groups_that_they_did_not_learn_from():
         assert found[m] == pytest.approx(1 - np.nanmean(ndcg), abs=1e-6)
 
 
+def test_a_member_learns_from_all_groups_but_those_that_judge_it():
+    rng = np.random.RandomState(0)
+    numbers = rng.permutation(np.repeat(np.arange(11), rng.randint(2, 9, 11)))
+    # What a row holds says of which group it is.
+    x = torch.from_numpy(numbers[:, None] + 1.0).float()
+    held_out = folds_by_label(np.zeros(11, int), 3, rng)
+    data = EnergyRanker._lists(x, rng.randint(0, 3, len(numbers)), numbers, held_out, rng)
+    group = data.x[:, 0, 0].long().numpy() - 1
+    assert sorted(group) == list(range(11))
+    np.testing.assert_array_equal(data.weight.numpy() == 0, held_out[group])
+    torch.testing.assert_close(data.weight.mean(0), torch.ones(3))
+
+
+def test_the_held_out_figure_of_noise_is_that_of_a_random_order():
+    rng = np.random.default_rng(0)
+    groups, x, relevance = np.repeat(np.arange(80), 5), rng.normal(size=(400, 6)), rng.integers(0, 2, 400)
+    model = EnergyRanker(n_members=2, hidden=(32,), max_epochs=40, random_state=0).fit(x, relevance, groups)
+    chance = ndcg_of_groups(relevance, np.zeros(400), groups, 10)
+    spread = ndcg_of_groups(relevance, rng.normal(size=400), groups, 10)
+    known = np.isfinite(spread)
+    assert abs(model.validation_ndcg_ - chance[known].mean()) < 4 * spread[known].std() / np.sqrt(known.sum())
+
+
 # -- baselines and checks -----------------------------------------------------------------------------------
 
 

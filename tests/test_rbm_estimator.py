@@ -15,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from thalweg import RestrictedBoltzmannMachine
+from thalweg.data.states import StateEncoder
 from thalweg.energies import Binary, Categorical, Gaussian, RBMEnergy
 from thalweg.energies.machines.layered import binary_states
 from thalweg.evaluation.density_baselines import BernoulliMixture
@@ -314,6 +315,18 @@ def everyone() -> tuple[pd.DataFrame, float]:
     heights, children = np.arange(100, 240, 1.0), np.arange(-30, 40, 0.5)
     grid = pd.MultiIndex.from_product([heights, ["baker", "fool", "smith"], [0, 1], children])
     return grid.to_frame(index=False).set_axis(["height", "job", "rich", "children"], axis=1), 0.5
+
+
+@pytest.mark.parametrize("others", [0.25, 1.0])
+def test_draws_of_whole_numbers_are_whole_though_no_number_comes_twice(others):
+    """Beside a column that is none of whole numbers, and beside another one."""
+    whole = 3.0 * np.random.RandomState(0).permutation(500)
+    table = np.c_[whole, others * np.arange(500) + (others < 1) * np.sqrt(2)]
+    encoder = StateEncoder("gaussian").fit(table)
+    states = np.random.RandomState(1).standard_normal((200, 2))
+    drawn, means = encoder.decode(states, draws=True), encoder.decode(states)
+    np.testing.assert_allclose(drawn[:, 0], np.round(means[:, 0]))
+    np.testing.assert_allclose(drawn[:, 1], means[:, 1] if others < 1 else np.round(means[:, 1]))
 
 
 def test_each_column_of_a_mixed_table_has_units_of_its_kind(mixed):

@@ -2,13 +2,15 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from thalweg.report import write_report
-from thalweg.report.density import density_on_plane, imputation_errors, report
+from thalweg.report.density import _training_card, density_on_plane, imputation_errors, report
+from thalweg.report.density_charts import pairs
 from thalweg.runs.base import fit_run
 from thalweg.runs.density import DensityRun
 from thalweg.runs.settings.density import DensitySettings
@@ -101,3 +103,36 @@ def test_many_columns_are_cut_short_and_say_so(tmp_path: Path) -> None:
     assert "The first 12 of 14 columns are shown" in html
     assert "4 most correlated of 14 columns" in html
     assert "8 of 14 columns are shown." in html
+
+
+def test_columns_that_stopped_early_stay_at_their_best_in_the_sum() -> None:
+    def history(validation: list[float]) -> SimpleNamespace:
+        best = np.minimum.accumulate(validation).tolist()
+        epochs = [{"validation": v, "best": b} for v, b in zip(validation, best, strict=True)]
+        return SimpleNamespace(epochs=epochs, seconds=1.0, stopped="by itself")
+
+    histories = {"column 1": history([3.0, 1.0, 2.5]), "column 2": history([5.0, 4.0, 4.5, 2.0, 1.0])}
+    model = SimpleNamespace(validation_nll_=np.nan, history_=SimpleNamespace(events=[]))
+    card = _training_card(SimpleNamespace(histories=histories, model=model, columns=["a", "b"]))
+    held_out, best = card.figures[0].data
+    assert list(held_out.y) == pytest.approx([8, 5, 7, 3, 2])
+    assert list(best.y) == pytest.approx([8, 5, 5, 3, 2])
+    assert [row[:2] for row in card.rows] == [["a", "3"], ["b", "5"]]
+    # What the figures of the model are shifted by, the curves are too.
+    model.validation_nll_ = -4.0
+    shifted = _training_card(SimpleNamespace(histories=histories, model=model, columns=["a", "b"])).figures[0].data
+    assert shifted[1].y[-1] == pytest.approx(-4.0)
+
+
+def test_pairs_of_the_data_lie_above_the_diagonal_and_those_of_draws_below_it() -> None:
+    rng = np.random.default_rng(0)
+    data, draws = rng.normal(size=(50, 2)), rng.normal(size=(60, 2))
+    # By rows of the picture: on the diagonal a line each for data and draws.
+    _, _, above, below, _, _ = pairs(data, draws, ["a", "b"], [0.0, 0.0]).data
+    for points, name, values, (x, y) in (
+        (above, "data", data, (1, 0)),
+        (below, "draws from the model", draws, (0, 1)),
+    ):
+        assert points.name == name
+        shown, expected = np.c_[points.x, points.y], values[:, [x, y]]
+        np.testing.assert_allclose(shown[np.argsort(shown[:, 0])], expected[np.argsort(expected[:, 0])])

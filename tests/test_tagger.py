@@ -10,7 +10,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 from thalweg import EnergySequenceTagger
-from thalweg.data.sequences import ElementEncoder, features_of, word_shape
+from thalweg.data.sequences import ElementEncoder, TokenFeatures, features_of, word_shape
 from thalweg.estimators._sequences import HeldOutSequences, padded
 from thalweg.objectives.names import ANSWERS
 from thalweg.training.step import GradientStep
@@ -125,6 +125,30 @@ def test_a_model_that_is_worse_than_the_most_frequent_label_fails():
         model.energy_.network.out.weight.zero_()
         model.energy_.network.out.bias.copy_(everywhere)
     assert model._check_labels(targets, model._share_wrong(judge)).state == "doubtful"
+
+
+@pytest.mark.parametrize("by_errors", [True, False])
+def test_the_held_out_figure_of_sequences_counts_their_weights(words_model: EnergySequenceTagger, by_errors: bool):
+    """Per element whose label is known, those of a sequence of weight 3 three times over."""
+    X, y = sentences(12, seed=2)
+    places = [np.array(["DNV".index(v) for v in own]) for own in y]
+    for own in places[:6]:
+        own[0] = -1
+    for own in places[3:9]:
+        own[-1] = (own[-1] + 1) % 3 if own[-1] >= 0 else -1
+    weight = torch.tensor([1.0, 3.0, 0.5] * 4)
+    x, targets = padded(words_model.encoder_.transform(X), np.nan), padded(places, -1)
+    figure = HeldOutSequences(x, targets, np.arange(12), weight, by_errors)
+    with torch.no_grad():
+        found = float(figure(words_model.energy_))
+        each = [
+            HeldOutSequences(x, targets, np.array([i]), torch.ones(12), by_errors)(words_model.energy_)
+            for i in range(12)
+        ]
+    known = np.array([(own >= 0).sum() for own in places])
+    shares = weight.numpy() * known
+    assert found == pytest.approx(np.average([float(v) for v in each], weights=shares), rel=1e-5)
+    assert found > 0.03
 
 
 def held_out(model: EnergySequenceTagger, X: list, y: list) -> tuple[torch.Tensor, torch.Tensor]:
@@ -299,6 +323,36 @@ def test_an_element_is_encoded_alone_as_among_others():
     new = encoder.transform([["zzz"]])[0]
     assert new.shape == (1, encoder.n_features)
     assert (new == 0).any()
+
+
+def test_of_many_tokens_a_feature_is_kept_that_two_of_them_have():
+    often = [["the"] * 20 for _ in range(110)]
+    kept = TokenFeatures().fit([*often, ["uvwxyz", "uvwxyz"], ["ghijkl"]]).places
+    assert "w=uvwxyz" in kept
+    assert "w=ghijkl" not in kept
+    # Of few all are.
+    assert "w=ghijkl" in TokenFeatures().fit([*often[:10], ["ghijkl"]]).places
+
+
+def test_two_columns_of_tokens_have_places_of_their_own_and_what_is_new_has_none():
+    rng = np.random.RandomState(0)
+    words = [f"{a}{b}" for a in "abcdefg" for b in "uvwxyz"]
+    frames = [pd.DataFrame({c: rng.choice(words, 20) for c in ("one", "two")}) for _ in range(10)]
+    encoder = ElementEncoder().fit(frames)
+    assert list(encoder.tokens) == ["one", "two"]
+    n, n_first = encoder.n_features // 2, len(encoder.tokens["one"].places)
+    found = np.concatenate(encoder.transform(frames))
+    assert (found[:, :n] > 0).all()
+    assert found[:, :n].max() == n_first
+    assert found[:, n:].min() == n_first + 1
+    assert found.max() == encoder.n_vocabulary
+    new = encoder.transform([pd.DataFrame({"one": ["QQQ999"], "two": ["QQQ999"]})])[0]
+    # Alone and unknown, it has nothing in common with any but the ends of the sequence beside it.
+    names = features_of(["QQQ999"])[0]
+    for column, own in (("one", new[0, :n]), ("two", new[0, n:])):
+        known = [name in encoder.tokens[column].places for name in names]
+        np.testing.assert_array_equal(own > 0, known)
+        assert 0 < sum(known) < n
 
 
 BAD = {

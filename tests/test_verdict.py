@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import norm
 
 from thalweg import EnergyDensity, EnergyRegressor, RestrictedBoltzmannMachine
+from thalweg.evaluation.calibration import expected_calibration_error
 from thalweg.evaluation.row_checks import (
     _ridge_log_prob,
     check_calibration,
@@ -254,6 +255,18 @@ def test_probabilities_are_judged_beside_labels_drawn_from_them():
     usual = float(check_calibration(p, labels).text.split("below ")[1].split(" ")[0])
     # The mean of ten bins' gaps, weighted: of the order of sqrt(bins / n).
     assert 0.01 < usual < np.sqrt(10 / 400)
+
+
+def test_the_usual_error_of_a_calibration_is_above_those_of_99_draws_of_100():
+    rng = np.random.default_rng(0)
+    logits = 2 * rng.normal(size=(100, 3))
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    drawn = (p.cumsum(1) < rng.uniform(size=(1000, 100, 1))).sum(2)
+    errors = [expected_calibration_error(p, labels, n_bins=10) for labels in drawn]
+    usual = float(check_calibration(p, drawn[0], n_draws=2000).text.split("below ")[1].split(" ")[0])
+    share = np.mean(np.array(errors) > usual)
+    # Its own 2,000 draws and these 1,000 leave a standard error of 0.4 points.
+    assert share == pytest.approx(0.01, abs=0.015)
 
 
 def test_few_held_out_rows_fail_a_model_only_far_beyond_their_error():
