@@ -322,6 +322,15 @@ def test_the_error_of_a_mean_over_elements_is_that_of_drawing_sequences_again():
     assert said == pytest.approx(spread, rel=4 / np.sqrt(2 * 400) + 0.05)
 
 
+@pytest.mark.parametrize(("lengths", "bars"), [([4, 4, 4], ["4"]), ([4, 5, 5], ["4", "5"]), ([1], ["1"])])
+def test_few_lengths_have_a_bar_each(lengths, bars):
+    truth = np.zeros(sum(lengths), int)
+    shown = SimpleNamespace(truth=truth, predicted=truth, lengths=np.array(lengths))
+    (drawn,) = _lengths_card(shown).figures[0].data
+    assert list(drawn.x) == bars
+    assert list(drawn.y) == [1.0] * len(bars)
+
+
 @pytest.mark.parametrize("length", [1, 4])
 def test_the_error_of_a_mean_over_few_sequences_of_one_length_is_that_of_their_means(length):
     values = np.random.RandomState(0).standard_normal((5, length))

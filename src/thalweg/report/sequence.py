@@ -22,6 +22,7 @@ from thalweg.runs.labels import as_written
 from thalweg.runs.sequence import SequenceRun, in_order_of
 
 _MOST_SHOWN = 2000
+_MOST_BARS = 6
 _MOST_LABELS = 40
 _N_MISTAKES = 12
 _CONTEXT = 3
@@ -223,8 +224,10 @@ def _lengths_card(shown: _Shown) -> Card:
     known = shown.truth != UNKNOWN
     right = np.split((shown.predicted == shown.truth) & known, np.cumsum(shown.lengths)[:-1])
     counted = np.split(known, np.cumsum(shown.lengths)[:-1])
-    edges = np.unique(np.quantile(shown.lengths, np.linspace(0, 1, 7)).round().astype(int))
-    edges[-1] += 1
+    edges = np.unique(shown.lengths)
+    if len(edges) > _MOST_BARS:
+        edges = np.unique(np.quantile(shown.lengths, np.linspace(0, 1, _MOST_BARS + 1)).round().astype(int))[:-1]
+    edges = np.append(edges, shown.lengths.max() + 1)
     x, y, errors, n = [], [], [], []
     for low, high in itertools.pairwise(edges):
         chosen = np.flatnonzero((shown.lengths >= low) & (shown.lengths < high))

@@ -29,7 +29,7 @@ def residual_network(
 ) -> nn.Sequential:
     """The residual network of the image recipes: no batch normalisation, spectral norm on all but the last layer.
 
-    Each block but the first halves the image; the last features are summed over places.
+    Each block halves the image; the last features are summed over places.
 
     Args:
         channels: number of channels of the image.
