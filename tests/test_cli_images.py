@@ -23,7 +23,7 @@ def run(tmp_path_factory):
 
 def test_images_are_fitted_and_told(run):
     folder, done = run
-    assert "Frechet distance, fresh chains" in done.out
+    assert "Frechet distance, new images" in done.out
     page = (folder / "run" / "report.html").read_text()
     for heading in ("Generated", "Is it copying?", "Completed", "Likely and unlikely images"):
         assert heading in page

@@ -17,6 +17,8 @@ from thalweg.energies.networks import ImageEnergy, MultiscaleEnergy, residual_ne
 from thalweg.energies.networks.image import UNIT_IMAGES
 from thalweg.energies.networks.labelled_perceptron import LabelledPerceptron
 from thalweg.estimators.images import ImageEBM
+from thalweg.evaluation.generation import nearest_neighbours
+from thalweg.objectives import EnergyMatching
 from thalweg.sampling.chain import run_chain
 from thalweg.sampling.langevin import ColdLangevin
 
@@ -215,11 +217,17 @@ def test_sprites_show_their_concepts():
 # -- the estimator ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def small() -> tuple[ImageEBM, np.ndarray, np.ndarray]:
+SMALL = {
+    "chains": {"hidden": (64,), "n_steps": 10, "max_steps": 200, "buffer_size": 200, "batch_size": 50},
+    "matching": {"hidden": (128,), "max_steps": 150, "n_paired": 200, "batch_size": 50},
+}
+
+
+@pytest.fixture(scope="module", params=["matching", "chains"])
+def small(request: pytest.FixtureRequest) -> tuple[ImageEBM, np.ndarray, np.ndarray]:
     train, _ = digits()
     images, labels = train.pixels[:400], train.labels[:400]
-    model = ImageEBM(hidden=(64,), n_steps=10, max_steps=200, buffer_size=200, batch_size=50, random_state=0)
+    model = ImageEBM(objective=request.param, **SMALL[request.param], random_state=0)
     return model.fit(images, labels, resolution=1 / 16), images, labels
 
 
@@ -227,7 +235,7 @@ def test_a_short_training_knows_digits_from_noise_and_repeats_itself(small):
     model, images, labels = small
     noise = np.random.RandomState(0).uniform(size=(100, 1, 8, 8)).astype(np.float32)
     assert model.score_samples(images[:100]).min() > np.median(model.score_samples(noise))
-    again = ImageEBM(hidden=(64,), n_steps=10, max_steps=200, buffer_size=200, batch_size=50, random_state=0)
+    again = ImageEBM(**model.get_params())
     again.fit(images, labels, resolution=1 / 16)
     np.testing.assert_array_equal(again.energies(images[:5]), model.energies(images[:5]))
 
@@ -275,7 +283,8 @@ def test_an_ensemble_averages_snapshots_of_which_the_last_is_the_energy_without_
     model = ImageEBM(**settings).fit(images, labels, resolution=1 / 16)
     members = model.energy_.members
     assert len(members) == 4
-    assert all(not torch.equal(a.out.weight, b.out.weight) for a, b in itertools.pairwise(members))
+    first = [next(member.parameters()) for member in members]
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(first))
     for own, other in zip(members[-1].parameters(), last.energy_.parameters(), strict=True):
         assert torch.equal(own, other)
     x = torch.from_numpy(images[:5])
@@ -303,9 +312,11 @@ def used(model: ImageEBM, images: np.ndarray, labels: np.ndarray) -> list[np.nda
 
 
 @pytest.mark.parametrize("n_snapshots", [1, 3])
-def test_an_interrupted_run_resumes_to_the_same_energy(small, tmp_path, n_snapshots):
-    _, images, labels = small
+def test_an_interrupted_run_of_chains_resumes_to_the_same_energy(tmp_path, n_snapshots):
+    train, _ = digits()
+    images, labels = train.pixels[:400], train.labels[:400]
     settings = {
+        "objective": "chains",
         "hidden": (16,),
         "n_steps": 3,
         "max_steps": 24,
@@ -333,6 +344,57 @@ def test_an_interrupted_run_resumes_to_the_same_energy(small, tmp_path, n_snapsh
         images, labels, resolution=1 / 16, run_dir=tmp_path, resume=True, checkpoint_seconds=0.0
     )
     np.testing.assert_array_equal(resumed.energies(images[:5]), whole.energies(images[:5]))
+
+
+def test_an_interrupted_matching_resumes_to_the_same_energy(tmp_path, monkeypatch):
+    train, _ = digits()
+    images, labels = train.pixels[:400], train.labels[:400]
+    settings = {"hidden": (16,), "max_steps": 24, "n_paired": 100, "batch_size": 50, "random_state": 1}
+    whole = ImageEBM(**settings).fit(images, labels, resolution=1 / 16)
+    losses, calls = EnergyMatching._losses, itertools.count()
+
+    def interrupting(*arguments):
+        if next(calls) == 13:
+            raise KeyboardInterrupt
+        return losses(*arguments)
+
+    broken = ImageEBM(**settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(EnergyMatching, "_losses", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            broken.fit(images, labels, resolution=1 / 16, run_dir=tmp_path, checkpoint_seconds=0.0)
+    resumed = ImageEBM(**settings).fit(
+        images, labels, resolution=1 / 16, run_dir=tmp_path, resume=True, checkpoint_seconds=0.0
+    )
+    np.testing.assert_array_equal(resumed.energies(images[:5]), whole.energies(images[:5]))
+
+
+def test_new_images_start_at_gaussians_of_their_labels_and_end_nearer_to_the_data():
+    train, _ = digits()
+    model = ImageEBM(hidden=(128,), max_steps=300, n_paired=400, batch_size=100, random_state=0)
+    model.fit(train.pixels, train.labels, resolution=1 / 16)
+    labels = np.arange(200) % 10
+    starts = model.starts(200, labels=labels, random_state=0)
+    means = np.stack([train.pixels[train.labels == k].mean(0) for k in range(10)])
+    assert np.abs(starts - means[labels]).mean() < np.abs(starts - means[(labels + 1) % 10]).mean()
+    new = model.sample(200, labels=labels, random_state=0)
+    nearest = [nearest_neighbours(images, train.pixels).distance.mean() for images in (starts, new)]
+    assert nearest[1] < 0.9 * nearest[0]
+    # No time to flow leaves them where they start.
+    walk = model._walk()
+    assert walk.kept < 1
+    onward = model.sample(200, labels=labels, start=train.pixels[:200], random_state=0)
+    assert onward.shape == new.shape
+
+
+def test_convolutions_train_on_colour_images_without_labels():
+    images = np.random.RandomState(0).randint(0, 256, (12, 16, 16, 3)).astype(np.uint8)
+    model = ImageEBM(width=4, hidden=(8,), max_steps=3, batch_size=4, random_state=0).fit(images)
+    assert model.image_shape_ == (3, 16, 16)
+    assert any(isinstance(part, nn.Conv2d) for part in model.energy_.modules())
+    assert model.sample(2, n_steps=2, random_state=0).shape == (2, 3, 16, 16)
+    filled = model.impute(images[:2].transpose(0, 3, 1, 2) / 255, known=np.arange(16) < 8, n_steps=2)
+    assert filled.shape == (2, 3, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -366,12 +428,21 @@ def test_bad_use_is_refused(small):
         ImageEBM(n_snapshots=0).fit(images)
     with pytest.raises(ValueError, match="2 snapshots do not go into the last eighth of 15 steps"):
         ImageEBM(n_snapshots=2, max_steps=15, batch_size=len(images)).fit(images)
+    with pytest.raises(ValueError, match="objective must be matching or chains, got 'flow'"):
+        ImageEBM(objective="flow").fit(images)
 
 
 def test_a_residual_network_trains_on_colour_images_without_labels():
     images = np.random.RandomState(0).randint(0, 256, (12, 16, 16, 3)).astype(np.uint8)
     model = ImageEBM(
-        network="residual", width=4, n_steps=2, max_steps=3, batch_size=4, buffer_size=8, random_state=0
+        objective="chains",
+        network="residual",
+        width=4,
+        n_steps=2,
+        max_steps=3,
+        batch_size=4,
+        buffer_size=8,
+        random_state=0,
     )
     model.fit(images)
     assert model.image_shape_ == (3, 16, 16)
@@ -388,7 +459,9 @@ def test_a_residual_network_trains_on_colour_images_without_labels():
     ],
 )
 def test_large_images_take_longer_steps_and_still_larger_ones_convolutions(size, given, step_size, kind):
-    model = ImageEBM(width=4, n_steps=1, step_size=given, max_steps=1, buffer_size=4, random_state=0)
+    model = ImageEBM(
+        objective="chains", width=4, n_steps=1, step_size=given, max_steps=1, buffer_size=4, random_state=0
+    )
     model.fit(np.random.RandomState(0).uniform(size=(4, size, size)))
     assert model._kernel().step_size == step_size
     assert isinstance(model.energy_, kind)
@@ -397,7 +470,8 @@ def test_large_images_take_longer_steps_and_still_larger_ones_convolutions(size,
 @pytest.mark.parametrize(("step_size", "n_updates", "stuck"), [(None, 400, False), (1e-6, 20, True)])
 def test_chains_that_are_stuck_are_told(step_size, n_updates, stuck):
     train, _ = digits()
-    model = ImageEBM(hidden=(64, 64), step_size=step_size, max_steps=n_updates, random_state=0)
+    chains = {"objective": "chains", "hidden": (64, 64), "step_size": step_size}
+    model = ImageEBM(**chains, max_steps=n_updates, random_state=0)
     verdict = model.fit(train.pixels, train.labels).verdict_
     chains = next(check for check in verdict if check.name == "chains")
     assert (chains.state != "passed") == stuck

@@ -12,7 +12,7 @@ from thalweg.data.images import cifar10
 from thalweg.energies.densities import UniformEnergy
 from thalweg.objectives.base import Batch
 from thalweg.objectives.classification import CrossEntropy
-from thalweg.recipes import composition, concepts, continual, igebm
+from thalweg.recipes import composition, concepts, continual, energy_matching, igebm
 from thalweg.recipes.base import Settings
 from thalweg.training.loop import DivergenceError
 
@@ -123,6 +123,32 @@ def check_igebm(result):
 def test_igebm_on_digits():
     figures = check_igebm(igebm.RECIPE.run(Settings(seeds=(0,), quick=True)))
     assert "AUROC, other images: heads" in figures
+
+
+def test_energy_matching_stands_beside_chains_and_gaussians():
+    result = energy_matching.RECIPE.run(Settings(seeds=(0,), quick=True))
+    figures = {figure.name: figure.values for figure in result.figures}
+    assert all(np.isfinite(values).all() for values in figures.values())
+    for who in ("test images", "Gaussians", "matching", "chains"):
+        assert len(figures[f"{who}: Frechet distance, features"]) == 1
+    for figure in ("completion, squared error", "from one class to another", "AUROC, uniform noise"):
+        assert f"matching: {figure}" in figures
+        assert f"chains: {figure}" in figures
+    assert "Where they start: draws from the Gaussians" in result.pictures
+
+
+def test_what_energy_matching_must_reach_is_set_by_the_test_images():
+    named = {
+        "test images: Frechet distance, components": [2.0, 4.0],
+        "test images: Frechet distance, features": [6.0, 6.0],
+        "test images: right class": [0.9, 1.0],
+        "matching: the same by class means": [0.05, 0.07],
+    }
+    bounds = energy_matching._targets(named, 1.5)
+    assert bounds["matching: Frechet distance, components"] == (4.5, True)
+    assert bounds["matching: Frechet distance, features"] == (9.0, True)
+    assert bounds["matching: right class"] == (pytest.approx(0.9025), False)
+    assert bounds["matching: completion, squared error"] == (pytest.approx(0.06), True)
 
 
 def test_igebm_on_images_of_ones_own_in_colour(tmp_path):

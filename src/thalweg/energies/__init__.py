@@ -5,6 +5,7 @@ from thalweg._lazy import lazily
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
+        "anchored": ["AnchoredEnergy"],
         "base": ["ConditionalEnergy", "Conditioned", "Energy", "check_energy"],
         "composition": ["Disjunction", "WeightedSum"],
         "conditioning": ["ClampedEnergy"],
@@ -21,6 +22,7 @@ __getattr__, __dir__, __all__ = lazily(
             "choose_gaussian_mixture",
             "fit_gaussian_mixture",
         ],
+        "densities.class_gaussians": ["ClassGaussians"],
         "densities.gaussian": ["GaussianEnergy"],
         "densities.kernel": ["KernelDensity"],
         "densities.mixture_of_experts": ["MixtureOfExperts"],

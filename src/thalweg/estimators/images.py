@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
+from torch import Tensor, nn
 
 from thalweg._torch_state import seeded
 from thalweg.data.images import as_images, pixels_like
-from thalweg.energies.conditioning import ClampedEnergy
+from thalweg.energies.anchored import AnchoredEnergy
 from thalweg.energies.densities import UniformEnergy
+from thalweg.energies.densities.class_gaussians import ClassGaussians
 from thalweg.energies.labelled import LabelledEnergy, LabelledEnsemble
 from thalweg.energies.networks import residual_network
+from thalweg.energies.networks.convolutional import smooth_network
 from thalweg.energies.networks.image import UNIT_IMAGES
 from thalweg.energies.networks.labelled_perceptron import LabelledPerceptron
 from thalweg.estimators._base import (
@@ -34,33 +36,52 @@ from thalweg.estimators._base import (
     draw_seed,
     generator_of,
 )
+from thalweg.estimators._image_walks import ColdChains, MatchedFlow, Walk
 from thalweg.evaluation.row_checks import check_variety
 from thalweg.evaluation.verdict import check_lost_chains, check_rows, check_training
-from thalweg.objectives.base import Batch
+from thalweg.objectives.base import Batch, Objective
 from thalweg.objectives.contrastive_divergence import ContrastiveDivergence
+from thalweg.objectives.energy_matching import EnergyMatching
 from thalweg.sampling.buffer import ReplayBuffer
-from thalweg.sampling.chain import run_chain
 from thalweg.sampling.langevin import ColdLangevin
 from thalweg.training.loop import Plan, Trainer
 from thalweg.training.progress import BarProgress
 
-_PIXELS_OF_A_PERCEPTRON = 1024
-_PIXELS_OF_A_SMALL_IMAGE = 256
+OBJECTIVES = ("matching", "chains")
+NETWORKS = ("auto", "perceptron", "convolutional", "residual")
+_NUMBERS_OF_A_PERCEPTRON = 1024
+_NUMBERS_OF_A_SMALL_IMAGE = 256
 _PIXELS_AT_ONCE = 2**21
+# Weight of the Gaussians of the labels in a matched energy: a time of order one to fall to their means.
+_ANCHOR = 0.1
+# Standard deviation of what is added to the Gaussians of labels where matching starts. With less the energy is not
+# learned beyond them, and does not know outsiders.
+_START_NOISE = 0.3
+# Images whose energies make those of two labels comparable.
+_MOST_LEVELLED = 5000
+# Fresh chains that stand for those of a training without any.
+_FEWEST_ENDS = 500
 
 
 class ImageEBM(Estimator):
-    """An energy E(label, image), trained by contrastive divergence with short cold chains from a replay buffer.
+    """An energy E(label, image) that generates, completes, denoises and knows outsiders.
 
-    Without labels there is one label for all. The chains run at a temperature far below 1, so exp(-E) is not
-    a density of the images: the energy ranks, and its chains generate, complete and denoise. Its likelihood at a
-    temperature that suits is measured by :func:`~thalweg.evaluation.likelihood.annealed_likelihood`.
+    Without labels there is one label for all. It is trained in one of two ways. By "matching" its gradient carries
+    draws from a Gaussian of each label to the images, in unit time
+    (:class:`~thalweg.objectives.EnergyMatching`), and new images are where that flow ends. By "chains" it is
+    contrastive divergence with short cold chains from a replay buffer, at a temperature far below 1. Neither makes
+    exp(-E) a density of the images as it is: the energy ranks, and its likelihood at a temperature that suits is
+    measured by :func:`~thalweg.evaluation.likelihood.annealed_likelihood`.
 
     Args:
-        network: "perceptron", "residual" (convolutions, spectral norm), or "auto": a perceptron up to
-            1024 numbers in an image.
-        hidden: widths of the perceptron's layers.
-        width, n_blocks: channels and number of blocks of the residual network.
+        objective: "matching" or "chains".
+        network: "perceptron", "convolutional" (smooth), "residual" (convolutions, spectral norm), or "auto": a
+            perceptron up to 256 numbers in an image, else convolutions; for chains a perceptron up to 1024.
+        hidden: widths of the perceptron's layers; the last is that of the convolutional network's dense layer.
+        width, n_blocks: channels of the first convolution, and number of blocks of the residual network; a width
+            of None is 16, of the residual network 32.
+        n_paired: for matching, images that are paired with noise at a time; ``batch_size`` of them are learned
+            from.
         n_steps: steps of a chain in training.
         step_size, noise_scale, clip_grad: settings of the chains; see
             :class:`~thalweg.sampling.langevin.ColdLangevin`. Where one is None the size of the image chooses:
@@ -85,19 +106,23 @@ class ImageEBM(Estimator):
             :class:`~thalweg.energies.labelled.LabelledEnsemble`.
         n_labels_: 1 without labels.
         image_shape_: (C, H, W).
-        buffer_: the chains at the end of training ``[buffer_size, C, H, W]``, and their labels.
-        history_: :class:`~thalweg.training.loop.History`; "energy gap" should hover round 0.
+        buffer_: the chains at the end of training ``[n, C, H, W]``, and their labels; after matching, new images.
+        gaussians_: after matching, the :class:`~thalweg.energies.densities.ClassGaussians` where new images start.
+        history_: :class:`~thalweg.training.loop.History`; with chains, "energy gap" should hover round 0.
 
-    Source: [Du 2019].
+    Source: matching [Balcerak 2025], from Gaussians of the labels, where chains start in [Yang 2021]; chains
+    [Du 2019].
     """
 
     def __init__(
         self,
         *,
+        objective: str = "matching",
         network: str = "auto",
-        hidden: Sequence[int] = (256, 256),
-        width: int = 32,
+        hidden: Sequence[int] = (512, 512),
+        width: int | None = None,
         n_blocks: int = 3,
+        n_paired: int = 1024,
         n_steps: int = 30,
         step_size: float | None = None,
         noise_scale: float | None = None,
@@ -151,10 +176,12 @@ class ImageEBM(Estimator):
             ValueError: for data or settings that can't be used, in words.
             DivergenceError: if training can't be kept from diverging.
         """
-        if self.network not in ("auto", "perceptron", "residual"):
-            raise ValueError(f"network must be auto, perceptron or residual, got {self.network!r}")
-        counts = ("n_snapshots", "width", "n_blocks", "n_steps", "buffer_size", "batch_size", "max_steps")
-        check_counts(self, *counts)
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective must be matching or chains, got {self.objective!r}")
+        if self.network not in NETWORKS:
+            raise ValueError(f"network must be one of {', '.join(NETWORKS)}; got {self.network!r}")
+        counts = ("n_snapshots", "n_blocks", "n_steps", "buffer_size", "batch_size", "max_steps", "n_paired")
+        check_counts(self, *counts, *(() if self.width is None else ("width",)))
         check_widths(self.hidden)
         self._check_training()
         found = as_images(X, y)
@@ -165,18 +192,16 @@ class ImageEBM(Estimator):
         seed = draw_seed(rng)
         images = torch.from_numpy(found.pixels)
         labels = torch.zeros(len(images)) if y is None else torch.as_tensor(found.labels, dtype=torch.float32)
+        gaussians = None
+        if self.objective == "matching":
+            gaussians = ClassGaussians.fit(images, labels, least_std=_START_NOISE)
         with seeded(seed):
-            self.energy_ = self._build()
-        batch_size = min(self.batch_size, len(images))
-        noise = UniformEnergy(torch.zeros(self.image_shape_), torch.ones(self.image_shape_))
-        buffer = ReplayBuffer(noise, max(self.buffer_size, batch_size), batch_size, self.restart, x_event=())
-        objective = ContrastiveDivergence(
-            self._kernel(), self.n_steps, buffer, self.energy_l2, level, bounds=(0.0, 1.0)
-        )
-        per_epoch = max(1, len(images) // batch_size)
+            self.energy_ = self._build(gaussians)
+        objective, n_read = self._objective(len(images), level)
+        per_epoch = max(1, len(images) // n_read)
         plan = Plan(
             max_epochs=max(1, math.ceil(self.max_steps / per_epoch)),
-            batch_size=batch_size,
+            batch_size=n_read,
             learning_rate=self.learning_rate,
             ema_decay=self.ema_decay,
             n_snapshots=self.n_snapshots if self.n_snapshots > 1 else 0,
@@ -192,18 +217,43 @@ class ImageEBM(Estimator):
             )
             self.history_ = trainer.fit(self.energy_.of_inputs(), objective, Batch(labels, images), resume=resume)
         self.energy_.eval()
-        assert buffer.xs is not None
-        self.buffer_ = (buffer.positions[buffer.alive].cpu(), buffer.xs[buffer.alive].long().cpu())
+        if isinstance(self.energy_, AnchoredEnergy):
+            self.energy_.level(images[:_MOST_LEVELLED].to(self._device), labels[:_MOST_LEVELLED].to(self._device))
+        self.buffer_ = self._chains_of(objective, seed)
         lost = self._lost_chains(images[:2000], labels[:2000].long())
         if self.n_snapshots > 1:
             members = [copy.deepcopy(self.energy_) for _ in trainer.snapshots]
             for member, state in zip(members, trainer.snapshots, strict=True):
                 member.of_inputs().load_state_dict(state)
+                if isinstance(member, AnchoredEnergy):
+                    member.levels.copy_(self.energy_.levels)
             self.energy_ = LabelledEnsemble(members).eval()
         training = check_training({"training": self.history_}, by_held_out=False)
         variety = check_variety(self.buffer_[0].numpy(), found.pixels, "chains of the training")
         self._conclude([check_rows(len(images)), training, check_lost_chains(lost), variety])
         return self
+
+    def _objective(self, n_images: int, level: float) -> tuple[Objective, int]:
+        """The loss, and how many images are read for an update."""
+        batch_size = min(self.batch_size, n_images)
+        if self.objective == "matching":
+            matching = EnergyMatching(self.gaussians_, n_rows=batch_size, resolution=level)
+            return matching, min(self.n_paired, n_images)
+        noise = UniformEnergy(torch.zeros(self.image_shape_), torch.ones(self.image_shape_))
+        buffer = ReplayBuffer(noise, max(self.buffer_size, batch_size), batch_size, self.restart, x_event=())
+        chains = ContrastiveDivergence(
+            self._kernel(), self.n_steps, buffer, self.energy_l2, level, bounds=(0.0, 1.0)
+        )
+        return chains, batch_size
+
+    def _chains_of(self, objective: Objective, seed: int) -> tuple[Tensor, Tensor]:
+        """Chains at the end of training and their labels: those of the buffer, or fresh ones."""
+        buffer = getattr(objective, "start", None)
+        if isinstance(buffer, ReplayBuffer):
+            assert buffer.xs is not None
+            return buffer.positions[buffer.alive].cpu(), buffer.xs[buffer.alive].long().cpu()
+        n = max(_FEWEST_ENDS, self.n_labels_)
+        return torch.from_numpy(self.sample(n, random_state=seed)), self._labels(None, n)
 
     def _lost_chains(self, images: Tensor, labels: Tensor) -> float:
         """Share of chains that lie higher than nearly all of the data: no loss tells that they are stuck."""
@@ -213,21 +263,46 @@ class ImageEBM(Estimator):
 
         return float((own(*self.buffer_) > np.quantile(own(images, labels), 0.99)).mean())
 
-    def _build(self) -> LabelledEnergy:
+    def _build(self, gaussians: ClassGaussians | None = None) -> LabelledEnergy:
+        """The energy, for matching anchored at these Gaussians."""
+        n_numbers, n_labels, hidden = math.prod(self.image_shape_), self.n_labels_, check_widths(self.hidden)
+        matched, chosen = self.objective == "matching", self.network
+        if chosen == "auto":
+            most = _NUMBERS_OF_A_SMALL_IMAGE if matched else _NUMBERS_OF_A_PERCEPTRON
+            chosen = "perceptron" if n_numbers <= most else "convolutional" if matched else "residual"
+        if chosen == "perceptron":
+            # The gradient of a matched energy must have a derivative everywhere.
+            activation = "silu" if matched else "relu"
+            energy: LabelledEnergy = LabelledPerceptron(self.image_shape_, n_labels, hidden, activation)
+        else:
+            energy = LabelledEnergy(self._network(chosen, hidden[-1]), input_ndim=3, input_support=UNIT_IMAGES)
+        return energy if gaussians is None else AnchoredEnergy(energy, gaussians, _ANCHOR)
+
+    def _network(self, chosen: str, hidden: int) -> nn.Module:
         channels, height, width = self.image_shape_
-        small = channels * height * width <= _PIXELS_OF_A_PERCEPTRON
-        if self.network == "perceptron" or (self.network == "auto" and small):
-            return LabelledPerceptron(self.image_shape_, self.n_labels_, check_widths(self.hidden))
+        if chosen == "convolutional":
+            return smooth_network(self.image_shape_, self.n_labels_, self.width or 16, hidden)
         if min(height, width) < 2**self.n_blocks:
             raise ValueError(
                 f"images of {height} x {width} are too small for {self.n_blocks} blocks that each halve them: "
                 "lower n_blocks"
             )
-        network = residual_network(channels, self.n_labels_, self.width, self.n_blocks)
-        return LabelledEnergy(network, input_ndim=3, input_support=UNIT_IMAGES)
+        return residual_network(channels, self.n_labels_, self.width or 32, self.n_blocks)
+
+    @property
+    def gaussians_(self) -> ClassGaussians:
+        energy = self.energy_.members[0] if isinstance(self.energy_, LabelledEnsemble) else self.energy_
+        if not isinstance(energy, AnchoredEnergy):
+            raise AttributeError("there are Gaussians after matching only: this energy was trained by chains")
+        return energy.gaussians
+
+    def _walk(self) -> Walk:
+        if self.objective == "matching":
+            return MatchedFlow(self.gaussians_)
+        return ColdChains(self._kernel(), self.image_shape_)
 
     def _kernel(self) -> ColdLangevin:
-        small = math.prod(self.image_shape_) <= _PIXELS_OF_A_SMALL_IMAGE
+        small = math.prod(self.image_shape_) <= _NUMBERS_OF_A_SMALL_IMAGE
         asked = self.step_size, self.noise_scale, self.clip_grad
         by_size = (0.05, 0.03, 1.0) if small else (3.0, 0.01, 0.03)
         step, noise, clip = (size if value is None else value for value, size in zip(asked, by_size, strict=True))
@@ -244,31 +319,44 @@ class ImageEBM(Estimator):
         *,
         random_state: RandomState = None,
         labels: np.ndarray | int | None = None,
-        n_steps: int = 500,
+        n_steps: int | None = None,
         start: np.ndarray | None = None,
     ) -> np.ndarray:
-        """New images ``[n_samples, C, H, W]`` by fresh chains.
+        """New images ``[n_samples, C, H, W]`` by fresh chains, or by the flow from noise.
 
         Args:
             random_state: seed, or a ``RandomState``.
             labels: one for each, one for all, or None: all labels in turn.
-            n_steps: of each chain.
-            start: images ``[n_samples, C, H, W]`` to start from (of another label, say); None is uniform noise.
+            n_steps: of each chain, or of the flow, which takes two gradients a step; None is 500, or 25.
+            start: images ``[n_samples, C, H, W]`` to start from (of another label, say); None is noise.
         """
         check_is_fitted(self, "energy_")
         check_count("n_samples", n_samples)
-        generator = self._generator(random_state)
-        given = self._labels(labels, n_samples)
-        if start is None:
-            position = torch.rand((n_samples, *self.image_shape_), generator=generator, device=generator.device)
-        else:
-            position = self._pixels(start)
+        generator, walk = self._generator(random_state), self._walk()
+        given, n = self._labels(labels, n_samples), self._at_once()
+        position = walk.noise(given, (), generator) if start is None else self._pixels(start)
+        move = walk.fresh if start is None else walk.onward
+        n_steps = walk.n_fresh if n_steps is None else n_steps
         with self._own_threads():
             parts = [
-                run_chain(self._kernel(), self._given(y), x, n_steps, generator).position
-                for y, x in zip(given.split(self._at_once()), position.split(self._at_once()), strict=True)
+                move(self._given(y), y, x, n_steps, generator)
+                for y, x in zip(given.split(n), position.split(n), strict=True)
             ]
         return torch.cat(parts).cpu().numpy()
+
+    def starts(
+        self, n_samples: int = 1, *, random_state: RandomState = None, labels: np.ndarray | int | None = None
+    ) -> np.ndarray:
+        """Where new images start ``[n_samples, C, H, W]``: what they must be better than.
+
+        Args:
+            random_state: seed, or a ``RandomState``; :meth:`sample` with the same one starts there.
+            labels: as of :meth:`sample`.
+        """
+        check_is_fitted(self, "energy_")
+        check_count("n_samples", n_samples)
+        given = self._labels(labels, n_samples)
+        return self._walk().noise(given, (), self._generator(random_state)).clamp(0, 1).cpu().numpy()
 
     def energies(self, X: np.ndarray) -> np.ndarray:
         """E(label, image) of every label ``[n, n_labels]``."""
@@ -290,7 +378,7 @@ class ImageEBM(Estimator):
         known: np.ndarray | None = None,
         labels: np.ndarray | None = None,
         n_chains: int = 16,
-        n_steps: int = 200,
+        n_steps: int | None = None,
     ) -> np.ndarray:
         """Fill in what is not known of images; known pixels come back bit for bit.
 
@@ -302,7 +390,7 @@ class ImageEBM(Estimator):
                 unknown.
             labels: ``[n]``; None takes for each image the label whose completions have the lowest energy.
             n_chains: chains of each image, over which the mean is taken.
-            n_steps: steps of each chain.
+            n_steps: steps of each chain, or of the flow; None is 200, or 25.
 
         Returns:
             ``[n, C, H, W]``, or ``[n_draws, n, C, H, W]``.
@@ -311,6 +399,7 @@ class ImageEBM(Estimator):
         if n_draws is not None:
             check_count("n_draws", n_draws)
         generator = self._generator(random_state)
+        n_steps = self._walk().n_filling if n_steps is None else n_steps
         original = np.asarray(X)
         is_known = np.broadcast_to(~np.isnan(original) if known is None else known, original.shape)
         mask = torch.from_numpy(is_known.copy()).to(self._device)
@@ -334,14 +423,12 @@ class ImageEBM(Estimator):
         self, labels: Tensor, x: Tensor, mask: Tensor, n_chains: int, n_steps: int, generator: torch.Generator
     ) -> Tensor:
         """``[n, n_chains, C, H, W]``."""
-        ends = []
+        ends, walk = [], self._walk()
         for rows in torch.arange(len(x)).split(self._at_once(n_chains)):
-            known = x[rows].unsqueeze(1).repeat_interleave(n_chains, 1)
-            clamped = ClampedEnergy(self._given(labels[rows]), known, mask[rows].unsqueeze(1))
-            start = torch.rand(known.shape, generator=generator, device=generator.device)
+            images = x[rows].unsqueeze(1).repeat_interleave(n_chains, 1)
+            start, known = walk.noise(labels[rows], (n_chains,), generator), mask[rows].unsqueeze(1)
             with self._own_threads():
-                end = run_chain(self._kernel(), clamped, clamped.complete(start), n_steps, generator).position
-            ends.append(clamped.complete(end))
+                ends.append(walk.completed(self._given(labels[rows]), images, known, start, n_steps, generator))
         return torch.cat(ends)
 
     def denoise(
@@ -351,24 +438,26 @@ class ImageEBM(Estimator):
         random_state: RandomState = None,
         labels: np.ndarray | None = None,
         n_chains: int = 16,
-        n_steps: int = 10,
+        n_steps: int | None = None,
     ) -> np.ndarray:
         """Images ``[n, C, H, W]`` moved towards the data by short chains from each, averaged over chains.
 
         Args:
             labels: ``[n]``; None takes the label of lowest energy.
+            n_chains: chains of each image.
+            n_steps: of each chain, or of the flow; None is 10, or 5.
         """
         check_is_fitted(self, "energy_")
         x = self._pixels(X)
         if labels is None:
             labels = self.energies(X).argmin(1)
-        generator = self._generator(random_state)
+        generator, walk = self._generator(random_state), self._walk()
+        n_steps = walk.n_denoising if n_steps is None else n_steps
         given, means = self._labels(labels, len(x)), []
         for rows in torch.arange(len(x)).split(self._at_once(n_chains)):
             start = x[rows].unsqueeze(1).repeat_interleave(n_chains, 1)
             with self._own_threads():
-                end = run_chain(self._kernel(), self._given(given[rows]), start, n_steps, generator).position
-            means.append(end.mean(1))
+                means.append(walk.cleaned(self._given(given[rows]), start, n_steps, generator).mean(1))
         return torch.cat(means).cpu().numpy()
 
     def _at_once(self, n_chains: int = 1) -> int:
@@ -403,15 +492,29 @@ class ImageEBM(Estimator):
     # -- saving --------------------------------------------------------------------------------------
 
     def _config(self) -> dict[str, Any]:
-        return {"image_shape": list(self.image_shape_), "n_labels": self.n_labels_}
+        known = {"image_shape": list(self.image_shape_), "n_labels": self.n_labels_}
+        if self.objective == "matching":
+            known["n_directions"] = self.gaussians_.directions.shape[1]
+        return known
 
     def _tensors(self) -> dict[str, Tensor]:
         return {"buffer.images": self.buffer_[0], "buffer.labels": self.buffer_[1]}
 
+    def _unfitted(self, n_directions: int | None) -> ClassGaussians | None:
+        """Gaussians to load fitted ones into."""
+        if n_directions is None:
+            return None
+        shape = self.n_labels_, *self.image_shape_
+        directions = torch.zeros(self.n_labels_, n_directions, *self.image_shape_)
+        return ClassGaussians(torch.zeros(shape), directions, torch.ones(shape))
+
     def _rebuild(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.image_shape_ = tuple(config["image_shape"])
         self.n_labels_ = config["n_labels"]
-        members = [self._build() for _ in range(self.n_snapshots)]
+        n_directions = config.get("n_directions")
+        # Models saved before there was matching do not know it.
+        self.set_params(objective="chains" if n_directions is None else "matching")
+        members = [self._build(self._unfitted(n_directions)) for _ in range(self.n_snapshots)]
         self.energy_ = members[0] if len(members) == 1 else LabelledEnsemble(members)
         self.buffer_ = (tensors["buffer.images"], tensors["buffer.labels"])
 

@@ -58,6 +58,7 @@ __getattr__, __dir__, __all__ = lazily(
             "precision_recall",
             "squared_distances",
         ],
+        "image_judges": ["ImageJudges"],
         "goodness_of_fit": [
             "CRITIC_ROUND",
             "ClassifierTest",

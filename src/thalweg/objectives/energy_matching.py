@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from thalweg.energies.base import event_sum
-from thalweg.energies.densities import Density
+from thalweg.energies.densities import ConditionalDensity, Density
 from thalweg.objectives.base import AnyEnergy, Batch, Loss, Objective, condition, continuous, evaluating, mean_loss
 from thalweg.objectives.likelihood import dequantise
 
@@ -28,7 +28,7 @@ class EnergyMatching(Objective):
     of which exp(-E / temperature) is the density, and chains can go on for as long as they like.
 
     Args:
-        noise: where lines start: a density with draws.
+        noise: where lines start: a density with draws, or one given x.
         n_rows: how many rows of a batch the loss is taken over, of which all are paired; None takes them all. The
             more are paired, the less the lines cross, and pairs are cheap beside gradients.
         contrast: weight of the difference of energies after the warm-up; 0 leaves it out.
@@ -47,7 +47,7 @@ class EnergyMatching(Objective):
 
     def __init__(
         self,
-        noise: Density,
+        noise: Density | ConditionalDensity,
         *,
         n_rows: int | None = None,
         contrast: float = 0.0,
@@ -83,8 +83,14 @@ class EnergyMatching(Objective):
         if self.resolution:
             batch = batch._replace(y=dequantise(batch.y, self.resolution, generator))
         with torch.no_grad():
-            noise = self.noise.sample((len(batch.y),), generator)
+            noise = self._drawn(batch, generator)
             return batch, noise[nearest_pairs(noise, batch.y, batch.x)]
+
+    def _drawn(self, rows: Batch, generator: torch.Generator | None) -> Tensor:
+        """Noise for these rows, not paired yet ``[B, *event]``."""
+        if isinstance(self.noise, ConditionalDensity):
+            return self.noise.draws(self.noise.features(rows.x), 1, generator)[:, 0]
+        return self.noise.sample((len(rows.y),), generator)
 
     def _losses(self, energy: AnyEnergy, batch: Batch, start: Tensor, generator: torch.Generator | None) -> Tensor:
         given, y = continuous(self, energy, batch), batch.y
@@ -112,7 +118,7 @@ class EnergyMatching(Objective):
         from_data = torch.arange(n, device=start.device) % 2 == 0
         wide = from_data.reshape(-1, *([1] * (start.dim() - 1)))
         # Noise that is not paired with these rows: chains must arrive from anywhere.
-        position = torch.where(wide, rows.y, self.noise.sample((n,), generator))
+        position = torch.where(wide, rows.y, self._drawn(rows, generator))
         with evaluating(energy), torch.no_grad():
             given = condition(energy, rows.x).fixed()
             for step in range(self.n_steps):

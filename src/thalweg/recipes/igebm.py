@@ -28,7 +28,7 @@ TEMPERATURE = 0.03
 
 def run(settings: Settings) -> Result:
     started = time.monotonic()
-    train, test, others, name = _data(settings)
+    train, test, others, name = images_for(settings)
     figures: dict[str, list[float]] = {}
     pictures: dict[str, Any] = {}
     notes = [
@@ -68,7 +68,7 @@ TARGETS: dict[str, tuple[float, bool]] = {
 }
 
 
-def _data(settings: Settings) -> tuple[Images, Images, dict[str, np.ndarray], str]:
+def images_for(settings: Settings) -> tuple[Images, Images, dict[str, np.ndarray], str]:
     """The images, images of other things, and what the former are called."""
     others: dict[str, np.ndarray] = {}
     n_train: int | None
@@ -116,6 +116,7 @@ def _patches(shape: tuple[int, ...], n: int, rng: np.random.RandomState) -> np.n
     return np.stack(out).astype(np.float32)
 
 
+SMALL: dict[str, Any] = {"objective": "chains", "hidden": (256, 256), "n_snapshots": N_SNAPSHOTS}
 # For more than 256 numbers in an image.
 LARGE: dict[str, Any] = {"hidden": (512, 512), "energy_l2": 0.03, "max_steps": 1500}
 # The published chains, buffer and rate for colour images, on three residual blocks; for a GPU.
@@ -135,7 +136,7 @@ def _model(settings: Settings, train: Images, seed: int) -> ImageEBM:
         chosen = PAPER_SCALE
     elif train.pixels[0].size > 256:
         chosen = LARGE
-    chosen = {"n_snapshots": N_SNAPSHOTS} | chosen | (QUICK if settings.quick else {})
+    chosen = SMALL | chosen | (QUICK if settings.quick else {})
     return ImageEBM(**chosen, random_state=seed)
 
 
@@ -227,14 +228,14 @@ def _measure(
     out["updates that diverged"] = float(model.history_.rollbacks)
 
     pictures = {
-        "Fresh chains: one class in each column": _wall(fresh[: 10 * model.n_labels_], model.n_labels_),
-        "Training images, for comparison": _wall(_in_columns(train, 10), model.n_labels_),
-        "Completion: truth, what is known, four completions": _wall(
+        "Fresh chains: one class in each column": wall(fresh[: 10 * model.n_labels_], model.n_labels_),
+        "Training images, for comparison": wall(in_columns(train, 10), model.n_labels_),
+        "Completion: truth, what is known, four completions": wall(
             np.concatenate([test.pixels[:16], np.where(known, test.pixels[:16], 0.5), *completed[:4, :16]]),
             16,
         ),
-        "Denoising: truth, noisy, cleaned": _wall(np.concatenate([test.pixels[:16], noisy[:16], clean[:16]]), 16),
-        "From one class to another": _wall(np.concatenate([test.pixels[:16], crossed[:16]]), 16),
+        "Denoising: truth, noisy, cleaned": wall(np.concatenate([test.pixels[:16], noisy[:16], clean[:16]]), 16),
+        "From one class to another": wall(np.concatenate([test.pixels[:16], crossed[:16]]), 16),
     }
     return out, pictures
 
@@ -262,7 +263,7 @@ def _likelihood(model: ImageEBM, train: Images, test: Images, seed: int, setting
     }
 
 
-def _in_columns(images: Images, n_rows: int) -> np.ndarray:
+def in_columns(images: Images, n_rows: int) -> np.ndarray:
     """n_rows images of each label, a label in each column."""
     assert images.labels is not None
     columns = [images.pixels[images.labels == k][:n_rows] for k in np.unique(images.labels)]
@@ -270,7 +271,7 @@ def _in_columns(images: Images, n_rows: int) -> np.ndarray:
     return np.stack([c[:shortest] for c in columns], 1).reshape(-1, *images.pixels.shape[1:])
 
 
-def _wall(images: np.ndarray, n_columns: int) -> go.Figure:
+def wall(images: np.ndarray, n_columns: int) -> go.Figure:
     """Images side by side, grey or in colour."""
     pixels = tile(images, n_columns)
     figure = go.Figure(go.Image(z=pixels))

@@ -22,7 +22,7 @@ def report(run: ImageRun) -> str:
         Tile("images", f"{figures['training_images']:,}", f"and {figures['test_images']:,} held out"),
         Tile("size", f"{height} x {width}", "grey" if channels == 1 else "colour"),
         Tile("labels", str(figures["labels"]) if figures["labels"] > 1 else "none"),
-        Tile("Frechet distance", f"{scores['Frechet distance, fresh chains']:.3g}",
+        Tile("Frechet distance", f"{scores['Frechet distance, new images']:.3g}",
              f"held out: {scores['Frechet distance, images held out']:.3g}"),
         Tile("training", f"{figures['seconds']['training']:.0f} s",
              f"mean of {run.settings.snapshots} snapshots" if run.settings.snapshots > 1 else ""),
@@ -41,17 +41,16 @@ def report(run: ImageRun) -> str:
 def _generated(run: ImageRun) -> Card:
     n = run.model.n_labels_
     columns = n if n > 1 else 12
-    fresh = run.model.sample(6 * columns, n_steps=300, random_state=run.settings.seed)
+    fresh = run.model.sample(6 * columns, random_state=run.settings.seed)
     training = run.images[0]
+    matched = run.model.objective == "matching"
+    how = "the flow from Gaussians to the images" if matched else "fresh chains from uniform noise"
     if n > 1:
         assert training.labels is not None
-        text = (
-            "New images, made by fresh chains from uniform noise, and training images below. Each column has one "
-            "label."
-        )
+        text = f"New images, made by {how}, and training images below. Each column has one label."
         shown = in_columns(training.pixels, training.labels, n, 3)
     else:
-        text = "New images, made by fresh chains from uniform noise, and training images below."
+        text = f"New images, made by {how}, and training images below."
         shown = training.pixels[_evenly(len(training.pixels), 3 * columns)]
     return Card("Generated", text, [wall(fresh, columns), wall(shown, columns)])
 
@@ -71,7 +70,7 @@ def _evenly(n_rows: int, n: int) -> np.ndarray:
 
 
 def _neighbours(run: ImageRun) -> Card:
-    fresh = run.model.sample(16, n_steps=300, random_state=run.settings.seed + 1)
+    fresh = run.model.sample(16, random_state=run.settings.seed + 1)
     training = run.images[0].pixels
     nearest = nearest_neighbours(fresh, training)
     return Card(
@@ -114,14 +113,24 @@ def _energies(run: ImageRun) -> Card:
 
 def _training(run: ImageRun) -> Card:
     epochs = run.model.history_.epochs
-    lines: dict[str, Sequence[float]] = {
-        "energy gap": [e["energy gap"] for e in epochs],
-        "energy of the data": [e["energy of data"] for e in epochs],
-    }
-    figure = charts.curves([e["epoch"] for e in epochs], lines, ("epoch", "energy"), None)
-    text = (
-        "The energy of the data minus that of the chains should stay near zero; a steady drift means divergence."
-    )
+    if run.model.objective == "matching":
+        lines: dict[str, Sequence[float]] = {"velocity error": [e["velocity error"] for e in epochs]}
+        title = "squared error, a pixel"
+        text = (
+            "How far the gradient of the energy is from the velocity that carries a draw to its image, squared. "
+            "No energy gets it to zero, since lines of different pairs cross."
+        )
+    else:
+        lines = {
+            "energy gap": [e["energy gap"] for e in epochs],
+            "energy of the data": [e["energy of data"] for e in epochs],
+        }
+        title = "energy"
+        text = (
+            "The energy of the data minus that of the chains should stay near zero; a steady drift means "
+            "divergence."
+        )
+    figure = charts.curves([e["epoch"] for e in epochs], lines, ("epoch", title), None)
     return Card("Training", text, [figure], notes=run.figures["remarks"])
 
 

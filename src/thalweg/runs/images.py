@@ -64,6 +64,7 @@ class ImageRun(Run):
     @classmethod
     def build(cls, settings: ImageSettings, data: SplitImages, verbose: bool) -> ImageEBM:
         return ImageEBM(
+            objective=settings.objective,
             max_steps=settings.steps,
             n_snapshots=settings.snapshots,
             verbose=verbose,
@@ -76,7 +77,7 @@ class ImageRun(Run):
 
     @classmethod
     def measure(cls, model: ImageEBM, data: SplitImages, settings: ImageSettings, tell: Tell) -> dict[str, Any]:
-        tell("Measuring the model: images from fresh chains, and images of other kinds.")
+        tell("Measuring the model: new images, and images of other kinds.")
         return {
             "images": Path(settings.data).name,
             "shape": list(model.image_shape_),
@@ -92,8 +93,8 @@ class ImageRun(Run):
         cls, model: ImageEBM, data: SplitImages, figures: dict[str, Any], settings: ImageSettings
     ) -> list[Check]:
         n = len(data.test.pixels)
-        fresh = model.sample(max(50, min(n, 200)), n_steps=300, random_state=settings.seed + 1)
-        what = "images of fresh chains"
+        fresh = model.sample(max(50, min(n, 200)), random_state=settings.seed + 1)
+        what = "new images"
         return [
             check_held_out(n, _n_known(data)),
             *_check_ranking(figures["scores"]),
@@ -108,7 +109,7 @@ class ImageRun(Run):
 
     def sample(self, n: int, seed: int = 0) -> np.ndarray:
         """n new images ``[n, C, H, W]``."""
-        return self.model.sample(n, n_steps=300, random_state=seed)
+        return self.model.sample(n, random_state=seed)
 
     def score(self, path: Path) -> pd.DataFrame:
         """``score`` of every image (not normalised; higher means more like the data) and its likeliest label.
@@ -156,14 +157,15 @@ def _measured(model: ImageEBM, training: Images, test: Images, seed: int) -> dic
     n_components = min(20, len(some) - 1, some[0].size)
     features = pca_features(some, n_components)
     n = int(np.clip(len(some), 50, 1000))
-    fresh = model.sample(n, n_steps=300, random_state=seed)
+    fresh = model.sample(n, random_state=seed)
+    starts = model.starts(n, random_state=seed)
     scores = {
-        "Frechet distance, fresh chains": frechet_distance(fresh, some, features),
-        "Frechet distance, chains of the buffer": frechet_distance(model.buffer_[0].numpy(), some, features),
+        "Frechet distance, new images": frechet_distance(fresh, some, features),
+        "Frechet distance, where they start": frechet_distance(starts, some, features),
         "Frechet distance, images held out": frechet_distance(test.pixels, some, features),
     }
     if np.median(nearest_neighbours(test.pixels, some).distance) > 0:
-        name = "nearest training image, fresh over held out (ratio of distances)"
+        name = "nearest training image, new over held out (ratio of distances)"
         scores[name] = copying_ratio(fresh, some, test.pixels)
     inside = model.score_samples(test.pixels)
     for kind, images in outliers(test.pixels, len(test.pixels), rng).items():

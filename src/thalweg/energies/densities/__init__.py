@@ -13,6 +13,7 @@ from thalweg.energies.densities.basic import (
     choose_gaussian_mixture,
     fit_gaussian_mixture,
 )
+from thalweg.energies.densities.class_gaussians import ClassGaussians
 from thalweg.energies.densities.gaussian import GaussianEnergy
 from thalweg.energies.densities.kernel import KernelDensity
 from thalweg.energies.densities.shaped import ShapedDensity, gaussian_of_classes
@@ -22,6 +23,7 @@ __all__ = [
     "AutoregressiveEnergy",
     "BernoulliEnergy",
     "CategoricalEnergy",
+    "ClassGaussians",
     "ConditionalDensity",
     "Density",
     "FlowEnergy",

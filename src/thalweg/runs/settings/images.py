@@ -31,6 +31,12 @@ class ImageSettings(RunSettings):
     needs_test_rows = True
 
     labels: bool = option(True, "Whether to use the labels, if there are any.", flags=("--labels/--no-labels",))
+    objective: str = option(
+        "matching",
+        "How the energy learns: matching (its gradient carries noise to the images) or chains (contrastive "
+        "divergence).",
+        choices=("matching", "chains"),
+    )
     steps: int = option(3000, "Number of updates.", least=1)
     snapshots: int = option(
         1, "Number of snapshots of the weights, taken along the training, whose energies are averaged.", least=1
