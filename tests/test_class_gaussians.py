@@ -47,6 +47,24 @@ def test_draws_have_the_mean_and_the_covariance_of_their_label():
         assert ((torch.cov(drawn[row].T) - truth).abs() < 4.5 * spread).all()
 
 
+def test_draws_given_some_numbers_have_the_conditional_distribution_of_the_others():
+    gaussians, n = made(), 40_000
+    x = torch.randn(2, 2, 3, generator=seeded(8), dtype=torch.float64)
+    known = torch.tensor([[[True, True, False], [False, True, False]], [[False] * 3, [True, False, True]]])
+    labels = torch.tensor([1, 0])
+    drawn = gaussians.draws_given(labels, x, known, n, seeded(9)).flatten(2)
+    for row, label in enumerate(labels.tolist()):
+        seen, cov = known[row].flatten(), covariances(gaussians)[label]
+        mean = gaussians.means[label].flatten()
+        gain = cov[~seen][:, seen] @ torch.linalg.inv(cov[seen][:, seen])
+        wanted = mean[~seen] + gain @ (x[row].flatten() - mean)[seen]
+        spread = cov[~seen][:, ~seen] - gain @ cov[seen][:, ~seen]
+        found = drawn[row][:, ~seen]
+        assert ((found.mean(0) - wanted).abs() < 4.5 * (spread.diagonal() / n).sqrt()).all()
+        error = ((spread.square() + spread.diagonal()[:, None] * spread.diagonal()) / n).sqrt()
+        assert ((torch.cov(found.T) - spread).abs() < 4.5 * error).all()
+
+
 @pytest.mark.parametrize("n", [4, 200])
 def test_it_keeps_the_variances_of_every_number_and_the_leading_covariances(n):
     """Of few rows and of many, which are decomposed differently."""

@@ -40,9 +40,9 @@ class Walk(Protocol):
         ...
 
     def completed(
-        self, energy: Energy, images: Tensor, known: Tensor, noise: Tensor, n: int, generator: torch.Generator
+        self, energy: Energy, labels: Tensor, images: Tensor, known: Tensor, n: int, generator: torch.Generator
     ) -> Tensor:
-        """Images whose unknown pixels go from noise to where the known ones leave the energy low."""
+        """Images ``[B, m, C, H, W]`` whose unknown pixels go to where the known ones leave the energy low."""
         ...
 
     def cleaned(self, energy: Energy, images: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -72,9 +72,9 @@ class ColdChains:
     onward = fresh
 
     def completed(
-        self, energy: Energy, images: Tensor, known: Tensor, noise: Tensor, n: int, generator: torch.Generator
+        self, energy: Energy, labels: Tensor, images: Tensor, known: Tensor, n: int, generator: torch.Generator
     ) -> Tensor:
-        clamped = ClampedEnergy(energy, images, known)
+        clamped, noise = ClampedEnergy(energy, images, known), self.noise(labels, images.shape[1:2], generator)
         return clamped.complete(self.cleaned(clamped, clamped.complete(noise), n, generator))
 
     def cleaned(self, energy: Energy, images: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -109,9 +109,12 @@ class MatchedFlow:
         return _flow(energy, start, 1 - self.kept, n, generator).clamp(0, 1)
 
     def completed(
-        self, energy: Energy, images: Tensor, known: Tensor, noise: Tensor, n: int, generator: torch.Generator
+        self, energy: Energy, labels: Tensor, images: Tensor, known: Tensor, n: int, generator: torch.Generator
     ) -> Tensor:
-        """The known pixels follow the line that they would have come by."""
+        """From draws that suit the known pixels, which follow the lines that they would have come by."""
+        gaussians, first = self.gaussians.to(images.device), (slice(None), 0)
+        seen = known.expand_as(images)[first]
+        noise = gaussians.draws_given(labels.to(images.device), images[first], seen, images.shape[1], generator)
         position = noise
         for step in range(n):
             position = torch.where(known, torch.lerp(noise, images, step / n), position)

@@ -426,9 +426,9 @@ class ImageEBM(Estimator):
         ends, walk = [], self._walk()
         for rows in torch.arange(len(x)).split(self._at_once(n_chains)):
             images = x[rows].unsqueeze(1).repeat_interleave(n_chains, 1)
-            start, known = walk.noise(labels[rows], (n_chains,), generator), mask[rows].unsqueeze(1)
+            known, own = mask[rows].unsqueeze(1), labels[rows]
             with self._own_threads():
-                ends.append(walk.completed(self._given(labels[rows]), images, known, start, n_steps, generator))
+                ends.append(walk.completed(self._given(own), own, images, known, n_steps, generator))
         return torch.cat(ends)
 
     def denoise(

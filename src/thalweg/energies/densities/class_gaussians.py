@@ -117,6 +117,37 @@ class ClassGaussians(ConditionalDensity):
             found[own] = self.means[k] + moved.reshape(-1, n, *event) + self.variances[k].sqrt() * beside[own]
         return found
 
+    def draws_given(
+        self, labels: Tensor, x: Tensor, known: Tensor, n: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """n draws for each label that suit what is known of x ``[B, n, *event]``.
+
+        Unknown numbers have their distribution given the known ones. These are drawn anew, about where the
+        directions that explain x are: they need not be those of x.
+
+        Args:
+            labels: ``[B]``.
+            x: ``[B, *event]``; what is not known may be any number.
+            known: bool ``[B, *event]``.
+        """
+        labels, event = labels.long(), self.means.shape[1:]
+        found = torch.empty((len(labels), n, *event), device=self.means.device, dtype=self.means.dtype)
+        for k in labels.unique().tolist():
+            own = torch.nonzero(labels == k)[:, 0]
+            directions = self.directions[k].flatten(1)
+            a = directions * self._one_over_std[k]
+            seen = known[own].flatten(1).to(a)
+            z = seen * (x[own] - self.means[k]).flatten(1) * self._one_over_std[k]
+            eye = torch.eye(len(a), dtype=a.dtype, device=a.device)
+            factor = torch.linalg.cholesky(eye + (a * seen[:, None]) @ a.mT)
+            mean = torch.cholesky_solve((z @ a.mT).unsqueeze(-1), factor)
+            noise = standard_normal((len(own), len(a), n), self.means, generator)
+            along = mean + torch.linalg.solve_triangular(factor.mT, noise, upper=True)
+            beside = standard_normal((len(own), n, *event), self.means, generator)
+            moved = (along.mT @ directions).reshape(len(own), n, *event)
+            found[own] = self.means[k] + moved + self.variances[k].sqrt() * beside
+        return found
+
 
 def _form(directions: Tensor, variances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """One over each standard deviation ``[D]``, a matrix W ``[D, R]``, and -log of the density's factor.
