@@ -88,9 +88,9 @@ class MatchedFlow:
         gaussians: of each label, where the lines start.
     """
 
-    n_fresh, n_filling, n_denoising = 25, 25, 5
+    n_fresh, n_filling, n_denoising = 25, 25, 10
     # What is kept of an image on the way to another label, and the time for which a noisy one flows.
-    kept, cleaning_time = 0.4, 0.2
+    kept, cleaning_time = 0.4, 0.5
 
     def __init__(self, gaussians: ClassGaussians):
         self.gaussians = gaussians

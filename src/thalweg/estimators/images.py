@@ -445,7 +445,7 @@ class ImageEBM(Estimator):
         Args:
             labels: ``[n]``; None takes the label of lowest energy.
             n_chains: chains of each image.
-            n_steps: of each chain, or of the flow; None is 10, or 5.
+            n_steps: of each chain, or of the flow; None is 10.
         """
         check_is_fitted(self, "energy_")
         x = self._pixels(X)
