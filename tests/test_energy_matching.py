@@ -11,7 +11,14 @@ from scipy.stats import sem
 from torch import nn
 
 from parts import seeded
-from thalweg.energies import BoltzmannMachine, Energy, GaussianMixtureEnergy, PerceptronEnergy, UniformEnergy
+from thalweg.energies import (
+    BoltzmannMachine,
+    Energy,
+    GaussianMixtureEnergy,
+    LabelledEnergy,
+    PerceptronEnergy,
+    UniformEnergy,
+)
 from thalweg.objectives import Batch, EnergyMatching
 from thalweg.objectives.energy_matching import nearest_pairs
 from thalweg.sampling import Heun, run_chain
@@ -158,6 +165,20 @@ def test_chains_from_the_data_have_the_temperature_from_the_start_those_from_noi
         assert float(from_noise.var()) == pytest.approx(
             left if cold else stationary, rel=error if not cold else 0.1
         )
+
+
+def test_the_likelihood_of_labels_is_added_by_its_weight():
+    torch.manual_seed(0)
+    labelled = LabelledEnergy(nn.Linear(2, 3)).double()
+    energy, y = labelled.of_inputs(), torch.randn(7, 2, generator=seeded(0), dtype=torch.float64)
+    data = Batch(torch.arange(7.0) % 3, y)
+    plain, added = (EnergyMatching(standard(2), label_weight=weight) for weight in (0.0, 0.5))
+    losses = [objective.per_row(energy, data, seeded(1)) for objective in (plain, added)]
+    log_probs = labelled.given(y).log_prob(data.x.long())
+    torch.testing.assert_close(losses[1] - losses[0], -0.5 * log_probs)
+    assert added.metrics["log loss of labels"] == pytest.approx(float(-log_probs.mean().detach()))
+    with pytest.raises(TypeError, match="label_weight is for an energy of inputs given labels"):
+        added.check(Quadratic(1.0), Batch(None, y))
 
 
 def test_what_it_cannot_train_is_refused():

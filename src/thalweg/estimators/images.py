@@ -54,6 +54,8 @@ _NUMBERS_OF_A_SMALL_IMAGE = 256
 _PIXELS_AT_ONCE = 2**21
 # Weight of the Gaussians of the labels in a matched energy: a time of order one to fall to their means.
 _ANCHOR = 0.1
+# Weight of the likelihood of labels beside the matching.
+_LABEL_WEIGHT = 0.01
 # Standard deviation of what is added to the Gaussians of labels where matching starts. With less the energy is not
 # learned beyond them, and does not know outsiders.
 _START_NOISE = 0.3
@@ -237,7 +239,8 @@ class ImageEBM(Estimator):
         """The loss, and how many images are read for an update."""
         batch_size = min(self.batch_size, n_images)
         if self.objective == "matching":
-            matching = EnergyMatching(self.gaussians_, n_rows=batch_size, resolution=level)
+            weight = _LABEL_WEIGHT if self.n_labels_ > 1 else 0.0
+            matching = EnergyMatching(self.gaussians_, n_rows=batch_size, resolution=level, label_weight=weight)
             return matching, min(self.n_paired, n_images)
         noise = UniformEnergy(torch.zeros(self.image_shape_), torch.ones(self.image_shape_))
         buffer = ReplayBuffer(noise, max(self.buffer_size, batch_size), batch_size, self.restart, x_event=())

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from thalweg.energies.base import event_sum
 from thalweg.energies.densities import ConditionalDensity, Density
+from thalweg.energies.labelled import InputsGivenLabels
 from thalweg.objectives.base import AnyEnergy, Batch, Loss, Objective, condition, continuous, evaluating, mean_loss
 from thalweg.objectives.likelihood import dequantise
 
@@ -39,6 +41,8 @@ class EnergyMatching(Objective):
         n_chains: number of chains; None is half of ``n_rows``.
         resolution: spacing of the grid that the data are rounded to (grey levels): uniform noise of that width is
             added afresh to the data at every step.
+        label_weight: weight of -log p(x|y), the softmax over labels x of -E(y), for the energy of inputs y given
+            labels. Gradients alone do not say under which label an input has the lowest energy.
 
     Source: [Balcerak 2025, alg. 1 and 2]; pairs within a batch [Tong 2024].
     """
@@ -57,6 +61,7 @@ class EnergyMatching(Objective):
         step_size: float = 0.05,
         n_chains: int | None = None,
         resolution: float = 0.0,
+        label_weight: float = 0.0,
     ):
         super().__init__()
         if n_rows is not None and n_rows < 1:
@@ -65,7 +70,7 @@ class EnergyMatching(Objective):
         self.n_rows, self.n_chains = n_rows, n_chains
         self.contrast, self.warm_up, self.temperature = contrast, warm_up, temperature
         self.n_steps, self.step_size = n_steps, step_size
-        self.resolution = resolution
+        self.resolution, self.label_weight = resolution, label_weight
         self.register_buffer("n_updates", torch.zeros((), dtype=torch.long))
 
     def forward(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None = None) -> Loss:
@@ -98,6 +103,8 @@ class EnergyMatching(Objective):
         score = given.score(torch.lerp(start, y, t))
         mismatch = event_sum((y - start - score).square(), given.event_ndim) / math.prod(y.shape[1:])
         self.metrics = {"velocity error": float(mismatch.detach().mean())}
+        if self.label_weight:
+            mismatch = mismatch + self.label_weight * self._of_labels(energy, batch)
         warm = int(self.n_updates) < self.warm_up
         if self.training:
             self.n_updates += 1
@@ -108,6 +115,21 @@ class EnergyMatching(Objective):
         gap = batch.given(energy)(y) - negative
         self.metrics["energy gap"] = float(gap.detach().mean())
         return mismatch + self.contrast * gap
+
+    def check(self, energy: AnyEnergy, batch: Batch) -> None:
+        super().check(energy, batch)
+        if self.label_weight and not isinstance(energy, InputsGivenLabels):
+            raise TypeError(
+                f"label_weight is for an energy of inputs given labels (LabelledEnergy.of_inputs()), got "
+                f"{type(energy).__name__}"
+            )
+
+    def _of_labels(self, energy: AnyEnergy, batch: Batch) -> Tensor:
+        """-log p(x|y) of each row's label ``[B]``."""
+        assert isinstance(energy, InputsGivenLabels)
+        value = F.cross_entropy(-energy.labelled.energies(batch.y), batch.x.long(), reduction="none")
+        self.metrics["log loss of labels"] = float(value.detach().mean())
+        return value
 
     def _chains(
         self, energy: AnyEnergy, batch: Batch, start: Tensor, generator: torch.Generator | None
