@@ -42,13 +42,13 @@ def residual_network(
     """
     wrap = spectral_norm if spectral else lambda layer: layer
     widths = [width * min(4, 2 ** max(0, i - 1)) for i in range(n_blocks + 1)]
-    layers: list[nn.Module] = [_Centre(), wrap(nn.Conv2d(channels, widths[0], 3, padding=1)), nn.LeakyReLU(0.2)]
+    layers: list[nn.Module] = [Centre(), wrap(nn.Conv2d(channels, widths[0], 3, padding=1)), nn.LeakyReLU(0.2)]
     for i in range(n_blocks):
         layers.append(ResidualBlock(widths[i], widths[i + 1], spectral, halve=True))
     return nn.Sequential(*layers, _SumPlaces(), nn.Linear(widths[-1], n_outputs))
 
 
-class _Centre(nn.Module):
+class Centre(nn.Module):
     """[0, 1] to [-1, 1]."""
 
     def forward(self, x: Tensor) -> Tensor:
