@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazily(
         ],
         "energy_discrepancy": ["EnergyDiscrepancy"],
         "energy_loss": ["EnergyLoss"],
+        "generative_adversarial": ["BEGAN", "EBGAN", "GAN", "MAGAN", "pulling_away_term"],
         "importance_sampling": ["ImportanceSampling", "KLDivergenceImportanceSampling"],
         "joint": ["JointFlowContrast", "JointLikelihood", "jem"],
         "likelihood": ["GridLikelihood", "MaximumLikelihood"],
