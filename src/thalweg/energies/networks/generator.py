@@ -37,6 +37,26 @@ class Generator(nn.Module):
         like = next(self.parameters(), torch.empty(0))
         return self(standard_normal((n, self.latent_dim), like, generator))
 
+    @torch.no_grad()
+    def renew_statistics(
+        self, batch_size: int, generator: torch.Generator | None = None, n_batches: int = 50
+    ) -> None:
+        """Set what batch normalisation takes for means and variances to those of fresh draws.
+
+        For weights that were averaged along a training, to which the statistics on the way do not belong.
+        """
+        layers = [m for m in self.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+        before, momenta = self.training, [layer.momentum for layer in layers]
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None
+        self.train()
+        for _ in range(n_batches if layers else 0):
+            self.draw(batch_size, generator)
+        self.train(before)
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+
 
 def generating_network(
     event: Sequence[int],
