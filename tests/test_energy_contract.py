@@ -158,6 +158,7 @@ UNCONDITIONAL = {
     "one label": Case(lambda: labelled().given_label(1), every_parameter=False),
     "Image": Case(lambda: ImageEnergy(residual_network(1, 1, 4, 2)), (1, 8, 8)),
     "Autoencoder": Case(lambda: autoencoder_energy((2,), 1, (6,))),
+    "Autoencoder by the Euclidean distance": Case(lambda: autoencoder_energy((2,), 1, (6,), distance="euclidean")),
     "Autoencoder of images": Case(lambda: autoencoder_energy((1, 4, 4), 3, (6,), distance="absolute"), (1, 4, 4)),
     "Autoencoder of convolutions": Case(lambda: autoencoder_energy((3, 8, 8), 3, width=2), (3, 8, 8)),
     "Autoencoder with codes of two dimensions": Case(

@@ -69,7 +69,7 @@ OBJECTIVES = {
     "GAN": (lambda g: GAN(g), lambda: PerceptronEnergy(2, (6,))),
     "EBGAN": (lambda g: EBGAN(g, 5.0, 0.3), lambda: autoencoder_energy((2,), 2, (6,))),
     "BEGAN": (lambda g: BEGAN(g, 0.7, 0.1), lambda: autoencoder_energy((2,), 2, (6,), distance="absolute")),
-    "MAGAN": (lambda g: MAGAN(g, 3, 4), lambda: autoencoder_energy((2,), 2, (6,))),
+    "MAGAN": (lambda g: MAGAN(g, 3, 4), lambda: autoencoder_energy((2,), 2, (6,), distance="euclidean")),
 }
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 
@@ -79,10 +79,14 @@ every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 
 def test_the_energy_is_the_distance_of_the_reconstruction():
     x = torch.randn(5, 3, generator=seeded())
-    squared, absolute = autoencoder_energy((3,), 2, (4,)), autoencoder_energy((3,), 2, (4,), distance="absolute")
-    absolute.load_state_dict(squared.state_dict())
+    squared, euclidean, absolute = (
+        autoencoder_energy((3,), 2, (4,), distance=distance) for distance in ("squared", "euclidean", "absolute")
+    )
+    for other in (euclidean, absolute):
+        other.load_state_dict(squared.state_dict())
     apart = squared.decoder(squared.encoder(x)) - x
     torch.testing.assert_close(squared(x), apart.square().sum(1))
+    torch.testing.assert_close(euclidean(x), apart.square().sum(1).sqrt())
     torch.testing.assert_close(absolute(x), apart.abs().mean(1))
     torch.testing.assert_close(squared.reconstruct(x) - x, apart)
     torch.testing.assert_close(squared.codes(x), squared.encoder(x))
@@ -91,10 +95,25 @@ def test_the_energy_is_the_distance_of_the_reconstruction():
     torch.testing.assert_close(codes, squared.codes(x))
 
 
+@pytest.mark.parametrize(("distance", "pushes"), [("squared", False), ("euclidean", True), ("absolute", True)])
+def test_only_the_squared_distance_has_no_gradient_in_the_weights_near_a_perfect_reconstruction(distance, pushes):
+    """The decoder gives back all but a thousandth of the input."""
+    decoder = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        decoder.weight.copy_(0.999 * torch.eye(2))
+    energy = AutoencoderEnergy(nn.Identity(), decoder, distance=distance)
+    (grad,) = gradients(energy(torch.tensor([[1.0, 2.0]])).sum(), energy)
+    assert (float(grad.norm()) > 0.5) == pushes
+    exact = AutoencoderEnergy(nn.Identity(), nn.Linear(2, 2, bias=False), distance=distance)
+    nn.init.eye_(exact.decoder.weight)
+    (grad,) = gradients(exact(torch.tensor([[1.0, 2.0]])).sum(), exact)
+    assert bool(torch.isfinite(grad).all())
+
+
 def test_an_autoencoder_that_gives_back_its_input_has_no_energy():
     energy = AutoencoderEnergy(nn.Identity(), nn.Identity())
     assert not energy(torch.randn(4, 3)).any()
-    with pytest.raises(ValueError, match="distance must be one of squared, absolute"):
+    with pytest.raises(ValueError, match="distance must be one of squared, euclidean, absolute"):
         AutoencoderEnergy(nn.Identity(), nn.Identity(), distance="cosine")
 
 

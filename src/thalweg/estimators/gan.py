@@ -48,18 +48,26 @@ _ROWS_AT_ONCE, _ROWS_JUDGED = 2048, 2000
 
 
 class _Kind(NamedTuple):
-    """What suits one of the objectives: settings where the user names none, and those that it has at all."""
+    """What suits one of the objectives.
 
-    learning_rate: float
+    Attributes:
+        distance: of a reconstruction; "" where there is no autoencoder.
+        n_codes: numbers in a code where the user names none.
+        options: settings that it has beside those of all, where the user names none.
+    """
+
+    distance: str
     n_codes: int
     options: dict[str, float | None]
 
 
+# The squared distance would leave the energy without a gradient where a generator has found what is reconstructed
+# perfectly: of six trainings by "magan" one or two ended there.
 KINDS = {
-    "magan": _Kind(3e-4, 16, {"margin": None}),
-    "ebgan": _Kind(5e-4, 16, {"margin": None, "pulling_away": 0.1}),
-    "began": _Kind(5e-4, 8, {"gamma": 0.95, "k_rate": 0.01}),
-    "gan": _Kind(5e-4, 0, {}),
+    "magan": _Kind("euclidean", 16, {"margin": None}),
+    "ebgan": _Kind("euclidean", 16, {"margin": None, "pulling_away": 0.1}),
+    "began": _Kind("absolute", 8, {"gamma": 0.95, "k_rate": 0.01}),
+    "gan": _Kind("", 0, {}),
 }
 
 
@@ -84,14 +92,14 @@ class EnergyGAN(Estimator):
         n_codes: numbers in a code of the autoencoder; None is 16 for images (8 of "began"), and half as many as
             there are columns for a table, at most so many.
         latent_dim: normal numbers from which the generator makes a draw.
-        margin: of "magan" where it starts, None by a training of the energy alone; of "ebgan" the margin, None a
-            fifth of the variance of the data, summed over pixels or columns.
+        margin: of "magan" where it starts, None by a training of the energy alone; of "ebgan" the margin, None
+            0.65 times the root of the variance of the data, summed over pixels or columns.
         pulling_away: of "ebgan", weight of the pulling-away term; None is 0.1.
         gamma: of "began", ratio of the energy of draws to that of the data; None is 0.95. Less makes the draws
             sharper, and at about 0.5 all alike.
         k_rate: of "began", how fast the weight of the draws follows the balance; None is 0.01.
         batch_size: rows of data, and draws, in an update.
-        learning_rate: of both players; None is 3e-4 of "magan" and 5e-4 of the others.
+        learning_rate: of both players.
         max_steps: updates, those of the energy and of the generator counted together.
         ema_decay: decay of the moving average of all weights that is kept in their place; None keeps the last.
         device, devices, num_nodes, strategy, precision: see :class:`lightning_fabric.Fabric`; ``device`` is its
@@ -137,7 +145,7 @@ class EnergyGAN(Estimator):
         gamma: float | None = None,
         k_rate: float | None = None,
         batch_size: int = 64,
-        learning_rate: float | None = None,
+        learning_rate: float = 5e-4,
         max_steps: int = 12000,
         ema_decay: float | None = 0.995,
         device: str = "cpu",
@@ -193,7 +201,7 @@ class EnergyGAN(Estimator):
             max_epochs=math.ceil(self.max_steps / per_epoch),
             max_steps=self.max_steps,
             batch_size=batch_size,
-            learning_rate=self._kind.learning_rate if self.learning_rate is None else self.learning_rate,
+            learning_rate=self.learning_rate,
             schedule="constant",
             ema_decay=self.ema_decay,
             checkpoint_seconds=checkpoint_seconds,
@@ -278,14 +286,13 @@ class EnergyGAN(Estimator):
         if n_codes is None:
             most = self._kind.n_codes
             n_codes = most if len(event) == 3 else min(most, max(1, event[0] // 2))
-        distance = "absolute" if self.kind == "began" else "squared"
-        return autoencoder_energy(event, n_codes, hidden, width, distance), generator
+        return autoencoder_energy(event, n_codes, hidden, width, self._kind.distance), generator
 
     def _objective(self, options: dict[str, Any], variance: float, per_epoch: int) -> Adversarial:
         if self.kind == "magan":
             return MAGAN(self.generator_, per_epoch, 0 if options["margin"] else 2 * per_epoch, options["margin"])
         if self.kind == "ebgan":
-            margin = 0.2 * variance if options["margin"] is None else options["margin"]
+            margin = 0.65 * math.sqrt(variance) if options["margin"] is None else options["margin"]
             return EBGAN(self.generator_, margin, options["pulling_away"])
         return BEGAN(self.generator_, **options) if self.kind == "began" else GAN(self.generator_)
 

@@ -127,8 +127,8 @@ class EBGAN(_AgainstGenerator):
     Args:
         generator: makes the draws.
         margin: energy beyond which draws are not raised further, in the units of the energy. It must exceed what
-            the data can be brought down to; a fifth of the energy of data that are all reconstructed by their mean
-            is a start.
+            the data can be brought down to; two thirds of the energy of data that are all reconstructed by their
+            mean are a start, by the Euclidean distance.
         pulling_away: weight of that term; above 0 the energy must be an
             :class:`~thalweg.energies.networks.autoencoder.AutoencoderEnergy`.
         learning_rate, generator_learning_rate, betas: see :class:`GAN`.

@@ -15,7 +15,8 @@ from thalweg.energies.networks.generator import check_sides, generating_network
 from thalweg.energies.networks.image import UNIT_IMAGES
 from thalweg.energies.networks.residual import Centre
 
-DISTANCES = ("squared", "absolute")
+DISTANCES = ("squared", "euclidean", "absolute")
+_TINY = 1e-12
 
 
 class AutoencoderEnergy(Energy):
@@ -24,7 +25,9 @@ class AutoencoderEnergy(Energy):
     Args:
         encoder: maps ``[N, *event]`` to codes ``[N, ...]``.
         decoder: maps codes to ``[N, *event]``.
-        distance: "squared", the sum of squared differences, or "absolute", the mean of their absolute values.
+        distance: "squared", the sum of squared differences; "euclidean", its root; or "absolute", the mean of the
+            absolute differences. The squared distance of what is reconstructed perfectly has no gradient in the
+            weights: where a generator has found such a place, the energy can't push it away.
         event_ndim: how many trailing dimensions make one configuration: 1 a vector, 3 an image.
         support: where x lives.
 
@@ -66,8 +69,15 @@ class AutoencoderEnergy(Energy):
         batch, flat = self._flat(x)
         codes = self.encoder(flat)
         apart = (self.decoder(codes) - flat).flatten(1)
-        energies = apart.square().sum(1) if self.distance == "squared" else apart.abs().mean(1)
-        return energies.reshape(batch), codes.flatten(1).reshape(*batch, -1)
+        return self._length(apart).reshape(batch), codes.flatten(1).reshape(*batch, -1)
+
+    def _length(self, apart: Tensor) -> Tensor:
+        """The distance ``[N]`` of differences ``[N, D]``."""
+        if self.distance == "absolute":
+            return apart.abs().mean(1)
+        squared = apart.square().sum(1)
+        # The root has no derivative at 0.
+        return squared if self.distance == "squared" else (squared + _TINY).sqrt()
 
     def _flat(self, x: Tensor) -> tuple[torch.Size, Tensor]:
         """The batch shape, and x as ``[N, *event]``."""
