@@ -59,11 +59,11 @@ MODELS = {
         lambda m: m.score_samples(IMAGES[:5]),
     ),
     "gan-images": (
-        lambda: EnergyGAN(hidden=(4,), generator_hidden=(4,), max_steps=20, random_state=0).fit(IMAGES),
+        lambda: EnergyGAN("magan", hidden=(4,), generator_hidden=(4,), max_steps=20, random_state=0).fit(IMAGES),
         lambda m: m.score_samples(IMAGES[:5]),
     ),
     "gan-table": (
-        lambda: EnergyGAN("ebgan", hidden=(4,), generator_hidden=(4,), max_steps=20, random_state=0).fit(ROWS),
+        lambda: EnergyGAN(hidden=(4,), generator_hidden=(4,), max_steps=20, random_state=0).fit(ROWS),
         lambda m: np.concatenate([m.score_samples(ROWS[:5]), m.sample(2, random_state=0).ravel()]),
     ),
     "restricted": (

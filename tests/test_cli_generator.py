@@ -45,7 +45,7 @@ def test_images_are_fitted_and_reported(images):
         assert heading in page
     shown = thalweg("info", folder / "run").out
     assert "AUROC, shuffled" in shown
-    assert "MAGAN: an autoencoder" in shown
+    assert "EBGAN: an autoencoder" in shown
 
 
 def test_images_are_sampled_to_an_array_or_pictures_and_scored(images):
@@ -104,7 +104,7 @@ def test_what_is_refused(images, tmp_path):
     refused = thalweg("fit", "generator", npz, "--drop", "a", "--out", tmp_path / "run", code=1).err
     assert "--text and --missing are for tables" in refused
     assert "one process" in thalweg("fit", "generator", npz, "--devices", 2, code=1).err
-    assert "--kind must be one of magan" in thalweg("fit", "generator", npz, "--kind", "wgan", code=1).err
+    assert "--kind must be one of ebgan" in thalweg("fit", "generator", npz, "--kind", "wgan", code=1).err
     assert "can't impute: it can sample, score" in thalweg("impute", folder / "run", npz, code=1).err
     assert "--out" in thalweg("sample", folder / "run", code=1).err
     assert not (tmp_path / "run").exists()

@@ -41,7 +41,7 @@ def test_scikit_learn_checks(estimator, check):
 
 @pytest.fixture(scope="module")
 def on_digits():
-    return EnergyGAN("ebgan", max_steps=1000, learning_rate=2e-3, random_state=0).fit(DIGITS)
+    return EnergyGAN(max_steps=1000, learning_rate=2e-3, random_state=0).fit(DIGITS)
 
 
 # -- images -----------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def test_large_images_have_convolutions(kind):
 
 def test_draws_of_a_table_are_in_its_units_and_on_its_grids():
     table = pd.DataFrame({"count": RNG.poisson(5.0, 300), "length": 1e4 + 30 * RNG.normal(size=300)})
-    model = EnergyGAN("ebgan", max_steps=800, learning_rate=2e-3, random_state=0).fit(table)
+    model = EnergyGAN(max_steps=800, learning_rate=2e-3, random_state=0).fit(table)
     assert list(model.resolution_) == [1.0, 0.0]
     drawn = model.sample(300, random_state=0)
     assert drawn.shape == (300, 2)
@@ -112,10 +112,10 @@ def test_draws_of_a_table_are_in_its_units_and_on_its_grids():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"kind": "wgan"}, "kind must be one of magan, ebgan, began, gan"),
+        ({"kind": "wgan"}, "kind must be one of ebgan, magan, began, gan"),
         ({"network": "transformer"}, "network must be"),
         ({"kind": "gan", "margin": 1.0}, "margin is no setting of kind='gan'"),
-        ({"pulling_away": 0.1}, "pulling_away is no setting of kind='magan'"),
+        ({"kind": "magan", "pulling_away": 0.1}, "pulling_away is no setting of kind='magan'"),
         ({"kind": "ebgan", "gamma": 0.5}, "gamma is no setting of kind='ebgan'"),
         ({"kind": "began", "gamma": 2.0}, "gamma must be"),
         ({"batch_size": 1}, "batch_size must be a whole number of at least 2"),

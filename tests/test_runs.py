@@ -261,7 +261,7 @@ def _refused(folder: Path, arguments: tuple[str, ...], slow: tuple[str, ...]) ->
         (("fit", "regression", "absent.csv", "-t", "a"), "there is no file"),
         (("fit", "boltzmann", "t.csv", "--kind", "belief", "--grey"), "--grey"),
         (("fit", "boltzmann", "t.csv", "--devices", "2"), "one process"),
-        (("fit", "generator", "t.csv", "--kind", "wgan"), "--kind must be one of magan"),
+        (("fit", "generator", "t.csv", "--kind", "wgan"), "--kind must be one of ebgan"),
         (("fit", "density", "t.csv", "--resume", "--overwrite"), "exclude each other"),
         (("fit", "density", "--resume", "--out", "nowhere"), "holds no run"),
         (("sample", "nowhere"), "holds no run"),

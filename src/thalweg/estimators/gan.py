@@ -64,8 +64,8 @@ class _Kind(NamedTuple):
 # The squared distance would leave the energy without a gradient where a generator has found what is reconstructed
 # perfectly: of six trainings by "magan" one or two ended there.
 KINDS = {
-    "magan": _Kind("euclidean", 16, {"margin": None}),
     "ebgan": _Kind("euclidean", 16, {"margin": None, "pulling_away": 0.1}),
+    "magan": _Kind("euclidean", 16, {"margin": None}),
     "began": _Kind("absolute", 8, {"gamma": 0.95, "k_rate": 0.01}),
     "gan": _Kind("", 0, {}),
 }
@@ -82,8 +82,8 @@ class EnergyGAN(Estimator):
     recognised: they are spread over their rounding cells in training, and draws are rounded.
 
     Args:
-        kind: "magan" (the margin falls as the energy learns), "ebgan" (a fixed margin, and draws that pull away
-            from one another), "began" (draws are kept at a ratio of the energy of the data), or "gan".
+        kind: "ebgan" (a margin, and draws that pull away from one another), "magan" (a margin that falls as the
+            energy learns), "began" (draws are kept at a ratio of the energy of the data), or "gan".
         network: "perceptron", "convolutional" (for images whose sides are multiples of 4), or "auto": a perceptron
             for tables and up to 400 numbers in an image.
         hidden: widths of the encoder's hidden layers, those of the decoder in reverse, of perceptrons.
@@ -117,13 +117,13 @@ class EnergyGAN(Estimator):
         history_: :class:`~thalweg.training.history.History`; "loss" is the energy's, "generator loss" the other's.
         n_features_in_, feature_names_in_: as in scikit-learn, for a table.
 
-    Source: [Wang 2017] for "magan", [Zhao 2017] for "ebgan", [Berthelot 2017] for "began", [Goodfellow 2014] for
+    Source: [Zhao 2017] for "ebgan", [Wang 2017] for "magan", [Berthelot 2017] for "began", [Goodfellow 2014] for
     "gan".
 
     Example:
         >>> from sklearn.datasets import load_iris
         >>> X = load_iris().data
-        >>> model = EnergyGAN("ebgan", max_steps=400, random_state=0).fit(X)
+        >>> model = EnergyGAN(max_steps=400, random_state=0).fit(X)
         >>> model.sample(5, random_state=0).shape, model.score_samples(X).shape
         ((5, 4), (150,))
     """
@@ -132,7 +132,7 @@ class EnergyGAN(Estimator):
 
     def __init__(
         self,
-        kind: str = "magan",
+        kind: str = "ebgan",
         *,
         network: str = "auto",
         hidden: Sequence[int] = (128,),

@@ -20,4 +20,4 @@ RANKING = (
     "listwise", "lambda", "plackett-luce", "pairwise-log", "pairwise-hinge", "pairwise-square-exponential",
 )  # fmt: skip
 # For a generator; all but the last have an autoencoder for an energy.
-GENERATIVE = ("magan", "ebgan", "began", "gan")
+GENERATIVE = ("ebgan", "magan", "began", "gan")

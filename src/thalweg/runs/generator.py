@@ -34,8 +34,8 @@ from thalweg.runs.tables import (
 )
 
 NAMES = {
+    "ebgan": "EBGAN: an autoencoder with a margin",
     "magan": "MAGAN: an autoencoder with a margin that falls",
-    "ebgan": "EBGAN: an autoencoder with a fixed margin",
     "began": "BEGAN: an autoencoder kept in balance",
     "gan": "GAN: a classifier",
 }

@@ -21,7 +21,7 @@ class GeneratorSettings(RunSettings):
     task = "generator"
     title = "generator and its energy"
     help = "Fit a generator of images or of rows of numbers, against an energy."
-    example = "thalweg fit generator pictures/ --kind ebgan --out runs/pictures"
+    example = "thalweg fit generator pictures/ --out runs/pictures"
     data_help = "Images: a folder of pictures or an .npz; or a CSV, TSV or Parquet file."
     data_name = "DATA"
     run = "thalweg.runs.generator:GeneratorRun"
@@ -36,9 +36,9 @@ class GeneratorSettings(RunSettings):
     text: list[str] = option([], TEXT_HELP)
     missing: list[str] = option([], MISSING_HELP, columns=False)
     kind: str = option(
-        "magan",
-        "What the generator plays against: an autoencoder with a margin that falls (magan), with a fixed margin "
-        "(ebgan), or kept in balance (began); or a classifier (gan).",
+        "ebgan",
+        "What the generator plays against: an autoencoder with a margin (ebgan), with a margin that falls "
+        "(magan), or kept in balance (began); or a classifier (gan).",
         choices=GENERATIVE,
     )
     steps: int = option(12000, "Number of updates, of the energy and of the generator together.", least=1)
