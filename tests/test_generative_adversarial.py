@@ -24,6 +24,7 @@ from thalweg.energies import (
 from thalweg.evaluation.row_checks import check_variety
 from thalweg.objectives import BEGAN, EBGAN, GAN, MAGAN, Batch, pulling_away_term
 from thalweg.training import Plan, Trainer
+from thalweg.training.loop import _Run
 
 
 class Norm(Energy):
@@ -415,6 +416,32 @@ def test_an_interrupted_training_resumes_to_the_same_weights(name, tmp_path):
     for key, value in whole.items():
         assert torch.equal(value, resumed[key]), key
     assert history.epochs == again.epochs
+
+
+def test_an_interruption_after_the_last_update_of_an_epoch_loses_none_of_its_figures(tmp_path, monkeypatch):
+    plan = Plan(max_epochs=2, batch_size=64, checkpoint_seconds=0.0, seed=0)
+    data = Batch(None, two_blobs())
+    energy, objective = fresh("BEGAN")
+    whole = Trainer(plan).fit(energy, objective, data)
+    energy, objective = fresh("BEGAN")
+    save, n_saved = _Run.save, 0
+
+    def stopping(self):
+        nonlocal n_saved
+        save(self)
+        n_saved += 1
+        # One checkpoint at the start, and one after each of the eight updates of an epoch.
+        if n_saved == 9:
+            raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "save", stopping)
+        with pytest.raises(Stopped):
+            Trainer(plan, run_dir=tmp_path).fit(energy, objective, data)
+    energy, objective = fresh("BEGAN")
+    again = Trainer(plan, run_dir=tmp_path).fit(energy, objective, data, resume=True)
+    assert "k" in whole.epochs[0]
+    assert again.epochs == whole.epochs
 
 
 def test_a_generator_that_has_collapsed_is_seen():
