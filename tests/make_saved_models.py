@@ -16,6 +16,7 @@ from thalweg import (
     DeepBoltzmannMachine,
     EnergyClassifier,
     EnergyDensity,
+    EnergyGAN,
     EnergyRanker,
     EnergyRegressor,
     EnergySequenceTagger,
@@ -56,6 +57,14 @@ MODELS = {
             IMAGES, load_digits().target[:40]
         ),
         lambda m: m.score_samples(IMAGES[:5]),
+    ),
+    "gan-images": (
+        lambda: EnergyGAN("magan", hidden=(4,), generator_hidden=(4,), max_steps=20, random_state=0).fit(IMAGES),
+        lambda m: m.score_samples(IMAGES[:5]),
+    ),
+    "gan-table": (
+        lambda: EnergyGAN(hidden=(4,), generator_hidden=(4,), max_steps=20, random_state=0).fit(ROWS),
+        lambda m: np.concatenate([m.score_samples(ROWS[:5]), m.sample(2, random_state=0).ravel()]),
     ),
     "restricted": (
         lambda: RestrictedBoltzmannMachine(3, **MACHINE).fit(BITS), lambda m: m.score_samples(BITS[:5])

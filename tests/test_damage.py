@@ -16,7 +16,7 @@ import pytest
 from command import call, thalweg
 from thalweg._sealed import read_sealed
 
-TASKS = ("regression", "density", "classifier", "sequence", "ranker", "boltzmann", "images")
+TASKS = ("regression", "density", "classifier", "sequence", "ranker", "boltzmann", "images", "generator")
 PREDICTING = ("regression", "classifier", "sequence", "ranker")
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "regression": ("-t", "y", "--epochs", 1, "--members", 1),
@@ -26,6 +26,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "ranker": ("-t", "y", "-g", "group", "--epochs", 1, "--members", 2),
     "boltzmann": ("--epochs", 1, "--hidden", 2),
     "images": ("--steps", 1, "--threads", 1),
+    "generator": ("--steps", 2, "--threads", 1),
 }
 
 

@@ -24,6 +24,7 @@ from parts import (
 from thalweg import energies
 from thalweg.energies import (
     AnchoredEnergy,
+    AutoencoderEnergy,
     AutoregressiveEnergy,
     BernoulliEnergy,
     BoltzmannMachine,
@@ -77,6 +78,7 @@ from thalweg.energies import (
     TiltedMixtureEnsemble,
     UniformEnergy,
     WithoutLatent,
+    autoencoder_energy,
     check_energy,
     convnet,
     mlp,
@@ -162,6 +164,13 @@ UNCONDITIONAL = {
     "Lowest over labels": Case(lambda: labelled().lowest(), every_parameter=False),
     "one label": Case(lambda: labelled().given_label(1), every_parameter=False),
     "Image": Case(lambda: ImageEnergy(residual_network(1, 1, 4, 2)), (1, 8, 8)),
+    "Autoencoder": Case(lambda: autoencoder_energy((2,), 1, (6,))),
+    "Autoencoder by the Euclidean distance": Case(lambda: autoencoder_energy((2,), 1, (6,), distance="euclidean")),
+    "Autoencoder of images": Case(lambda: autoencoder_energy((1, 4, 4), 3, (6,), distance="absolute"), (1, 4, 4)),
+    "Autoencoder of convolutions": Case(lambda: autoencoder_energy((3, 8, 8), 3, width=2), (3, 8, 8)),
+    "Autoencoder with codes of two dimensions": Case(
+        lambda: AutoencoderEnergy(nn.Conv2d(1, 2, 3), nn.ConvTranspose2d(2, 1, 3), event_ndim=3), (1, 5, 5)
+    ),
     "Multiscale": Case(
         lambda: MultiscaleEnergy([ImageEnergy(residual_network(1, 1, 4, 2)) for _ in range(2)]), (1, 8, 8)
     ),

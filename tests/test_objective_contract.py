@@ -11,19 +11,28 @@ from torch import nn
 from parts import batch, ensemble, mixture, network, perturbed, seeded, tilted
 from thalweg import objectives
 from thalweg.energies import (
+    AutoencoderEnergy,
     BoltzmannMachine,
     ConditionalEnergy,
     DirectRegression,
     FlowEnergy,
     GaussianMixtureEnergy,
+    Generator,
     LabelledEnergy,
     MixtureDensity,
+    PerceptronEnergy,
     RankingMembers,
     TiltedMixtureEnsemble,
+    autoencoder_energy,
+    generating_network,
     mlp,
 )
 from thalweg.inference import OutsideBall
 from thalweg.objectives import (
+    BEGAN,
+    EBGAN,
+    GAN,
+    MAGAN,
     Adversarial,
     AnswerLikelihood,
     Batch,
@@ -126,8 +135,22 @@ def hidden_machine(k: int) -> BoltzmannMachine:
     return perturbed(BoltzmannMachine(k, 2))
 
 
+def perceptron(k: int) -> PerceptronEnergy:
+    return perturbed(PerceptronEnergy(k, (6,)))
+
+
+def autoencoder(k: int) -> AutoencoderEnergy:
+    return perturbed(autoencoder_energy((k,), 2, (6,)))
+
+
+def generator(k: int) -> Generator:
+    return perturbed(Generator(generating_network((k,), 2, (6,)), 2))
+
+
 def rows_for(energy: nn.Module, k: int) -> Batch:
-    """Eight rows that suit the energy: inputs and targets, inputs and labels, bits alone, or lists."""
+    """Eight rows that suit the energy: inputs and targets, inputs and labels, rows or bits alone, or lists."""
+    if isinstance(energy, AutoencoderEnergy | PerceptronEnergy):
+        return batch(k)._replace(x=None)
     if isinstance(energy, BoltzmannMachine):
         return Batch(None, torch.randint(2, (8, k), generator=seeded(2)).float())
     if isinstance(energy, RankingMembers):
@@ -221,6 +244,11 @@ CASES = {
     "pseudo-likelihood": (machine, lambda k: PseudoLikelihood(), (3,), None),
     "pseudo-likelihood of some sites": (machine, lambda k: PseudoLikelihood(2), (3,), None),
     "ratio matching": (machine, lambda k: RatioMatching(), (3,), None),
+    "GAN": (perceptron, lambda k: GAN(generator(k)), (2,), None),
+    "EBGAN": (autoencoder, lambda k: EBGAN(generator(k), 20.0, 0.5), (1, 3), None),
+    "EBGAN, any energy": (perceptron, lambda k: EBGAN(generator(k), 20.0, 0.0), (2,), None),
+    "BEGAN": (autoencoder, lambda k: BEGAN(generator(k)), (1, 3), None),
+    "MAGAN": (autoencoder, lambda k: MAGAN(generator(k), 3, margin=20.0), (1, 3), None),
     "Boltzmann learning": (hidden_machine, lambda k: BoltzmannLearning(), (3,), None),
 }
 CONTRACT = [

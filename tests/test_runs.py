@@ -188,6 +188,7 @@ BITS = pd.DataFrame(np.eye(20))
             {"objective": "cnce", "max_epochs": 11, "n_members": 3},
         ),
         ("images", {"steps": 11, "snapshots": 2}, None, {"max_steps": 11, "n_snapshots": 2}),
+        ("generator", {"kind": "began", "steps": 11}, None, {"kind": "began", "max_steps": 11}),
         (
             "boltzmann",
             {"hidden": [9], "epochs": 11, "gibbs": 4, "persistent": False, "temperatures": 1,
@@ -205,7 +206,10 @@ BITS = pd.DataFrame(np.eye(20))
     ],
 )  # fmt: skip
 def test_every_setting_reaches_the_model(task, given, data, expected):
-    shared = [*SHARED, *([] if task == "boltzmann" else [("devices", "devices", 3), ("nodes", "num_nodes", 2)])]
+    shared = [
+        *SHARED,
+        *([] if task in ("boltzmann", "generator") else [("devices", "devices", 3), ("nodes", "num_nodes", 2)]),
+    ]
     settings = settings_of(task)(data="table.csv", **given, **{name: value for name, _, value in shared})
     for verbose in (False, True):
         found = run_class(type(settings)).build(settings, data, verbose).get_params()
@@ -257,6 +261,7 @@ def _refused(folder: Path, arguments: tuple[str, ...], slow: tuple[str, ...]) ->
         (("fit", "regression", "absent.csv", "-t", "a"), "there is no file"),
         (("fit", "boltzmann", "t.csv", "--kind", "belief", "--grey"), "--grey"),
         (("fit", "boltzmann", "t.csv", "--devices", "2"), "one process"),
+        (("fit", "generator", "t.csv", "--kind", "wgan"), "--kind must be one of ebgan"),
         (("fit", "density", "t.csv", "--resume", "--overwrite"), "exclude each other"),
         (("fit", "density", "--resume", "--out", "nowhere"), "holds no run"),
         (("sample", "nowhere"), "holds no run"),

@@ -42,6 +42,13 @@ class Rescaled(Energy):
         return self.inner(z) + log_scale.sum()
 
 
+class Standardised(Rescaled):
+    """The energy of rows in their own units that is no density there: without the volume of the scale."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.forth(x))
+
+
 class Whitened(Energy):
     """The energy of u where x = L u: chains move freely where the columns are closely correlated.
 

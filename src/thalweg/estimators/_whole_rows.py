@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -124,3 +125,20 @@ def table_of_numbers(X: Any) -> Any:
     check_names(X)
     advice = "a density is over numbers; leave it out"
     return pd.DataFrame({name: only_numbers(X[name], advice) for name in X.columns}, index=X.index)
+
+
+def check_columns(X: np.ndarray, names: Iterable[Any]) -> None:
+    """Refuse columns that can't be standardised.
+
+    Raises:
+        ValueError: naming the column.
+    """
+    for k, name in enumerate(names):
+        if np.ptp(X[:, k]) == 0:
+            raise ValueError(
+                f"column {name!r} is constant ({X[0, k]:g} in all rows): it has no density; leave it out"
+            )
+        with np.errstate(over="ignore", under="ignore"):
+            variance = X[:, k].var()
+        if not (np.isfinite(variance) and variance > 0):
+            raise ValueError(f"column {name!r} is too large or too fine for double precision: rescale it")

@@ -44,6 +44,7 @@ from thalweg.estimators._normaliser import Normalised, Normaliser
 from thalweg.estimators._rescaled import Rescaled, Whitened
 from thalweg.estimators._whole_rows import (
     HeldOutLikelihood,
+    check_columns,
     estimate_normaliser,
     mixture_proposal,
     resampled,
@@ -171,7 +172,7 @@ class EnergyDensity(DensityMixin, Normalised, Estimator):
         """
         self._check_settings()
         X = validate_data(self, table_of_numbers(X), dtype=np.float64, ensure_min_samples=2)
-        self._check_columns(X)
+        check_columns(X, getattr(self, "feature_names_in_", range(X.shape[1])))
         rng = check_random_state(self.random_state)
         seed = draw_seed(rng)
         self.resolution_ = np.array(
@@ -225,17 +226,6 @@ class EnergyDensity(DensityMixin, Normalised, Estimator):
             raise ValueError("an energy of your own needs an objective: 'nce' or 'cnce', for instance")
         # What both estimators take has the same bounds.
         self._conditional(0.0, None)._check_settings()
-
-    def _check_columns(self, X: np.ndarray) -> None:
-        for k, name in enumerate(getattr(self, "feature_names_in_", range(X.shape[1]))):
-            if np.ptp(X[:, k]) == 0:
-                raise ValueError(
-                    f"column {name!r} is constant ({X[0, k]:g} in all rows): it has no density; leave it out"
-                )
-            with np.errstate(over="ignore", under="ignore"):
-                variance = X[:, k].var()
-            if not (np.isfinite(variance) and variance > 0):
-                raise ValueError(f"column {name!r} is too large or too fine for double precision: rescale it")
 
     def _conditional(self, resolution: float | str, seed: int | None, label: str = "fit") -> Conditional:
         model = Conditional(

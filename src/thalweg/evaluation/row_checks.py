@@ -11,14 +11,16 @@ import numpy as np
 from scipy.stats import multivariate_normal, norm
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from thalweg.evaluation.calibration import expected_calibration_error
-from thalweg.evaluation.generation import Rows, as_rows, median_distance, nearest_neighbours
+from thalweg.evaluation.generation import Rows, as_rows, median_distance, nearest_neighbours, precision_recall
 from thalweg.evaluation.verdict import FEWEST_COMPARED, Check, check_baselines
 
 _MOST_COMPARED, _MOST_FITTED = 500, 1000
+_NEIGHBOURS = 5
 # Beyond so many times the spread of half of a column's values its tails are heavy.
 _FAR = 15.0
 
@@ -232,6 +234,81 @@ def check_variety(samples: Rows, rows: Rows, what: str = "draws") -> Check:
     if ratio > 1.4:
         return Check("variety", "doubtful", f"{found}: they vary too much.")
     return Check("variety", "passed", f"{found}.")
+
+
+def check_modes(samples: Rows, rows: Rows, what: str = "draws") -> Check:
+    """Whether samples lie everywhere where rows of the data do, rather than in some of the regions.
+
+    The share of the rows that have a sample nearer than their fifth neighbour: the coverage of [Naeem 2020]. A
+    generator that has lost some kinds of rows may still vary much.
+
+    Args:
+        samples: from the model ``[n, ...]``.
+        rows: of the data ``[m, ...]``.
+        what: what the samples are called.
+    """
+    name, n = "modes", min(len(samples), len(rows), _MOST_COMPARED)
+    if n < FEWEST_COMPARED:
+        return Check(name, "passed", f"There are too few {what} or rows to compare.")
+    rng = np.random.RandomState(0)
+    drawn, real = (
+        values[rng.permutation(len(values))[:n]] for values in (as_rows(samples, "s", 2), as_rows(rows, "r", 2))
+    )
+    share = precision_recall(drawn, real, _NEIGHBOURS).coverage
+    usual = 1 - 0.5**_NEIGHBOURS
+    found = (
+        f"{100 * share:.0f} % of the rows of the data have one of the {what} nearer than their fifth neighbour, "
+        f"where fresh rows would reach {100 * usual:.0f} %"
+    )
+    if share < 0.3:
+        return Check(name, "failed", f"{found}: most kinds of rows are never drawn.")
+    if share < 0.6:
+        return Check(
+            name, "doubtful", f"{found}: some kinds of rows are never drawn, or all {what} are a bit off."
+        )
+    return Check(name, "passed", f"{found}.")
+
+
+def check_copies(samples: Rows, training: Rows, what: str = "draws") -> Check:
+    """Whether samples are neither copies of training rows nor noise, without any row held out.
+
+    Each training row has its nearest other one: samples that are copies lie much nearer than that.
+
+    Args:
+        samples: from the model ``[n, ...]``.
+        training: what it learned from ``[m, ...]``.
+        what: what the samples are called.
+    """
+    name = "samples"
+    if not np.isfinite(samples).all():
+        return Check(name, "failed", f"Some {what} are not finite.")
+    if min(len(samples), len(training)) < FEWEST_COMPARED:
+        return Check(name, "passed", f"There are too few {what} or rows to compare.")
+    known = as_rows(training, "the training rows", 2)
+    rng = np.random.RandomState(0)
+    drawn, some = _some(as_rows(samples, "samples", 1), rng), rng.permutation(len(known))[:_MOST_COMPARED]
+    drawn, known = _even(drawn, known), _even(known, known)
+    # The nearest training row of a training row is itself.
+    between = NearestNeighbors(n_neighbors=2).fit(known).kneighbors(known[some])[0][:, 1]
+    return _check_likeness(nearest_neighbours(drawn, known).distance, between, what)
+
+
+def check_balance(gamma: float, of_data: float, of_draws: float) -> Check:
+    """Whether the game of BEGAN is balanced: the energy of draws is gamma times that of the data.
+
+    Args:
+        gamma: the ratio that the game was to be kept at.
+        of_data, of_draws: mean energies.
+    """
+    name, off = "balance", abs(gamma * of_data - of_draws) / max(of_data, 1e-12)
+    found = (
+        f"The energy of draws is {of_draws / max(of_data, 1e-12):.2f} of that of the data, and was to be {gamma:g}"
+    )
+    if off > 0.5:
+        return Check(name, "failed", f"{found}: one player has won. Take another gamma, or a lower rate.")
+    if off > 0.1:
+        return Check(name, "doubtful", f"{found}: train longer, or take a larger k_rate.")
+    return Check(name, "passed", f"{found}.")
 
 
 def _check_likeness(drawn: np.ndarray, fresh: np.ndarray, what: str) -> Check:

@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = lazily(
         "energy_discrepancy": ["EnergyDiscrepancy"],
         "energy_loss": ["EnergyLoss"],
         "energy_matching": ["EnergyMatching"],
+        "generative_adversarial": ["BEGAN", "EBGAN", "GAN", "MAGAN", "pulling_away_term"],
         "importance_sampling": ["ImportanceSampling", "KLDivergenceImportanceSampling"],
         "joint": ["JointFlowContrast", "JointLikelihood", "jem"],
         "likelihood": ["GridLikelihood", "MaximumLikelihood"],

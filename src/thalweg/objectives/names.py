@@ -19,3 +19,5 @@ ANSWERS = (
 RANKING = (
     "listwise", "lambda", "plackett-luce", "pairwise-log", "pairwise-hinge", "pairwise-square-exponential",
 )  # fmt: skip
+# For a generator; all but the last have an autoencoder for an energy.
+GENERATIVE = ("ebgan", "magan", "began", "gan")

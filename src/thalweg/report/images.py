@@ -51,7 +51,7 @@ def _generated(run: ImageRun) -> Card:
         shown = in_columns(training.pixels, training.labels, n, 3)
     else:
         text = f"New images, made by {how}, and training images below."
-        shown = training.pixels[_evenly(len(training.pixels), 3 * columns)]
+        shown = training.pixels[evenly(len(training.pixels), 3 * columns)]
     return Card("Generated", text, [wall(fresh, columns), wall(shown, columns)])
 
 
@@ -64,7 +64,7 @@ def in_columns(images: np.ndarray, labels: np.ndarray, n_labels: int, n_rows: in
     return shown.reshape(-1, *images.shape[1:])
 
 
-def _evenly(n_rows: int, n: int) -> np.ndarray:
+def evenly(n_rows: int, n: int) -> np.ndarray:
     """Some of the rows, from first to last: a file may be sorted by what it shows."""
     return np.linspace(0, n_rows - 1, min(n, n_rows)).round().astype(int)
 
@@ -81,7 +81,7 @@ def _neighbours(run: ImageRun) -> Card:
 
 
 def _completed(run: ImageRun) -> Card:
-    test = run.images[1].rows(_evenly(len(run.images[1].pixels), 16))
+    test = run.images[1].rows(evenly(len(run.images[1].pixels), 16))
     height = run.figures["shape"][1]
     known = np.zeros((1, *run.figures["shape"][1:]), bool)
     known[:, : height // 2] = True

@@ -16,6 +16,7 @@ TASKS = {
     "sequence": "thalweg.runs.settings.sequence:SequenceSettings",
     "ranker": "thalweg.runs.settings.ranker:RankerSettings",
     "images": "thalweg.runs.settings.images:ImageSettings",
+    "generator": "thalweg.runs.settings.generator:GeneratorSettings",
     "boltzmann": "thalweg.runs.settings.boltzmann:BoltzmannSettings",
 }
 

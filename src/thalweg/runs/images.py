@@ -18,6 +18,7 @@ from thalweg.evaluation.row_checks import check_samples
 from thalweg.evaluation.verdict import Check, check_held_out, check_ranking
 from thalweg.runs.base import Run, Tell, TextTable
 from thalweg.runs.kinds import ImageFigures
+from thalweg.runs.settings import Settings
 from thalweg.runs.settings.images import ImageSettings
 from thalweg.runs.tables import beside, model_settings, places_of, split_rows
 
@@ -51,7 +52,7 @@ class ImageRun(Run):
     # -- making --------------------------------------------------------------------------------------
 
     @classmethod
-    def read(cls, settings: ImageSettings) -> SplitImages:
+    def read(cls, settings: Settings) -> SplitImages:
         images = read_images(Path(settings.data))
         rows, held_out = split_rows(len(images.pixels), settings.test_fraction, settings.seed)
         if len(held_out) < 2:
@@ -96,7 +97,7 @@ class ImageRun(Run):
         fresh = model.sample(max(50, min(n, 200)), random_state=settings.seed + 1)
         what = "new images"
         return [
-            check_held_out(n, _n_known(data)),
+            check_held_out(n, n_known(data)),
             *_check_ranking(figures["scores"]),
             *check_samples(fresh, data.training.pixels, data.test.pixels, what),
         ]
@@ -145,7 +146,7 @@ def _check_ranking(scores: dict[str, float]) -> list[Check]:
     return check_ranking(found, training)
 
 
-def _n_known(data: SplitImages) -> int:
+def n_known(data: SplitImages) -> int:
     """How many of the held-out images are among the training images."""
     known = {image.tobytes() for image in data.training.pixels}
     return sum(image.tobytes() in known for image in data.test.pixels)

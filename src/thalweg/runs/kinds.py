@@ -153,6 +153,20 @@ class BoltzmannFigures(TableFigures):
     held_out_log_prob: list[float]
 
 
+class GeneratorFigures(RunFigures):
+    data: str
+    shape: list[Count] | None
+    columns: list[str]
+    constant: dict[str, Any]
+    kinds: dict[str, str]
+    remarks: list[str]
+    rows: Count
+    training_rows: Count
+    test_rows: Count
+    scores: dict[str, float]
+    held_out_scores: list[float]
+
+
 class ImageFigures(RunFigures):
     images: str
     shape: list[Count]

@@ -252,11 +252,16 @@ class GradientStep(Step):
         self.module.eval()
 
     def state(self) -> dict[str, Any]:
-        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+        # A run may be resumed after the last update of an epoch, whose figures these are.
+        return {
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "metrics": dict(self.module.metrics),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         for w in self.weights:
             w.grad = None
+        self.objective.metrics = self.module.metrics = dict(state["metrics"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
 

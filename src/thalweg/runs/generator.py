@@ -1,0 +1,254 @@
+"""A run of a generator of images or of rows of numbers: read, hold some out, train, measure, save."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from thalweg.data.images import outliers, read_images
+from thalweg.data.tables import read_cells
+from thalweg.estimators.gan import EnergyGAN
+from thalweg.evaluation.generation import copying_ratio, frechet_distance, nearest_neighbours, pca_features
+from thalweg.evaluation.row_checks import check_samples
+from thalweg.evaluation.verdict import Check, check_held_out, check_ranking
+from thalweg.runs.base import Run, Tell, TextTable
+from thalweg.runs.images import ImageRun, SplitImages, n_known
+from thalweg.runs.kinds import GeneratorFigures
+from thalweg.runs.settings.generator import GeneratorSettings
+from thalweg.runs.tables import (
+    Numbers,
+    beside,
+    checks_of_table,
+    few_held_out,
+    model_settings,
+    outlier_scores,
+    places_of,
+    read_numbers,
+    rows_of,
+    thinned,
+)
+
+NAMES = {
+    "ebgan": "EBGAN: an autoencoder with a margin",
+    "magan": "MAGAN: an autoencoder with a margin that falls",
+    "began": "BEGAN: an autoencoder kept in balance",
+    "gan": "GAN: a classifier",
+}
+_MAX_MEASURED = 2000
+_SHUFFLED = "rows with shuffled columns"
+
+
+class GeneratorRun(Run):
+    """A generator and its energy, measured by draws and by how the energy ranks held-out data and outsiders."""
+
+    settings_class = GeneratorSettings
+    figures_class = GeneratorFigures
+
+    @property
+    def shape(self) -> list[int] | None:
+        """(C, H, W) for images, None for a table."""
+        return self.figures["shape"]
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.figures["columns"])
+
+    @property
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Training and held-out images ``[n, C, H, W]``, or rows ``[n, columns]``: of a large table some.
+
+        Raises:
+            ValueError: if the images are missing, or have changed.
+        """
+        if self.shape is not None:
+            return self.data.training.pixels, self.data.test.pixels
+        assert self.test_rows is not None
+        training, test = (part[self.columns].to_numpy(np.float64) for part in (self.training_rows, self.test_rows))
+        return training, test
+
+    # -- making --------------------------------------------------------------------------------------
+
+    @classmethod
+    def read(cls, settings: GeneratorSettings) -> SplitImages | Numbers:
+        path = Path(settings.data)
+        if not (path.is_dir() or path.suffix.lower() == ".npz"):
+            return read_numbers(settings)
+        if settings.drop or settings.text or settings.missing:
+            raise ValueError(f"{path} holds images: --drop, --text and --missing are for tables")
+        return ImageRun.read(settings)
+
+    @classmethod
+    def build(cls, settings: GeneratorSettings, data: Any, verbose: bool) -> EnergyGAN:
+        return EnergyGAN(settings.kind, max_steps=settings.steps, verbose=verbose, **model_settings(settings))
+
+    @classmethod
+    def train(cls, model: EnergyGAN, data: Any, settings: GeneratorSettings, **how: Any) -> None:
+        model.fit(data.training.pixels if isinstance(data, SplitImages) else data.training, **how)
+
+    @classmethod
+    def measure(cls, model: EnergyGAN, data: Any, settings: GeneratorSettings, tell: Tell) -> dict[str, Any]:
+        tell("Measuring the model: its draws, and the energies of held-out and of other data.")
+        training, test = _arrays(data)
+        common = {
+            "data": Path(settings.data).name,
+            "training_rows": len(training),
+            "test_rows": len(test),
+            "scores": _measured(model, training, test, settings.seed),
+            "held_out_scores": thinned(scores_of(model, test)),
+        }
+        if isinstance(data, SplitImages):
+            of_images = {"shape": list(model.image_shape_ or ()), "columns": [], "constant": {}, "kinds": {}}
+            rows = {"rows": len(training) + len(test), "remarks": model.history_.events}
+            return {**common, **of_images, **rows}
+        return {
+            **common,
+            "shape": None,
+            "columns": list(data.training.columns),
+            "constant": data.constant,
+            "kinds": {name: data.kinds[name] for name in data.training.columns},
+            "rows": data.n_rows,
+            "remarks": [*data.remarks, *few_held_out(len(test)), *model.history_.events],
+        }
+
+    @classmethod
+    def judge(
+        cls, model: EnergyGAN, data: Any, figures: dict[str, Any], settings: GeneratorSettings
+    ) -> list[Check]:
+        training, test = _arrays(data)
+        drawn = model.sample(max(200, min(len(test), 500)), random_state=settings.seed + 1)
+        found = check_samples(drawn, training, test)
+        if isinstance(data, SplitImages):
+            return [check_held_out(len(test), n_known(data)), *_check_ranking(figures["scores"]), *found]
+        n_used = len(training) + len(test)
+        return [*checks_of_table(data.n_rows, n_used, len(test), data.doubts), *found]
+
+    @classmethod
+    def keep(
+        cls, folder: Path, model: Any, data: Any, figures: dict[str, Any], settings: GeneratorSettings
+    ) -> None:
+        if isinstance(data, Numbers):
+            cls.keep_rows(folder, data.training, data.test, settings.seed)
+        origin = ("data", "columns", "constant", "training_rows", "test_rows", "scores")
+        cls.keep_model(folder, model, {name: figures[name] for name in origin}, settings)
+
+    @classmethod
+    def load_model(cls, folder: Path, settings: GeneratorSettings) -> EnergyGAN:
+        return EnergyGAN.load(folder)
+
+    # -- verbs ---------------------------------------------------------------------------------------
+
+    def sample(self, n: int, seed: int = 0) -> pd.DataFrame | np.ndarray:
+        """n new images ``[n, C, H, W]``, or n new rows with the training table's columns."""
+        drawn = self.model.sample(n, random_state=seed)
+        if self.shape is not None:
+            return drawn
+        table = pd.DataFrame(drawn, columns=self.columns)
+        for name, value in self.figures["constant"].items():
+            table[name] = value
+        return table
+
+    def score(self, path: Path, keep: Sequence[str] = ()) -> pd.DataFrame:
+        """``score`` (minus the energy; higher means more like the data) and ``outlier_score``, line by line.
+
+        Each is after its row and the columns to keep, or after its file. Rows with gaps have neither.
+        """
+        if self.shape is not None:
+            if keep:
+                raise ValueError(f"{self.folder} holds a run on images: --keep is for columns of tables")
+            images = read_images(path)
+            return beside(places_of(images), self._scored(self.model.score_samples(images.pixels)))
+        cells = read_cells(path)
+        found = cells.again(self.figures["kinds"], self.settings.missing)
+        X = found.apply(lambda column: column.to_numpy(np.float64, na_value=np.nan))
+        known, scores = X.notna().all(axis=1).to_numpy(), np.full(len(X), np.nan)
+        if known.any():
+            scores[known] = self.model.score_samples(X[known])
+        return beside(rows_of(cells.table, keep), self._scored(scores))
+
+    def _scored(self, scores: np.ndarray) -> pd.DataFrame:
+        odd = np.where(np.isnan(scores), np.nan, outlier_scores(scores, self.figures["held_out_scores"]))
+        return pd.DataFrame({"score": scores, "outlier_score": odd})
+
+    # -- what is shown of it -------------------------------------------------------------------------
+
+    def summary(self) -> dict[str, str]:
+        figures, what = self.figures, "images" if self.shape else "rows"
+        n_weights = sum(p.numel() for m in (self.model.energy_, self.model.generator_) for p in m.parameters())
+        return {
+            "model": f"{NAMES[self.settings.kind]}, {n_weights:,} weights",
+            "data": f"{figures['data']}: {figures['training_rows']} training {what}, {figures['test_rows']} held "
+            f"out (seed {self.settings.seed})",
+            "training": f"{figures['seconds']['training']:.1f} s, {len(self.model.history_.epochs)} epochs",
+        }
+
+    def tables(self) -> list[TextTable]:
+        figures, what = self.figures, "images" if self.shape else "rows"
+        title = f"{figures['data']}: {figures['training_rows']} {what}, {figures['test_rows']} held out"
+        rows = [[name, f"{value:.4g}"] for name, value in figures["scores"].items()]
+        return [TextTable(title, ["figure", "value"], rows, best=False)]
+
+
+def _arrays(data: SplitImages | Numbers) -> tuple[np.ndarray, np.ndarray]:
+    """Training and held-out images, or rows."""
+    if isinstance(data, SplitImages):
+        return data.training.pixels, data.test.pixels
+    return data.training.to_numpy(np.float64), data.test.to_numpy(np.float64)
+
+
+def _check_ranking(scores: dict[str, float]) -> list[Check]:
+    """As of any energy of images, but that the energy is beside the generator: what it misses fails no model."""
+    found = {name.removeprefix("AUROC, "): value for name, value in scores.items() if name.startswith("AUROC, ")}
+    ranking, memory = check_ranking(found, found.pop("training against held-out"))
+    if ranking.state == "passed":
+        return [ranking, memory]
+    kind = min(found, key=lambda k: found[k])
+    text = (
+        f"An image held out has a lower energy than one of the kind {kind!r} in {100 * found[kind]:.0f} % of "
+        "pairs: do not use the energy to find such images. Draws are judged by other checks."
+    )
+    return [Check("ranking", "doubtful", text), memory]
+
+
+def _measured(model: EnergyGAN, training: np.ndarray, test: np.ndarray, seed: int) -> dict[str, float]:
+    rng = np.random.RandomState(seed)
+    some = training[rng.permutation(len(training))[:_MAX_MEASURED]]
+    drawn = model.sample(int(np.clip(len(some), 200, 1000)), random_state=seed)
+    others = outliers(test, len(test), rng) if model.image_shape_ else _shuffled(test, rng)
+    # Distances of rows are in standard deviations.
+    scale = 1.0 if model.image_shape_ else some.std(0)
+    own, fresh, held_out = some / scale, drawn / scale, test / scale
+    features = pca_features(own, min(20, len(own) - 1, own[0].size))
+    scores = {"Frechet distance, draws": frechet_distance(fresh, own, features)}
+    if len(test) > 1:
+        scores["Frechet distance, held out"] = frechet_distance(held_out, own, features)
+    if np.median(nearest_neighbours(held_out, own).distance) > 0:
+        name = "nearest training row, draws over held out (ratio of distances)"
+        scores[name] = copying_ratio(fresh, own, held_out)
+    inside = scores_of(model, test)
+    for kind, rows in others.items():
+        scores[f"AUROC, {kind}"] = _auroc(inside, scores_of(model, rows))
+    scores["AUROC, training against held-out"] = _auroc(scores_of(model, some), inside)
+    return scores
+
+
+def scores_of(model: EnergyGAN, rows: np.ndarray) -> np.ndarray:
+    """Minus the energy of images, or of rows without the names of their columns ``[n]``."""
+    names = getattr(model, "feature_names_in_", None)
+    return model.score_samples(rows if names is None else pd.DataFrame(rows, columns=names))
+
+
+def _shuffled(rows: np.ndarray, rng: np.random.RandomState) -> dict[str, np.ndarray]:
+    """Rows whose columns come from different rows each."""
+    if rows.shape[1] < 2 or len(rows) < 2:
+        return {}
+    return {_SHUFFLED: np.stack([column[rng.permutation(len(rows))] for column in rows.T], 1)}
+
+
+def _auroc(inside: np.ndarray, outside: np.ndarray) -> float:
+    truth = np.r_[np.ones(len(inside)), np.zeros(len(outside))]
+    return float(roc_auc_score(truth, np.r_[inside, outside]))

@@ -1,0 +1,49 @@
+"""``thalweg fit generator``: its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from thalweg.objectives.names import GENERATIVE
+from thalweg.runs.settings.base import MISSING_HELP, TEXT_HELP, RunSettings, Verb, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSettings(RunSettings):
+    """Fit a generator of images or of rows of numbers against an energy, and measure both on held-out data.
+
+    A draw is one pass of a network, so that thousands take a second. The energy ranks and detects outliers; it is
+    no density. Labels are not used. Columns must hold numbers; rows with gaps are left out. After Ctrl-C,
+    `thalweg fit generator --resume --out RUN` continues the run.
+    """
+
+    task = "generator"
+    title = "generator and its energy"
+    help = "Fit a generator of images or of rows of numbers, against an energy."
+    example = "thalweg fit generator pictures/ --out runs/pictures"
+    data_help = "Images: a folder of pictures or an .npz; or a CSV, TSV or Parquet file."
+    data_name = "DATA"
+    run = "thalweg.runs.generator:GeneratorRun"
+    report = "thalweg.report.generator"
+    verbs: ClassVar = {
+        "sample": Verb(("n", "seed"), "{run} -n 100 --out NEW"),
+        "score": Verb(("keep",), "{run} DATA --out scores.csv"),
+    }
+    needs_test_rows = True
+
+    drop: list[str] = option([], "Column of a table to leave out; repeat the option for several.")
+    text: list[str] = option([], TEXT_HELP)
+    missing: list[str] = option([], MISSING_HELP, columns=False)
+    kind: str = option(
+        "ebgan",
+        "What the generator plays against: an autoencoder with a margin (ebgan), with a margin that falls "
+        "(magan), or kept in balance (began); or a classifier (gan).",
+        choices=GENERATIVE,
+    )
+    steps: int = option(12000, "Number of updates, of the energy and of the generator together.", least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.devices * self.nodes > 1:
+            raise ValueError("a generator is trained by one process: leave out --devices and --nodes")

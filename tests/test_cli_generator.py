@@ -1,0 +1,118 @@
+"""The command on generators: fit images and tables, sample, score, report, info, resume, and what it refuses."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.datasets import load_digits, load_iris
+
+from command import thalweg
+from thalweg.estimators.gan import KINDS
+from thalweg.objectives.names import GENERATIVE
+from thalweg.runs.generator import NAMES
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("generator")
+    raw = load_digits()
+    np.savez(folder / "digits.npz", X=(15 * raw.images[:200]).astype(np.uint8), y=raw.target[:200])
+    done = thalweg("fit", "generator", folder / "digits.npz", "--out", folder / "run", "--steps", 40)
+    return folder, done
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("generator")
+    iris = load_iris(as_frame=True).frame
+    iris.insert(0, "same", 3)
+    iris.to_csv(folder / "iris.csv", index=False)
+    options = ["--kind", "began", "--drop", "target", "--steps", 40]
+    done = thalweg("fit", "generator", folder / "iris.csv", "--out", folder / "run", *options)
+    return folder, done
+
+
+def test_every_kind_has_a_name():
+    assert set(NAMES) == set(KINDS) == set(GENERATIVE)
+
+
+def test_images_are_fitted_and_reported(images):
+    folder, done = images
+    assert "Frechet distance, draws" in done.out
+    page = (folder / "run" / "report.html").read_text()
+    for heading in ("Generated", "Is it copying?", "Reconstructed", "Likely and unlikely", "Training"):
+        assert heading in page
+    shown = thalweg("info", folder / "run").out
+    assert "AUROC, shuffled" in shown
+    assert "EBGAN: an autoencoder" in shown
+
+
+def test_images_are_sampled_to_an_array_or_pictures_and_scored(images):
+    folder, _ = images
+    thalweg("sample", folder / "run", "-n", 4, "--out", folder / "new.npz")
+    assert np.load(folder / "new.npz")["X"].shape == (4, 8, 8)
+    thalweg("sample", folder / "run", "-n", 3, "--out", folder / "new")
+    assert len(list((folder / "new").glob("*.png"))) == 3
+    thalweg("score", folder / "run", folder / "digits.npz", "--out", folder / "scores.csv")
+    scores = pd.read_csv(folder / "scores.csv")
+    assert list(scores.columns) == ["row", "score", "outlier_score"]
+    assert len(scores) == 200
+    assert scores["score"].rank().corr(scores["outlier_score"].rank()) < -0.9
+    assert (
+        "--keep is for columns"
+        in thalweg("score", folder / "run", folder / "digits.npz", "--keep", "a", code=1).err
+    )
+
+
+def test_a_table_is_fitted_reported_sampled_and_scored(table):
+    folder, done = table
+    assert "AUROC, rows with shuffled columns" in done.out
+    page = (folder / "run" / "report.html").read_text()
+    for heading in ("The data and the draws", "Pairs", "Is it copying?", "Likely and unlikely"):
+        assert heading in page
+    thalweg("sample", folder / "run", "-n", 5, "--seed", 3, "--out", folder / "new.csv")
+    new = pd.read_csv(folder / "new.csv")
+    assert len(new) == 5
+    assert (new["same"] == 3).all()
+    assert set(new.columns) == {"same", *load_iris().feature_names}
+    gaps = pd.read_csv(folder / "iris.csv")
+    gaps.loc[3, "sepal width (cm)"] = np.nan
+    gaps.to_csv(folder / "gaps.csv", index=False)
+    thalweg("score", folder / "run", folder / "gaps.csv", "--keep", "target", "--out", folder / "scores.csv")
+    scores = pd.read_csv(folder / "scores.csv")
+    assert list(scores.columns) == ["row", "target", "score", "outlier_score"]
+    assert scores.isna().any(axis=1).to_list() == [i == 3 for i in range(150)]
+
+
+def test_an_interrupted_run_is_resumed_to_the_same_model(table):
+    """As after a kill -9 at the end of the training: the checkpoint is there, the figures are not."""
+    folder, _ = table
+    run = folder / "run"
+    whole = (run / "model" / "model.safetensors").read_bytes()
+    (run / "figures.json").unlink()
+    assert "not finished" in thalweg("info", run, code=1).err
+    assert "another steps" in thalweg("fit", "generator", "--resume", "--out", run, "--steps", 41, code=1).err
+    thalweg("fit", "generator", "--resume", "--out", run, "-q", "--no-report")
+    assert (run / "model" / "model.safetensors").read_bytes() == whole
+    assert "finished already" in thalweg("fit", "generator", "--resume", "--out", run).err
+
+
+def test_what_is_refused(images, tmp_path):
+    folder, _ = images
+    npz = folder / "digits.npz"
+    refused = thalweg("fit", "generator", npz, "--drop", "a", "--out", tmp_path / "run", code=1).err
+    assert "--text and --missing are for tables" in refused
+    assert "one process" in thalweg("fit", "generator", npz, "--devices", 2, code=1).err
+    assert "--kind must be one of ebgan" in thalweg("fit", "generator", npz, "--kind", "wgan", code=1).err
+    assert "can't impute: it can sample, score" in thalweg("impute", folder / "run", npz, code=1).err
+    assert "--out" in thalweg("sample", folder / "run", code=1).err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_verdict_is_part_of_the_figures(images):
+    folder, _ = images
+    checks = {c["name"] for c in json.loads((folder / "run" / "figures.json").read_text())["verdict"]}
+    assert checks == {
+        "rows", "training", "variety", "modes", "samples", "held-out rows", "ranking", "memory"
+    }  # fmt: skip
