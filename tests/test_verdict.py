@@ -276,3 +276,17 @@ def test_few_held_out_rows_fail_a_model_only_far_beyond_their_error():
     assert check_baselines({"line": (-5.0, 0.2)}, 3).state == "doubtful"
     # Nor does a gain make a model of few rows pass.
     assert check_baselines({"line": (5.0, 0.2)}, 10).state == "doubtful"
+
+
+def test_a_pixel_that_is_nearly_always_black_does_not_make_images_noise():
+    """A trace of grey in a border that one image of hundreds enters, which of a table would be many deviations."""
+    rng = np.random.RandomState(0)
+    images = np.zeros((600, 1, 6, 6))
+    images[:, 0, 1:5, 1:5] = rng.uniform(size=(600, 4, 4))
+    images[0, 0, 0, 0] = 0.05
+    new, held_out = images[400:500].copy(), images[500:]
+    new[:, :, 0] = 0.02
+    states = [check.state for check in check_samples(new, images[:400], held_out)]
+    assert states == ["passed", "passed"]
+    noise = rng.uniform(size=(200, 1, 6, 6))
+    assert check_samples(noise, images[:400], held_out)[1].state == "failed"

@@ -186,8 +186,9 @@ def check_units(weights: np.ndarray) -> Check:
 def check_samples(samples: Rows, training: Rows, held_out: Rows, what: str = "draws") -> list[Check]:
     """Whether samples are as varied as held-out rows, no copies of training rows and no noise.
 
-    Distances are Euclidean, in standard deviations of the training rows' entries; entries with heavy tails are
-    taken by asinh.
+    Distances are Euclidean: of rows of a table in standard deviations of the training rows' entries, with heavy
+    tails taken by asinh; of images in grey levels, since all pixels have one unit, and one that is nearly always
+    black would count for more than all the others.
 
     Args:
         samples: from the model ``[n, ...]``.
@@ -202,7 +203,8 @@ def check_samples(samples: Rows, training: Rows, held_out: Rows, what: str = "dr
     known = as_rows(training, "the training rows", 1)
     rng = np.random.RandomState(0)
     drawn, fresh = (_some(as_rows(rows, "samples", 1), rng) for rows in (samples, held_out))
-    drawn, fresh, known = (_even(rows, known) for rows in (drawn, fresh, known))
+    if np.ndim(training) == 2:
+        drawn, fresh, known = (_even(rows, known) for rows in (drawn, fresh, known))
     return [
         check_variety(drawn, fresh, what),
         _check_likeness(
