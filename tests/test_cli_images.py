@@ -25,7 +25,7 @@ def test_images_are_fitted_and_told(run):
     folder, done = run
     assert "Frechet distance, new images" in done.out
     page = (folder / "run" / "report.html").read_text()
-    for heading in ("Generated", "Is it copying?", "Completed", "Likely and unlikely images"):
+    for heading in ("Generated", "On the way", "Is it copying?", "Completed", "Likely and unlikely images"):
         assert heading in page
     assert "AUROC" in thalweg("info", folder / "run").out
 

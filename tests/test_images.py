@@ -249,6 +249,23 @@ def test_samples_lie_in_the_box_and_are_seeded(small):
     assert a.max() <= 1
 
 
+def test_a_passage_leads_from_the_starts_to_the_new_images(small):
+    model, *_ = small
+    frames = model.passage(5, n_frames=6, random_state=3)
+    assert frames.shape == (6, 5, 1, 8, 8)
+    np.testing.assert_allclose(frames[0], model.starts(5, random_state=3))
+    if model.objective == "matching":
+        # The same 25 steps, without clipping in between.
+        np.testing.assert_allclose(frames[-1], model.sample(5, random_state=3), atol=1e-5)
+    lows = [
+        float(np.take_along_axis(model.energies(f), np.arange(5)[:, None] % model.n_labels_, 1).mean())
+        for f in frames
+    ]
+    assert lows[-1] < lows[0]
+    with pytest.raises(ValueError, match="n_frames"):
+        model.passage(2, n_frames=1)
+
+
 def test_known_pixels_are_completed_bit_for_bit(small):
     model, images, labels = small
     known = np.zeros((1, 8, 8), bool)

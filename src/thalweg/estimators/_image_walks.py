@@ -35,6 +35,10 @@ class Walk(Protocol):
         """New images from noise ``[B, *shape, C, H, W]``, after n steps."""
         ...
 
+    def part(self, energy: Energy, position: Tensor, share: float, n: int, generator: torch.Generator) -> Tensor:
+        """Where n steps take what is on its way to new images, if they are this share of it."""
+        ...
+
     def onward(self, energy: Energy, labels: Tensor, images: Tensor, n: int, generator: torch.Generator) -> Tensor:
         """Images of this energy from images of another one ``[B, *shape, C, H, W]``."""
         ...
@@ -71,6 +75,9 @@ class ColdChains:
 
     onward = fresh
 
+    def part(self, energy: Energy, position: Tensor, share: float, n: int, generator: torch.Generator) -> Tensor:
+        return self.cleaned(energy, position, n, generator)
+
     def completed(
         self, energy: Energy, labels: Tensor, images: Tensor, known: Tensor, n: int, generator: torch.Generator
     ) -> Tensor:
@@ -101,12 +108,15 @@ class MatchedFlow:
         return drawn.reshape(len(labels), *shape, *drawn.shape[2:])
 
     def fresh(self, energy: Energy, labels: Tensor, noise: Tensor, n: int, generator: torch.Generator) -> Tensor:
-        return _flow(energy, noise, 1.0, n, generator).clamp(0, 1)
+        return self.part(energy, noise, 1.0, n, generator).clamp(0, 1)
+
+    def part(self, energy: Energy, position: Tensor, share: float, n: int, generator: torch.Generator) -> Tensor:
+        return run_chain(Heun(share / n), energy, position, n, generator).position
 
     def onward(self, energy: Energy, labels: Tensor, images: Tensor, n: int, generator: torch.Generator) -> Tensor:
         noise = self.noise(labels, images.shape[1:-3], generator)
         start = torch.lerp(noise, images, self.kept)
-        return _flow(energy, start, 1 - self.kept, n, generator).clamp(0, 1)
+        return self.part(energy, start, 1 - self.kept, n, generator).clamp(0, 1)
 
     def completed(
         self, energy: Energy, labels: Tensor, images: Tensor, known: Tensor, n: int, generator: torch.Generator
@@ -122,8 +132,4 @@ class MatchedFlow:
         return torch.where(known, images, position.clamp(0, 1))
 
     def cleaned(self, energy: Energy, images: Tensor, n: int, generator: torch.Generator) -> Tensor:
-        return _flow(energy, images, self.cleaning_time, n, generator).clamp(0, 1)
-
-
-def _flow(energy: Energy, start: Tensor, time: float, n_steps: int, generator: torch.Generator) -> Tensor:
-    return run_chain(Heun(time / n_steps), energy, start, n_steps, generator).position
+        return self.part(energy, images, self.cleaning_time, n, generator).clamp(0, 1)

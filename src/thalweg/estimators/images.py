@@ -347,6 +347,38 @@ class ImageEBM(Estimator):
             ]
         return torch.cat(parts).cpu().numpy()
 
+    def passage(
+        self,
+        n_samples: int = 1,
+        *,
+        n_frames: int = 6,
+        random_state: RandomState = None,
+        labels: np.ndarray | int | None = None,
+    ) -> np.ndarray:
+        """New images on their way, from where they start to where :meth:`sample` takes them.
+
+        Args:
+            n_frames: how many moments of the way, evenly spaced and with both ends; at least 2.
+            random_state: seed, or a ``RandomState``.
+            labels: as of :meth:`sample`.
+
+        Returns:
+            ``[n_frames, n_samples, C, H, W]``.
+        """
+        check_is_fitted(self, "energy_")
+        check_count("n_samples", n_samples)
+        check_count("n_frames", n_frames, least=2)
+        generator, walk = self._generator(random_state), self._walk()
+        given = self._labels(labels, n_samples)
+        position, n_parts = walk.noise(given, (), generator), n_frames - 1
+        frames = [position]
+        with self._own_threads():
+            for _ in range(n_parts):
+                n_steps = max(1, walk.n_fresh // n_parts)
+                position = walk.part(self._given(given), position, 1 / n_parts, n_steps, generator)
+                frames.append(position)
+        return torch.stack(frames).clamp(0, 1).cpu().numpy()
+
     def starts(
         self, n_samples: int = 1, *, random_state: RandomState = None, labels: np.ndarray | int | None = None
     ) -> np.ndarray:

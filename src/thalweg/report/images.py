@@ -27,7 +27,15 @@ def report(run: ImageRun) -> str:
         Tile("training", f"{figures['seconds']['training']:.0f} s",
              f"mean of {run.settings.snapshots} snapshots" if run.settings.snapshots > 1 else ""),
     ]  # fmt: skip
-    cards = [_generated(run), _neighbours(run), _completed(run), _energies(run), _training(run), _scores(run)]
+    cards = [
+        _generated(run),
+        _passage(run),
+        _neighbours(run),
+        _completed(run),
+        _energies(run),
+        _training(run),
+        _scores(run),
+    ]
     return render_page(
         f"Images of {figures['images']}",
         "An energy-based model of images",
@@ -53,6 +61,16 @@ def _generated(run: ImageRun) -> Card:
         text = f"New images, made by {how}, and training images below."
         shown = training.pixels[evenly(len(training.pixels), 3 * columns)]
     return Card("Generated", text, [wall(fresh, columns), wall(shown, columns)])
+
+
+def _passage(run: ImageRun) -> Card:
+    n = 16
+    frames = run.model.passage(n, random_state=run.settings.seed)
+    return Card(
+        "On the way",
+        "New images as they come about, from where they start (above) to their end (below), at six moments.",
+        [wall(np.concatenate(list(frames)), n)],
+    )
 
 
 def in_columns(images: np.ndarray, labels: np.ndarray, n_labels: int, n_rows: int) -> np.ndarray:
