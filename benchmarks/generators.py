@@ -41,10 +41,10 @@ def of_energy(objective: str) -> Callable[[Images, int], Fitted]:
     return fit
 
 
-def of_gan(kind: str, **how: Any) -> Callable[[Images, int], Fitted]:
+def of_gan(kind: str, n_steps: int = 0, **how: Any) -> Callable[[Images, int], Fitted]:
     def fit(images: Images, seed: int) -> Fitted:
         model = EnergyGAN(kind, n_threads=1, random_state=seed, **how).fit(images.pixels)
-        return model, lambda n: model.sample(n, random_state=seed).reshape(n, *images.pixels.shape[1:])
+        return model, lambda n: model.sample(n, random_state=seed, n_steps=n_steps)
 
     return fit
 
@@ -69,6 +69,7 @@ GENERATORS: dict[str, Callable[[Images, int], Fitted]] = {
     "MAGAN": of_gan("magan"),
     "BEGAN": of_gan("began"),
     "GAN": of_gan("gan"),
+    "GAN, 100 steps in latent space (DDLS)": of_gan("gan", n_steps=100),
     "restricted Boltzmann machine": of_machine,
 }
 

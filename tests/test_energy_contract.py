@@ -58,6 +58,7 @@ from thalweg.energies import (
     LatentLabels,
     LatentNetwork,
     LatentSampling,
+    LatentSpaceEnergy,
     LogisticEnergy,
     LogitEnergy,
     MixtureDensity,
@@ -152,6 +153,7 @@ UNCONDITIONAL = {
     "tempered": Case(lambda: gaussian() / 3.0),
     "difference": Case(lambda: gaussian() - 0.5 * gaussian_mixture()),
     "disjunction": Case(lambda: Disjunction([gaussian(), gaussian_mixture(), PerceptronEnergy(2, (4,))])),
+    "Latent space": Case(lambda: LatentSpaceEnergy(mlp([2, 5, 3]), PerceptronEnergy(3, (4,)), 0.5)),
     "Marginal over labels": Case(lambda: labelled().marginal(0.7)),
     "Marginal over labels of images": Case(
         lambda: LabelledPerceptron((1, 4, 4), 3, (6, 5), "silu").marginal(0.7), (1, 4, 4)

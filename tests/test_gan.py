@@ -12,6 +12,7 @@ from parts import seeded
 from thalweg import EnergyGAN
 from thalweg.energies import Generator, generating_network
 from thalweg.evaluation.row_checks import check_balance, check_copies, check_modes, check_variety
+from thalweg.sampling import LatentSampler
 
 RNG = np.random.default_rng(0)
 IRIS = load_iris().data
@@ -248,3 +249,17 @@ def test_copies_and_noise_are_seen_without_rows_held_out():
 )
 def test_the_balance_is_compared_with_what_it_was_to_be(of_draws, state):
     assert check_balance(0.5, 1.0, of_draws).state == state
+
+
+def test_draws_of_a_gan_are_corrected_by_its_energy_and_those_of_other_kinds_are_not():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 2)) * [1.0, 0.3] + [2.0, -1.0]
+    model = EnergyGAN("gan", max_steps=60, random_state=0).fit(X)
+    found = model.sample(50, random_state=1, n_steps=20)
+    sampler = LatentSampler(model.generator_, model.energy_.inner, model.latent_dim, n_steps=20)
+    wanted = model.energy_.back(sampler.draw(50, torch.Generator().manual_seed(1)))
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-6)
+    assert not np.allclose(found, model.sample(50, random_state=1))
+    other = EnergyGAN("ebgan", max_steps=20, random_state=0).fit(X)
+    with pytest.raises(ValueError, match="n_steps is for kind='gan'"):
+        other.sample(5, n_steps=3)

@@ -39,6 +39,7 @@ from thalweg.evaluation.row_checks import check_balance, check_copies, check_mod
 from thalweg.evaluation.verdict import Check, check_rows, check_training
 from thalweg.objectives.base import Adversarial, Batch
 from thalweg.objectives.generative_adversarial import BEGAN, EBGAN, GAN, MAGAN
+from thalweg.sampling.latent_space import LatentSampler
 from thalweg.training.loop import Plan, Trainer
 from thalweg.training.progress import BarProgress
 
@@ -322,18 +323,31 @@ class EnergyGAN(Estimator):
 
     # -- use -----------------------------------------------------------------------------------------
 
-    def sample(self, n_samples: int = 1, *, random_state: RandomState = None) -> np.ndarray:
+    def sample(self, n_samples: int = 1, *, random_state: RandomState = None, n_steps: int = 0) -> np.ndarray:
         """New images ``[n_samples, C, H, W]`` in [0, 1], or new rows ``[n_samples, columns]``, all independent.
 
         Args:
             random_state: seed, or a ``RandomState``.
+            n_steps: of chains in the latent space, one for each draw, that correct the draws by the energy (see
+                :class:`~thalweg.sampling.LatentSampler`); only of "gan", whose energy is a ratio of densities.
+
+        Raises:
+            ValueError: for steps with another kind.
         """
         check_is_fitted(self, "energy_")
         check_count("n_samples", n_samples)
+        check_count("n_steps", n_steps, least=0)
+        if n_steps and self.kind != "gan":
+            raise ValueError(f"n_steps is for kind='gan': the energy of {self.kind!r} is no ratio of densities")
         generator = generator_of(random_state)
-        with torch.no_grad():
-            sizes = [len(part) for part in torch.arange(n_samples).split(_ROWS_AT_ONCE)]
-            drawn = torch.cat([self.generator_.draw(size, generator) for size in sizes])
+        sizes = [len(part) for part in torch.arange(n_samples).split(_ROWS_AT_ONCE)]
+        if n_steps:
+            inner = self.energy_ if self.image_shape_ else self.energy_.inner
+            sampler = LatentSampler(self.generator_, inner, self.latent_dim, n_steps=n_steps)
+            drawn = torch.cat([sampler.draw(size, generator) for size in sizes])
+        else:
+            with torch.no_grad():
+                drawn = torch.cat([self.generator_.draw(size, generator) for size in sizes])
         return drawn.numpy() if self.image_shape_ else self._on_grids(self.energy_.back(drawn).numpy())
 
     def score_samples(self, X: Any) -> np.ndarray:

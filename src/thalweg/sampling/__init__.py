@@ -33,6 +33,7 @@ __getattr__, __dir__, __all__ = lazily(
         "gibbs": ["GibbsWithGradients", "SingleSiteGibbs", "draw"],
         "hmc": ["HMC"],
         "langevin": ["ColdLangevin", "Langevin", "MALA"],
+        "latent_space": ["LatentSampler"],
         "layered_annealing": ["anneal_machine", "bracket_machine"],
         "layered_tempering": ["TemperedChains", "TemperedMachine"],
         "random_walk": ["RandomWalk"],
