@@ -11,6 +11,7 @@ from torch import nn
 from parts import seeded
 from thalweg import EnergyGAN
 from thalweg.energies import Generator, generating_network
+from thalweg.estimators._base import generator_of
 from thalweg.evaluation.row_checks import check_balance, check_copies, check_modes, check_variety
 from thalweg.sampling import LatentSampler
 
@@ -257,7 +258,7 @@ def test_draws_of_a_gan_are_corrected_by_its_energy_and_those_of_other_kinds_are
     model = EnergyGAN("gan", max_steps=60, random_state=0).fit(X)
     found = model.sample(50, random_state=1, n_steps=20)
     sampler = LatentSampler(model.generator_, model.energy_.inner, model.latent_dim, n_steps=20)
-    wanted = model.energy_.back(sampler.draw(50, torch.Generator().manual_seed(1)))
+    wanted = model.energy_.back(sampler.draw(50, generator_of(1)))
     np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-6)
     assert not np.allclose(found, model.sample(50, random_state=1))
     other = EnergyGAN("ebgan", max_steps=20, random_state=0).fit(X)
