@@ -617,12 +617,13 @@ SLOW = {"n_hidden": 12, "max_epochs": 400, "learning_rate": 0.1, "batch_size": 1
     ("at_least", "plan"),
     [
         (-19.345, {"n_hidden": 12, "max_epochs": 400, "learning_rate": 0.1, "batch_size": 100}),
-        (
+        pytest.param(
             -19.345,
             {"n_hidden": 12, "max_epochs": 400, "learning_rate": 0.1, "batch_size": 100, "persistent": False},
+            marks=pytest.mark.slow,
         ),
         (-18.9, {}),
-        (-18.9, {"centred": True}),
+        pytest.param(-18.9, {"centred": True}, marks=pytest.mark.slow),
     ],
     ids=["persistent", "from the data", "by default", "centred"],
 )

@@ -110,7 +110,7 @@ def test_the_stated_error_holds_on_machines_that_mix(hidden, n):
 
 
 @FEW_AND_MANY
-@pytest.mark.parametrize("share", [None, 0.5, 0.9])
+@pytest.mark.parametrize("share", [None, pytest.param(0.5, marks=pytest.mark.slow), 0.9])
 @HIDDEN
 def test_where_the_way_there_misses_a_mode_the_error_holds_or_a_warning_comes(hidden, share, n):
     """Whatever the proportions in which the way back knows of both modes; None is not at all."""
