@@ -81,9 +81,11 @@ TARGETS = {
 }
 _FITTED: dict[str, tuple] = {}
 # Others of their kind are always tested.
-SLOW = ("far by 1e3", "far by 1e6", "far by -1e9, one row", "Student t, 2 degrees of freedom", "Pareto", "log-normal 2",
-        "censored from below", "an atom within", "a far atom", "tiny scale", "tiny scale far from zero", "huge scale",
-        "nearly constant", "two narrow modes", "limit and a far row")  # fmt: skip
+SLOW = (
+    "far by 1e3", "far by 1e6", "far by -1e9, one row", "Student t, 2 degrees of freedom", "Pareto",
+    "log-normal 2", "censored from below", "an atom within", "a far atom", "tiny scale",
+    "tiny scale far from zero", "huge scale", "nearly constant", "two narrow modes", "limit and a far row",
+)  # fmt: skip
 
 
 @pytest.fixture(params=[pytest.param(t, marks=pytest.mark.slow) if t in SLOW else t for t in TARGETS])
