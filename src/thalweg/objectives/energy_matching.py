@@ -153,21 +153,22 @@ class EnergyMatching(Objective):
         return rows, position
 
 
-def nearest_pairs(noise: Tensor, y: Tensor, x: Tensor | None = None) -> Tensor:
+def nearest_pairs(noise: Tensor, y: Tensor, x: Tensor | None = None, most: int = 256) -> Tensor:
     """Which noise goes with each row, one to one ``[B]``, so that the squared distances sum up to the least.
 
     Args:
         noise: ``[B, *event]``.
         y: rows ``[B, *event]``.
         x: what rows are given ``[B, *x_event]``; noise is dealt out at random to the groups of equal x.
+        most: how many rows are paired together: the time grows with the cube of their number, so that larger
+            groups are dealt into parts.
     """
     found = torch.arange(len(y), device=y.device)
     groups = torch.zeros(len(y), dtype=torch.long) if x is None else torch.unique(x, dim=0, return_inverse=True)[1]
     # On the CPU, where the assignment is solved, differences of large numbers are exact enough in double.
     z, rows = noise.detach().flatten(1).double().cpu(), y.detach().flatten(1).double().cpu()
     for group in range(int(groups.max()) + 1):
-        own = torch.nonzero(groups == group)[:, 0].cpu()
-        if len(own) > 1:
+        for own in torch.nonzero(groups == group)[:, 0].cpu().split(most):
             cost = torch.cdist(rows[own], z[own]).square().numpy()
             found[own] = own[torch.from_numpy(linear_sum_assignment(cost)[1])].to(found.device)
     return found
