@@ -270,6 +270,8 @@ def test_a_few_labels_among_many_rows_still_judge_the_training():
         (np.zeros(20, int), "all rows have the label"),
         (np.r_[np.zeros(19), np.nan], "label of row 20 is missing"),
         (np.linspace(0, 1, 20), "Unknown label type"),
+        (np.array([b"a", b"b"] * 10), "y holds bytes, such as b'a'"),
+        (np.array([b"a", b"b"] * 10, dtype=object), "y holds bytes, such as b'a'"),
         (np.array(["a", None] * 10, object), "label of row 2 is missing"),
         (np.array(["a", 1] * 10, object), "mixes texts and numbers"),
         (np.arange(19) % 2, "X has 20 rows, y has 19"),

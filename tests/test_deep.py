@@ -519,3 +519,10 @@ def test_recipe_on_larger_images(tmp_path):
     assert all(np.isfinite(f.values).all() for f in result.figures)
     with pytest.raises(ValueError, match=r"mnist_12k\.npz"):
         boltzmann.RECIPE.run(Settings(data=tmp_path / "elsewhere"))
+
+
+def test_a_deep_classifier_refuses_labels_that_are_no_classes_in_words():
+    X = np.random.default_rng(0).integers(2, size=(20, 4)).astype(float)
+    for y, words in (([b"a", b"b"] * 10, "y holds bytes"), (["a", 1] * 10, "mixes texts and numbers")):
+        with pytest.raises(ValueError, match=words):
+            DeepBeliefClassifier((3,)).fit(X, np.array(y, dtype=object))

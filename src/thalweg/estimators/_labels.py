@@ -40,11 +40,9 @@ def numbered(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
             f"Input y contains NaN: the label of row {row} is missing ({int(gaps.sum())} in all); leave such rows "
             "out, or number the labels and give -1 where there is none"
         )
-    if labels.dtype == object and len({isinstance(v, str) for v in labels}) > 1:
-        raise ValueError("Unknown label type: y mixes texts and numbers: write all labels in one way")
     if labels.dtype.kind == "f" and np.isinf(labels).any():
         raise ValueError("Input y contains infinity: labels are classes, such as 0, 1 and 2")
-    check_classification_targets(labels)
+    check_kind_of_labels(labels)
     classes, places = np.unique(labels, return_inverse=True)
     if len(classes) > 2 and classes.dtype.kind in "if" and classes[0] == UNLABELLED:
         classes, places = classes[1:], places - 1
@@ -54,6 +52,19 @@ def numbered(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
             "another too"
         )
     return classes, places
+
+
+def check_kind_of_labels(labels: np.ndarray) -> None:
+    """Refuse labels ``[n]`` that are no classes: bytes, texts beside numbers, measured numbers.
+
+    Raises:
+        ValueError: in words.
+    """
+    if len(labels) and isinstance(labels[0], bytes):
+        raise ValueError(f"Unknown label type: y holds bytes, such as {labels[0]!r}: write the labels as texts")
+    if labels.dtype == object and len({isinstance(v, str) for v in labels}) > 1:
+        raise ValueError("Unknown label type: y mixes texts and numbers: write all labels in one way")
+    check_classification_targets(labels)
 
 
 def folds_by_label(labels: np.ndarray, n_members: int, rng: np.random.RandomState) -> np.ndarray:

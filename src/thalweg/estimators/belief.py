@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from thalweg.data.states import StateEncoder
 from thalweg.energies.machines import belief
 from thalweg.estimators._base import RandomState, check_count, check_widths, generator_of
 from thalweg.estimators._deep import Deep, DeepDensity, layers_of
+from thalweg.estimators._labels import check_kind_of_labels
 from thalweg.objectives.base import Batch
 from thalweg.objectives.classification import CrossEntropy
 from thalweg.training.history import History
@@ -233,7 +233,7 @@ class DeepBeliefClassifier(ClassifierMixin, Deep):
             DivergenceError: if training can't be kept from diverging.
         """
         X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
-        check_classification_targets(y)
+        check_kind_of_labels(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         n_labelled = len(X)
         if unlabelled is not None:
