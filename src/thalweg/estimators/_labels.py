@@ -61,7 +61,9 @@ def check_kind_of_labels(labels: np.ndarray) -> None:
         ValueError: in words.
     """
     if len(labels) and isinstance(labels[0], bytes):
-        raise ValueError(f"Unknown label type: y holds bytes, such as {labels[0]!r}: write the labels as texts")
+        raise ValueError(
+            f"Unknown label type: y holds bytes, such as {bytes(labels[0])!r}: write the labels as texts"
+        )
     if labels.dtype == object and len({isinstance(v, str) for v in labels}) > 1:
         raise ValueError("Unknown label type: y mixes texts and numbers: write all labels in one way")
     check_classification_targets(labels)
