@@ -31,12 +31,8 @@ class Walk(Protocol):
         """Where new images start ``[B, *shape, C, H, W]``."""
         ...
 
-    def fresh(self, energy: Energy, labels: Tensor, noise: Tensor, n: int, generator: torch.Generator) -> Tensor:
-        """New images from noise ``[B, *shape, C, H, W]``, after n steps."""
-        ...
-
     def part(self, energy: Energy, position: Tensor, share: float, n: int, generator: torch.Generator) -> Tensor:
-        """Where n steps take what is on its way to new images, if they are this share of it."""
+        """Where n steps take what is on its way from noise to new images, if they are this share of the way."""
         ...
 
     def onward(self, energy: Energy, labels: Tensor, images: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -70,13 +66,11 @@ class ColdChains:
     def noise(self, labels: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         return torch.rand((len(labels), *shape, *self.image_shape), generator=generator, device=generator.device)
 
-    def fresh(self, energy: Energy, labels: Tensor, noise: Tensor, n: int, generator: torch.Generator) -> Tensor:
-        return self.cleaned(energy, noise, n, generator)
-
-    onward = fresh
-
     def part(self, energy: Energy, position: Tensor, share: float, n: int, generator: torch.Generator) -> Tensor:
         return self.cleaned(energy, position, n, generator)
+
+    def onward(self, energy: Energy, labels: Tensor, images: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        return self.cleaned(energy, images, n, generator)
 
     def completed(
         self, energy: Energy, labels: Tensor, images: Tensor, known: Tensor, n: int, generator: torch.Generator
@@ -103,12 +97,8 @@ class MatchedFlow:
         self.gaussians = gaussians
 
     def noise(self, labels: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        gaussians = self.gaussians.to(generator.device)
-        drawn = gaussians.draws(labels.to(generator.device).long(), torch.Size(shape).numel(), generator)
+        drawn = self.gaussians.draws(labels.to(generator.device).long(), torch.Size(shape).numel(), generator)
         return drawn.reshape(len(labels), *shape, *drawn.shape[2:])
-
-    def fresh(self, energy: Energy, labels: Tensor, noise: Tensor, n: int, generator: torch.Generator) -> Tensor:
-        return self.part(energy, noise, 1.0, n, generator).clamp(0, 1)
 
     def part(self, energy: Energy, position: Tensor, share: float, n: int, generator: torch.Generator) -> Tensor:
         return run_chain(Heun(share / n), energy, position, n, generator).position
@@ -122,10 +112,9 @@ class MatchedFlow:
         self, energy: Energy, labels: Tensor, images: Tensor, known: Tensor, n: int, generator: torch.Generator
     ) -> Tensor:
         """From draws that suit the known pixels, which follow the lines that they would have come by."""
-        gaussians, first = self.gaussians.to(images.device), (slice(None), 0)
-        seen = known.expand_as(images)[first]
-        noise = gaussians.draws_given(labels.to(images.device), images[first], seen, images.shape[1], generator)
-        position = noise
+        seen = known.expand_as(images)[:, 0]
+        labels, n_draws = labels.to(images.device), images.shape[1]
+        position = noise = self.gaussians.draws_given(labels, images[:, 0], seen, n_draws, generator)
         for step in range(n):
             position = torch.where(known, torch.lerp(noise, images, step / n), position)
             position = run_chain(Heun(1 / n), energy, position, 1, generator, check=step == 0).position

@@ -338,13 +338,13 @@ class ImageEBM(Estimator):
         generator, walk = self._generator(random_state), self._walk()
         given, n = self._labels(labels, n_samples), self._at_once()
         position = walk.noise(given, (), generator) if start is None else self._pixels(start)
-        move = walk.fresh if start is None else walk.onward
-        n_steps = walk.n_fresh if n_steps is None else n_steps
+        n_steps, parts = walk.n_fresh if n_steps is None else n_steps, []
         with self._own_threads():
-            parts = [
-                move(self._given(y), y, x, n_steps, generator)
-                for y, x in zip(given.split(n), position.split(n), strict=True)
-            ]
+            for y, x in zip(given.split(n), position.split(n), strict=True):
+                if start is None:
+                    parts.append(walk.part(self._given(y), x, 1.0, n_steps, generator).clamp(0, 1))
+                else:
+                    parts.append(walk.onward(self._given(y), y, x, n_steps, generator))
         return torch.cat(parts).cpu().numpy()
 
     def passage(

@@ -14,6 +14,8 @@ from thalweg.energies.densities import ConditionalDensity, Density
 from thalweg.energies.labelled import InputsGivenLabels
 from thalweg.objectives.base import AnyEnergy, Batch, Loss, Objective, condition, continuous, evaluating, mean_loss
 from thalweg.objectives.likelihood import dequantise
+from thalweg.sampling.chain import run_chain
+from thalweg.sampling.langevin import Langevin
 
 
 class EnergyMatching(Objective):
@@ -137,19 +139,19 @@ class EnergyMatching(Objective):
         """The rows whose x the chains have, and where these end."""
         n = min(len(batch.y), self.n_chains or max(2, len(batch.y) // 2))
         rows = batch.rows(slice(0, n))
-        from_data = torch.arange(n, device=start.device) % 2 == 0
-        wide = from_data.reshape(-1, *([1] * (start.dim() - 1)))
         # Noise that is not paired with these rows: chains must arrive from anywhere.
-        position = torch.where(wide, rows.y, self._drawn(rows, generator))
+        position = self._drawn(rows, generator)
+        cold = Langevin(self.step_size, 0.0)
+        hot = Langevin(self.step_size, math.sqrt(2 * self.temperature * self.step_size))
+        n_cold = min(self.n_steps, math.ceil(1 / self.step_size - 1e-9) - 1)
         with evaluating(energy), torch.no_grad():
-            given = condition(energy, rows.x).fixed()
-            for step in range(self.n_steps):
-                arrived = wide if (step + 1) * self.step_size < 1 else torch.ones_like(wide)
-                scale = math.sqrt(2 * self.temperature * self.step_size) * arrived
-                noise = torch.randn(
-                    position.shape, generator=generator, device=position.device, dtype=position.dtype
-                )
-                position = position - self.step_size * given.gradient(position) + scale * noise
+            for first, start, n_before in ((0, rows.y, 0), (1, position, n_cold)):
+                own = slice(first, None, 2)
+                given = condition(energy, None if rows.x is None else rows.x[own])
+                end = run_chain(cold, given, start[own], n_before, generator, check=False).position
+                position[own] = run_chain(
+                    hot, given, end, self.n_steps - n_before, generator, check=False
+                ).position
         return rows, position
 
 
