@@ -81,8 +81,9 @@ def test_a_table_is_fitted_reported_sampled_and_scored(table):
     gaps.to_csv(folder / "gaps.csv", index=False)
     thalweg("score", folder / "run", folder / "gaps.csv", "--keep", "target", "--out", folder / "scores.csv")
     scores = pd.read_csv(folder / "scores.csv")
-    assert list(scores.columns) == ["row", "target", "score", "outlier_score"]
-    assert scores.isna().any(axis=1).to_list() == [i == 3 for i in range(150)]
+    assert list(scores.columns) == ["row", "target", "score", "outlier_score", "note"]
+    assert scores.drop(columns="note").isna().any(axis=1).to_list() == [i == 3 for i in range(150)]
+    assert scores["note"].dropna().to_dict() == {3: "has gaps in 'sepal width (cm)'"}
 
 
 def test_an_interrupted_run_is_resumed_to_the_same_model(table):

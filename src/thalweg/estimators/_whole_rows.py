@@ -123,7 +123,7 @@ def table_of_numbers(X: Any) -> Any:
     if not isinstance(X, pd.DataFrame):
         return X
     check_names(X)
-    advice = "a density is over numbers; leave it out"
+    advice = "this model is of numbers; leave it out"
     return pd.DataFrame({name: only_numbers(X[name], advice) for name in X.columns}, index=X.index)
 
 

@@ -30,6 +30,7 @@ from thalweg.runs.tables import (
     places_of,
     read_numbers,
     rows_of,
+    scored_rows,
     thinned,
 )
 
@@ -155,24 +156,21 @@ class GeneratorRun(Run):
     def score(self, path: Path, keep: Sequence[str] = ()) -> pd.DataFrame:
         """``score`` (minus the energy; higher means more like the data) and ``outlier_score``, line by line.
 
-        Each is after its row and the columns to keep, or after its file. Rows with gaps have neither.
+        Each is after its row and the columns to keep, or after its file. Rows with gaps have neither, and ``note``
+        says so.
         """
         if self.shape is not None:
             if keep:
                 raise ValueError(f"{self.folder} holds a run on images: --keep is for columns of tables")
             images = read_images(path)
-            return beside(places_of(images), self._scored(self.model.score_samples(images.pixels)))
+            scores = self.model.score_samples(images.pixels)
+            odd = outlier_scores(scores, self.figures["held_out_scores"])
+            return beside(places_of(images), pd.DataFrame({"score": scores, "outlier_score": odd}))
         cells = read_cells(path)
         found = cells.again(self.figures["kinds"], self.settings.missing)
         X = found.apply(lambda column: column.to_numpy(np.float64, na_value=np.nan))
-        known, scores = X.notna().all(axis=1).to_numpy(), np.full(len(X), np.nan)
-        if known.any():
-            scores[known] = self.model.score_samples(X[known])
-        return beside(rows_of(cells.table, keep), self._scored(scores))
-
-    def _scored(self, scores: np.ndarray) -> pd.DataFrame:
-        odd = np.where(np.isnan(scores), np.nan, outlier_scores(scores, self.figures["held_out_scores"]))
-        return pd.DataFrame({"score": scores, "outlier_score": odd})
+        scored = scored_rows(self.model, X, self.figures["held_out_scores"])
+        return beside(rows_of(cells.table, keep), scored.rename(columns={"log_prob": "score"}))
 
     # -- what is shown of it -------------------------------------------------------------------------
 

@@ -183,7 +183,7 @@ def as_numbers(column: pd.Series) -> np.ndarray:
     """
     values = only_numbers(
         column,
-        f"a density is over numbers; correct such rows, or fit without the column (--drop {column.name!r})",
+        f"this model is of numbers; correct such rows, or fit without the column (--drop {column.name!r})",
     )
     if np.isnan(values).all():
         raise ValueError(f"column {column.name!r} has no value at all: leave it out (--drop)")
@@ -197,7 +197,10 @@ def split_rows(n_rows: int, test_fraction: float, seed: int) -> tuple[np.ndarray
     """Training and test rows, in the order of the table. The same seed gives the same split."""
     n_test = max(1, round(test_fraction * n_rows)) if test_fraction else 0
     if n_rows - n_test < 5:
-        raise ValueError(f"{n_rows - n_test} rows are left to train on: lower --test-fraction")
+        raise ValueError(
+            f"{n_rows - n_test} of {n_rows} are left to train on, and at least 5 are needed: give more, or lower "
+            "--test-fraction"
+        )
     order = np.random.RandomState(seed).permutation(n_rows)
     return np.sort(order[n_test:]), np.sort(order[:n_test])
 
