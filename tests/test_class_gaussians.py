@@ -106,27 +106,13 @@ def anchored() -> AnchoredEnergy:
 
 def test_the_energy_of_a_label_is_the_networks_and_the_weighted_gaussians():
     energy, x = anchored(), torch.randn(6, 4, 2, generator=seeded(5), dtype=torch.float64)
-    energy.levels += torch.tensor([1.0, 2.0, -1.0])
     labels = torch.tensor([2, 0, 1, 1, 0, 2])
     every = energy.energies(x)
     logs = torch.stack([energy.gaussians.given(torch.full((6,), k)).log_prob(x) for k in range(3)], -1)
-    torch.testing.assert_close(every, energy.learned.energies(x) - 0.3 * logs + energy.levels)
+    torch.testing.assert_close(every, energy.learned.energies(x) - 0.3 * logs)
     given = energy.of_inputs().given(labels)
     torch.testing.assert_close(given(x), every[torch.arange(6), :, labels])
     torch.testing.assert_close(given.fixed().gradient(x), -given.score(x).detach())
-
-
-def test_levelled_the_mean_energy_of_each_label_is_zero_and_no_gradient_has_changed():
-    energy, x = anchored(), torch.randn(60, 2, generator=seeded(6), dtype=torch.float64)
-    labels = torch.arange(60.0) % 3
-    before = energy.of_inputs().given(labels).value_and_gradient(x)[1]
-    energy.level(x, labels)
-    value, gradient = energy.of_inputs().given(labels).value_and_gradient(x)
-    for k in range(3):
-        assert float(value[labels == k].mean()) == pytest.approx(0, abs=1e-9)
-    torch.testing.assert_close(gradient, before)
-    energy.level(x, labels)
-    torch.testing.assert_close(energy.of_inputs().given(labels)(x), value)
 
 
 def test_far_away_the_gaussians_decide():

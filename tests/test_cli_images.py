@@ -10,6 +10,9 @@ from sklearn.datasets import load_digits
 
 from command import thalweg
 from thalweg.data.images import write_images
+from thalweg.evaluation.generation import frechet_distance, pca_features
+from thalweg.report.images import _passage, _training, wall
+from thalweg.runs.base import load_run
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,28 @@ def test_images_are_sampled_to_an_array_or_pictures_and_scored(run):
     scores = pd.read_csv(folder / "scores.csv")
     assert list(scores.columns) == ["file", "score", "label"]
     assert len(scores) == 3
+
+
+def test_the_figures_are_those_of_the_model(run):
+    made = load_run(run[0] / "run")
+    training, scores = made.images[0], made.figures["scores"]
+    features = pca_features(training.pixels, 20)
+    for name, images in (("new images", made.model.sample), ("where they start", made.model.starts)):
+        wanted = frechet_distance(images(270, random_state=0), training.pixels, features)
+        # The training images stand in another order there.
+        assert scores[f"Frechet distance, {name}"] == pytest.approx(wanted, rel=1e-3)
+
+
+def test_the_page_shows_the_training_and_the_way_of_new_images(run):
+    made = load_run(run[0] / "run")
+    (line,) = _training(made).figures[0].data
+    epochs = made.model.history_.epochs
+    assert list(line.x) == [e["epoch"] for e in epochs]
+    assert list(line.y) == [e["velocity error"] for e in epochs]
+    assert any(abs(e["velocity error"] - e["loss"]) > 1e-6 for e in epochs)
+    frames = made.model.passage(16, random_state=made.settings.seed)
+    (shown,) = _passage(made).figures
+    np.testing.assert_array_equal(shown.data[0].z, wall(np.concatenate(frames), 16).data[0].z)
 
 
 @pytest.mark.slow

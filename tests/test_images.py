@@ -11,11 +11,13 @@ from torch import nn
 
 from thalweg.data.images import as_images, digits, outliers, read_images
 from thalweg.data.shapes import SHAPES, draw_sprites, render_sprites
+from thalweg.energies import ClassGaussians, Energy
 from thalweg.energies.conditioning import ClampedEnergy
 from thalweg.energies.labelled import LabelledEnergy, LabelledEnsemble
 from thalweg.energies.networks import ImageEnergy, MultiscaleEnergy, residual_network
 from thalweg.energies.networks.image import UNIT_IMAGES
 from thalweg.energies.networks.labelled_perceptron import LabelledPerceptron
+from thalweg.estimators._image_walks import MatchedFlow
 from thalweg.estimators.images import ImageEBM
 from thalweg.evaluation.generation import nearest_neighbours
 from thalweg.objectives import EnergyMatching
@@ -402,6 +404,55 @@ def test_new_images_start_at_gaussians_of_their_labels_and_end_nearer_to_the_dat
     assert walk.kept < 1
     onward = model.sample(200, labels=labels, start=train.pixels[:200], random_state=0)
     assert onward.shape == new.shape
+
+
+class Springs(Energy):
+    """(k / 2) of the squares by which the lower row of 2 x 1 pixels differs from the upper one."""
+
+    event_ndim = 3
+
+    def __init__(self, k: float):
+        super().__init__()
+        self.k = k
+
+    def forward(self, x):
+        return 0.5 * self.k * (x[..., 1, :] - x[..., 0, :]).square().sum((-2, -1))
+
+
+def narrow(mean: float) -> MatchedFlow:
+    """A flow from images of 2 x 1 pixels that are nearly all of this grey."""
+    shape = (1, 1, 2, 1)
+    return MatchedFlow(
+        ClassGaussians(torch.full(shape, mean), torch.zeros(1, 1, 1, 2, 1), torch.full(shape, 1e-8))
+    )
+
+
+def test_known_pixels_come_along_the_line_from_the_noise_to_what_they_are():
+    """An unknown pixel on a spring follows the known one from .2 to .8, by a recursion that can be written out."""
+    images, labels = torch.full((3, 2, 1, 2, 1), 0.8), torch.zeros(3)
+    known = torch.tensor([[True], [False]]).reshape(1, 1, 1, 2, 1)
+    found = narrow(0.2).completed(Springs(10.0), labels, images, known, 25, seeded())
+    assert (found[..., 0, :] == 0.8).all()
+    unknown, shrink = 0.2, 1 - 2 * 10 / 25 + 0.5 * (2 * 10 / 25) ** 2
+    for step in range(25):
+        # Heun's step shrinks their difference and keeps their mean.
+        here = 0.2 + 0.6 * step / 25
+        unknown = 0.5 * (unknown + here + shrink * (unknown - here))
+    torch.testing.assert_close(found[..., 1, :], torch.full_like(found[..., 1, :], unknown), atol=2e-3, rtol=0)
+
+
+def test_a_crossing_starts_where_less_than_half_of_the_image_is_kept():
+    """Without a slope it stays there: at .4 of the way from the noise, .2, to the image, .7."""
+    images = torch.full((3, 1, 2, 1), 0.7)
+    found = narrow(0.2).onward(Springs(0.0), torch.zeros(3), images, 5, seeded())
+    torch.testing.assert_close(found, torch.full_like(found, 0.4), atol=2e-3, rtol=0)
+
+
+def test_after_matching_an_image_has_the_lowest_energy_under_its_label():
+    train, test = digits()
+    model = ImageEBM(hidden=(128,), max_steps=300, n_paired=400, batch_size=100, random_state=0)
+    model.fit(train.pixels, train.labels, resolution=1 / 16)
+    assert (model.energies(test.pixels).argmin(1) == test.labels).mean() > 0.9
 
 
 def test_convolutions_train_on_colour_images_without_labels():

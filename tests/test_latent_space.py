@@ -54,6 +54,16 @@ def test_the_best_critic_of_a_generator_turns_its_draws_into_the_data(kernel):
     assert ((x.var(0) / std**2 - 1).abs() < 4 * math.sqrt(2 / n)).all()
 
 
+def test_the_weight_of_the_energy_is_that_asked_for():
+    """At half the weight the draws have the density N(0, 1)^(1/2) N(m, s^2)^(1/2), normalised."""
+    mean, std, n = 1.0, 0.5, 4000
+    x = LatentSampler(nn.Identity(), Ratio(mean, std), 2, weight=0.5, n_steps=300).draw(n, seeded(1))
+    precision = 0.5 * (1 + 1 / std**2)
+    wanted = 0.5 * mean / std**2 / precision
+    assert ((x.mean(0) - wanted).abs() < 4 / math.sqrt(precision * n)).all()
+    assert ((x.var(0) * precision - 1).abs() < 4 * math.sqrt(2 / n)).all()
+
+
 def test_batch_normalisation_neither_learns_from_chains_nor_couples_them():
     generator = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     generator.train()

@@ -54,13 +54,11 @@ _NUMBERS_OF_A_SMALL_IMAGE = 256
 _PIXELS_AT_ONCE = 2**21
 # Weight of the Gaussians of the labels in a matched energy: a time of order one to fall to their means.
 _ANCHOR = 0.1
-# Weight of the likelihood of labels beside the matching.
+# Weight of the likelihood of labels beside the matching, whose gradients leave two labels apart by any constant.
 _LABEL_WEIGHT = 0.01
 # Standard deviation of what is added to the Gaussians of labels where matching starts. With less the energy is not
 # learned beyond them, and does not know outsiders.
 _START_NOISE = 0.3
-# Images whose energies make those of two labels comparable.
-_MOST_LEVELLED = 5000
 # Fresh chains that stand for those of a training without any.
 _FEWEST_ENDS = 500
 
@@ -219,16 +217,12 @@ class ImageEBM(Estimator):
             )
             self.history_ = trainer.fit(self.energy_.of_inputs(), objective, Batch(labels, images), resume=resume)
         self.energy_.eval()
-        if isinstance(self.energy_, AnchoredEnergy):
-            self.energy_.level(images[:_MOST_LEVELLED].to(self._device), labels[:_MOST_LEVELLED].to(self._device))
         self.buffer_ = self._chains_of(objective, seed)
         lost = self._lost_chains(images[:2000], labels[:2000].long())
         if self.n_snapshots > 1:
             members = [copy.deepcopy(self.energy_) for _ in trainer.snapshots]
             for member, state in zip(members, trainer.snapshots, strict=True):
                 member.of_inputs().load_state_dict(state)
-                if isinstance(member, AnchoredEnergy):
-                    member.levels.copy_(self.energy_.levels)
             self.energy_ = LabelledEnsemble(members).eval()
         training = check_training({"training": self.history_}, by_held_out=False)
         variety = check_variety(self.buffer_[0].numpy(), found.pixels, "chains of the training")
