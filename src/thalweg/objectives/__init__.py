@@ -5,6 +5,7 @@ from thalweg._lazy import lazily
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
+        "amortised_sampling": ["VERA"],
         "base": ["Adversarial", "Batch", "Loss", "Objective", "Player"],
         "catalogue": ["ANSWER_LOSSES", "METHODS", "Method", "conditional_objective", "ranking_objective"],
         "classification": ["CrossEntropy"],
@@ -18,9 +19,11 @@ __getattr__, __dir__, __all__ = lazily(
         "energy_discrepancy": ["EnergyDiscrepancy"],
         "energy_loss": ["EnergyLoss"],
         "energy_matching": ["EnergyMatching"],
-        "generative_adversarial": ["BEGAN", "EBGAN", "GAN", "MAGAN", "pulling_away_term"],
+        "evidence_bound": ["EvidenceBound"],
+        "generative_adversarial": ["BEGAN", "EBGAN", "GAN", "KALE", "MAGAN", "pulling_away_term"],
         "importance_sampling": ["ImportanceSampling", "KLDivergenceImportanceSampling"],
         "joint": ["JointFlowContrast", "JointLikelihood", "jem"],
+        "latent_contrast": ["LatentContrastiveDivergence"],
         "likelihood": ["GridLikelihood", "MaximumLikelihood"],
         "margin": [
             "AnswerLikelihood",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -21,7 +23,7 @@ from thalweg.objectives.base import (
 )
 
 
-class _AgainstGenerator(Adversarial):
+class AgainstGenerator(Adversarial):
     """The turns of an energy and a generator; a subclass says what each minimises."""
 
     # Updates of the energy before the first round.
@@ -74,7 +76,13 @@ class _AgainstGenerator(Adversarial):
         with torch.no_grad():
             drawn = self.generator.draw(len(batch.y), generator)
         of_data, of_drawn = given(torch.cat([batch.y, drawn])).chunk(2)
-        return self._energy_loss(of_data, of_drawn, batch)
+        return self._penalised(self._energy_loss(of_data, of_drawn, batch), energy, batch, drawn, generator)
+
+    def _penalised(
+        self, loss: Tensor, energy: AnyEnergy, batch: Batch, drawn: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """The energy's loss ``[B]``, with a penalty where there is one."""
+        return loss
 
     def _energy_loss(self, of_data: Tensor, of_drawn: Tensor, batch: Batch) -> Tensor:
         """The energy's loss ``[B]``, from the energies of data and of as many draws, each ``[B]``."""
@@ -85,7 +93,7 @@ class _AgainstGenerator(Adversarial):
         return energy(drawn)
 
 
-class GAN(_AgainstGenerator):
+class GAN(AgainstGenerator):
     """The energy is minus the logit of a classifier of data against the generator's draws.
 
     The energy minimises softplus(E(x)) + softplus(-E(G(z))), the generator softplus(E(G(z))), which does not
@@ -118,7 +126,7 @@ class GAN(_AgainstGenerator):
         return softplus(energy(drawn))
 
 
-class EBGAN(_AgainstGenerator):
+class EBGAN(AgainstGenerator):
     """The energy minimises E(x) + max(0, margin - E(G(z))), the generator E(G(z)).
 
     Draws above the margin are left alone. With a pulling-away term the generator also minimises the mean squared
@@ -179,7 +187,7 @@ class EBGAN(_AgainstGenerator):
         return energies + self.pulling_away * pulling_away_term(codes)
 
 
-class BEGAN(_AgainstGenerator):
+class BEGAN(AgainstGenerator):
     """The energy minimises E(x) - k E(G(z)), the generator E(G(z)); k keeps E(G(z)) near gamma E(x).
 
     After each of the energy's updates k moves by k_rate (gamma mean E(x) - mean E(G(z))), within [0, 1].
@@ -233,7 +241,7 @@ class BEGAN(_AgainstGenerator):
         return loss
 
 
-class MAGAN(_AgainstGenerator):
+class MAGAN(AgainstGenerator):
     """EBGAN without the pulling-away term, with a margin that falls as the energy learns.
 
     The energy first learns the data alone; the margin starts at their mean energy. After every ``margin_every``
@@ -331,6 +339,90 @@ class MAGAN(_AgainstGenerator):
             self.margin.fill_(real)
         self.of_draws_before.fill_(made)
         self._forget()
+
+
+class KALE(AgainstGenerator):
+    """The energy of a generalised EBM: it corrects a generator by likelihood, and the generator follows.
+
+    The energy, with a learned constant A, minimises E(x) + A + exp(-E(G(z)) - A) - 1. At the best A, log mean
+    exp(-E(G(z))), that is -log of exp(-E) p_G / Z at the data: the negative log-likelihood of p_G tilted by the
+    energy. The generator goes the other way, and minimises -log mean exp(-E(G(z))). Both are what the model is
+    afterwards: its draws are the generator's, corrected by :class:`~thalweg.sampling.LatentSampler`.
+
+    Args:
+        generator: makes the draws.
+        penalty: weight of half the squared gradient of the energy, at random places between data and draws.
+        energy_steps: updates of the energy for one of the generator.
+        warm_up: updates of the energy before the first of the generator.
+        learning_rate, generator_learning_rate, betas: see :class:`GAN`.
+
+    Attributes:
+        log_normaliser: A.
+
+    Raises:
+        ValueError: for a negative penalty, or numbers of updates that can't be.
+
+    Source: [Arbel 2021, eq. 7 to 9 and alg. 1].
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        penalty: float = 0.1,
+        energy_steps: int = 5,
+        warm_up: int = 100,
+        learning_rate: float | None = None,
+        generator_learning_rate: float | None = None,
+        betas: tuple[float, float] = (0.5, 0.999),
+    ):
+        super().__init__(generator, learning_rate, generator_learning_rate, betas)
+        if not penalty >= 0:
+            raise ValueError(f"penalty must not be negative, got {penalty}")
+        if energy_steps < 1 or warm_up < 0:
+            raise ValueError(
+                f"energy_steps must be at least 1 and warm_up at least 0, got {energy_steps} and {warm_up}"
+            )
+        self.penalty, self.energy_steps, self.warm_up = penalty, energy_steps, warm_up
+        self.log_normaliser = nn.Parameter(torch.zeros(()))
+
+    def players(self, energy: AnyEnergy) -> list[Player]:
+        first, second = super().players(energy)
+        weights = [*first.parameters, self.log_normaliser]
+        return [first._replace(parameters=weights, n_steps=self.energy_steps), second]
+
+    def _energy_loss(self, of_data: Tensor, of_drawn: Tensor, batch: Batch) -> Tensor:
+        log_z = self.log_normaliser
+        # Energies far below those of the data must not become infinite before the energy has learned of them.
+        ratio = linearised_exp(-of_drawn - log_z)
+        self.metrics = {
+            "energy of data": _mean(of_data + log_z),
+            "energy of draws": _mean(of_drawn + log_z),
+            "log normaliser": float(log_z.detach()),
+        }
+        return of_data + log_z + ratio - 1
+
+    def _penalised(
+        self, loss: Tensor, energy: AnyEnergy, batch: Batch, drawn: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        if not self.penalty:
+            return loss
+        shape = (len(drawn), *([1] * (drawn.dim() - 1)))
+        share = torch.rand(shape, generator=generator, device=drawn.device, dtype=drawn.dtype)
+        return loss + self.penalty * gradient_penalty(batch.given(energy), torch.lerp(drawn, batch.y, share))
+
+    def _generator_loss(self, energy: Energy, drawn: Tensor) -> Tensor:
+        value = energy(drawn)
+        return (math.log(len(drawn)) - torch.logsumexp(-value, 0)).expand(len(drawn))
+
+
+def linearised_exp(t: Tensor, high: float = 10.0) -> Tensor:
+    """exp(t), and beyond ``high`` its tangent there."""
+    return t.clamp(max=high).exp() + math.exp(high) * (t - high).relu()
+
+
+def gradient_penalty(energy: Energy, x: Tensor) -> Tensor:
+    """Half the squared norm of the energy's gradient at x ``[B, *event]``, for each row ``[B]``."""
+    return 0.5 * energy.score(x).flatten(1).square().sum(1)
 
 
 def pulling_away_term(codes: Tensor) -> Tensor:

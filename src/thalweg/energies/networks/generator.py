@@ -58,6 +58,66 @@ class Generator(nn.Module):
             layer.momentum = momentum
 
 
+class NoisyGenerator(Generator):
+    """x = network(z) + std * noise, z and the noise of independent N(0, 1) numbers: p(x|z) is a Gaussian.
+
+    The decoder of a variational autoencoder, or a generator whose draws have a density everywhere.
+
+    Args:
+        network: maps ``[N, latent_dim]`` to ``[N, *event]``.
+        latent_dim: how many numbers z has.
+        std: standard deviation of the noise to begin with; it is learned.
+        least, most: between which it stays.
+
+    Raises:
+        ValueError: for a std that is not between these.
+    """
+
+    def __init__(
+        self, network: nn.Module, latent_dim: int, std: float = 0.1, least: float = 0.01, most: float = 1.0
+    ):
+        super().__init__(network, latent_dim)
+        if not 0 < least < std < most:
+            raise ValueError(f"std must be between least and most, got {std}, {least} and {most}")
+        self.low, self.high = math.log(least), math.log(most)
+        share = (math.log(std) - self.low) / (self.high - self.low)
+        self.place = nn.Parameter(torch.tensor(math.log(share / (1 - share))))
+
+    @property
+    def log_std(self) -> Tensor:
+        """The logarithm of the standard deviation of the noise, one number."""
+        return torch.lerp(self.place.new_tensor(self.low), self.place.new_tensor(self.high), self.place.sigmoid())
+
+    def noisy(self, means: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draws given z from the means ``forward(z)``, as these."""
+        return means + self.log_std.exp() * standard_normal(means.shape, means, generator)
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        return self.noisy(super().draw(n, generator), generator)
+
+    def log_prob_given(self, x: Tensor, means: Tensor) -> Tensor:
+        """log p(x|z) ``[N]`` of x ``[N, *event]`` from the means ``forward(z)``, as these."""
+        apart = ((x - means) / self.log_std.exp()).square().flatten(1)
+        return -0.5 * apart.sum(-1) - apart.shape[-1] * (self.log_std + 0.5 * math.log(2 * math.pi))
+
+
+class FromBothNoises(nn.Module):
+    """A noisy generator as a map of all that its draws are made of: ``[N, latent_dim + D]`` to ``[N, *event]``.
+
+    Args:
+        generator: whose latent numbers come first, and then the noise of its draws.
+    """
+
+    def __init__(self, generator: NoisyGenerator):
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, noise: Tensor) -> Tensor:
+        z, own = noise.split([self.generator.latent_dim, noise.shape[-1] - self.generator.latent_dim], -1)
+        means = self.generator(z)
+        return means + self.generator.log_std.exp() * own.reshape(means.shape)
+
+
 def generating_network(
     event: Sequence[int],
     n_inputs: int,
