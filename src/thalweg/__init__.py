@@ -17,6 +17,7 @@ _load, __dir__, __all__ = lazily(
         "estimators.deep": ["DeepBoltzmannMachine"],
         "estimators.density": ["EnergyDensity"],
         "estimators.gan": ["EnergyGAN"],
+        "estimators.vae": ["EnergyVAE"],
         "estimators.images": ["ImageEBM"],
         "estimators.ranker": ["EnergyRanker"],
         "estimators.regressor": ["EnergyRegressor"],

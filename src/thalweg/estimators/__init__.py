@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazily(
         "density": ["EnergyDensity"],
         "distribution": ["MultivariateDistribution", "PredictiveDistribution"],
         "gan": ["EnergyGAN"],
+        "vae": ["EnergyVAE"],
         "images": ["ImageEBM"],
         "ranker": ["EnergyRanker"],
         "regressor": ["EnergyRegressor"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -200,6 +201,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return [_plain(v) for v in value] if isinstance(value, list | tuple | np.ndarray) else value
+
+
+def clear_parts(run_dir: str | os.PathLike[str] | None, resume: bool, parts: Iterable[str]) -> None:
+    """Remove what an earlier run left of these parts of a training: a new one would take them for its own."""
+    if run_dir is not None and not resume:
+        for part in parts:
+            shutil.rmtree(Path(run_dir) / part, ignore_errors=True)
 
 
 def generator_of(random_state: Any, device: Any = "cpu") -> torch.Generator:

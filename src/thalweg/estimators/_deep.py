@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from thalweg._torch_state import seeded
 from thalweg.data.states import StateEncoder
-from thalweg.estimators._base import RandomState, check_counts, check_widths
+from thalweg.estimators._base import RandomState, check_counts, check_widths, clear_parts
 from thalweg.estimators._normaliser import Normalised, Normaliser
 from thalweg.estimators._states import IMPOSSIBLE, StateRows
 from thalweg.evaluation.row_checks import check_units
@@ -95,12 +94,6 @@ class Deep(StateRows):
         sizes = [a * b for a, b in itertools.pairwise([rows.shape[1], *check_widths(self.hidden)])]
         return self._threads(self.batch_size, sum(sizes))
 
-    def _fresh(self, run_dir: str | os.PathLike[str] | None, resume: bool) -> None:
-        # Parts that an earlier run had finished there would be taken for this one's.
-        if run_dir is not None and not resume:
-            for part in PARTS:
-                shutil.rmtree(Path(run_dir) / part, ignore_errors=True)
-
     def _how(self, run_dir: str | os.PathLike[str] | None, part: str, resume: bool) -> dict[str, Any]:
         return {
             "run_dir": None if run_dir is None else Path(run_dir) / part,
@@ -153,7 +146,7 @@ class DeepDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Normalised,
         self._check_settings()
         rows = self._prepared(self._learn_columns(X, probabilities=False))
         self._log_z = None
-        self._fresh(run_dir, resume)
+        clear_parts(run_dir, resume, PARTS)
         with self._own_threads(rows), seeded(self._seed):
             self._learn(rows, run_dir, resume, checkpoint_seconds)
         with torch.no_grad():

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from thalweg._torch_state import seeded
 from thalweg.data.states import StateEncoder
 from thalweg.energies.machines import belief
-from thalweg.estimators._base import RandomState, check_count, check_widths, generator_of
-from thalweg.estimators._deep import Deep, DeepDensity, layers_of
+from thalweg.estimators._base import RandomState, check_count, check_widths, clear_parts, generator_of
+from thalweg.estimators._deep import PARTS, Deep, DeepDensity, layers_of
 from thalweg.estimators._labels import check_kind_of_labels
 from thalweg.objectives.base import Batch
 from thalweg.objectives.classification import CrossEntropy
@@ -241,7 +241,7 @@ class DeepBeliefClassifier(ClassifierMixin, Deep):
         self._check_settings()
         self.encoder_ = StateEncoder(self.visible, probabilities=False).fit(X, self._names())
         rows = self._prepared(X)
-        self._fresh(run_dir, resume)
+        clear_parts(run_dir, resume, PARTS)
         with self._own_threads(rows), seeded(self._seed):
             self.energy_, parts = grow_belief_network(
                 self._units(),

@@ -11,20 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from thalweg._torch_state import seeded
-from thalweg.data.images import as_images, pixels_like
-from thalweg.data.target import find_resolution, location_and_scale, most_frequent, rounded
 from thalweg.energies.base import Energy
 from thalweg.energies.networks.autoencoder import AutoencoderEnergy, autoencoder_energy, encoding_network
-from thalweg.energies.networks.generator import Generator, generating_network
+from thalweg.energies.networks.generator import Generator, NoisyGenerator, generating_network
 from thalweg.energies.networks.image import UNIT_IMAGES
 from thalweg.energies.networks.module import ModuleEnergy
 from thalweg.estimators._base import (
-    Estimator,
     RandomState,
     check_count,
     check_counts,
@@ -33,19 +30,15 @@ from thalweg.estimators._base import (
     draw_seed,
     generator_of,
 )
+from thalweg.estimators._generators import ROWS_AT_ONCE, GeneratingEstimator
 from thalweg.estimators._rescaled import Standardised
-from thalweg.estimators._whole_rows import check_columns, table_of_numbers
-from thalweg.evaluation.row_checks import check_balance, check_copies, check_modes, check_variety
-from thalweg.evaluation.verdict import Check, check_rows, check_training
+from thalweg.evaluation.row_checks import check_balance
+from thalweg.objectives.amortised_sampling import VERA
 from thalweg.objectives.base import Adversarial, Batch
-from thalweg.objectives.generative_adversarial import BEGAN, EBGAN, GAN, MAGAN
+from thalweg.objectives.generative_adversarial import BEGAN, EBGAN, GAN, KALE, MAGAN
 from thalweg.sampling.latent_space import LatentSampler
 from thalweg.training.loop import Plan, Trainer
 from thalweg.training.progress import BarProgress
-
-# More numbers than that in an image are left to convolutions.
-_PIXELS_OF_A_PERCEPTRON = 400
-_ROWS_AT_ONCE, _ROWS_JUDGED = 2048, 2000
 
 
 class _Kind(NamedTuple):
@@ -55,11 +48,13 @@ class _Kind(NamedTuple):
         distance: of a reconstruction; "" where there is no autoencoder.
         n_codes: numbers in a code where the user names none.
         options: settings that it has beside those of all, where the user names none.
+        n_steps: of the chains in latent space that correct a draw, where the user names none.
     """
 
     distance: str
     n_codes: int
     options: dict[str, float | None]
+    n_steps: int = 0
 
 
 # The squared distance would leave the energy without a gradient where a generator has found what is reconstructed
@@ -69,23 +64,27 @@ KINDS = {
     "magan": _Kind("euclidean", 16, {"margin": None}),
     "began": _Kind("absolute", 8, {"gamma": 0.95, "k_rate": 0.01}),
     "gan": _Kind("", 0, {}),
+    "vera": _Kind("", 0, {"entropy_weight": 1e-4, "penalty": 0.1}),
+    "gebm": _Kind("", 0, {"penalty": 0.1}, 50),
 }
+OPTIONS = ("margin", "pulling_away", "gamma", "k_rate", "entropy_weight", "penalty")
 
 
-class EnergyGAN(Estimator):
+class EnergyGAN(GeneratingEstimator):
     """An energy, low at data and high at a generator's draws, and the generator, which makes what has low energy.
 
     Draws are one pass of the generator, independent of one another; there is no chain. The energy is that of an
-    autoencoder, low where a row is reconstructed well: it ranks and finds outsiders, and is no density. The plain
-    "gan" has a classifier's logit in its place.
+    autoencoder, low where a row is reconstructed well: it ranks and finds outsiders, and is no density. "gan",
+    "gebm" and "vera" have any network of one number in its place.
 
     Rows of tables are standardised within. Columns that are rounded (counts, whole years, two decimals) are
     recognised: they are spread over their rounding cells in training, and draws are rounded.
 
     Args:
         kind: "ebgan" (a margin, and draws that pull away from one another), "magan" (a margin that falls as the
-            energy learns), "began" (draws are kept at a ratio of the energy of the data), or "gan", which alone
-            copes with images that are mostly empty.
+            energy learns), "began" (draws are kept at a ratio of the energy of the data), "gan", "gebm" (an energy
+            that corrects the generator by likelihood), or "vera" (a generator that follows the energy, which
+            learns by likelihood). Only "gan" copes with images that are mostly empty.
         network: "perceptron", "convolutional" (for images whose sides are multiples of 4), or "auto": a perceptron
             for tables and up to 400 numbers in an image.
         hidden: widths of the encoder's hidden layers, those of the decoder in reverse, of perceptrons.
@@ -100,6 +99,9 @@ class EnergyGAN(Estimator):
         gamma: of "began", ratio of the energy of draws to that of the data; None is 0.95. Less makes the draws
             sharper, and at about 0.5 all alike.
         k_rate: of "began", how fast the weight of the draws follows the balance; None is 0.01.
+        entropy_weight: of "vera", weight of the entropy of the draws; None is 1e-4. With 1 the energy is that of a
+            density, and less makes draws sharper.
+        penalty: of "vera" and "gebm", weight of half the squared gradient of the energy; None is 0.1.
         batch_size: rows of data, and draws, in an update.
         learning_rate: of both players.
         max_steps: updates, those of the energy and of the generator counted together.
@@ -120,7 +122,7 @@ class EnergyGAN(Estimator):
         n_features_in_, feature_names_in_: as in scikit-learn, for a table.
 
     Source: [Zhao 2017] for "ebgan", [Wang 2017] for "magan", [Berthelot 2017] for "began", [Goodfellow 2014] for
-    "gan".
+    "gan", [Arbel 2021] for "gebm", [Grathwohl 2021] for "vera".
 
     Example:
         >>> from sklearn.datasets import load_iris
@@ -129,8 +131,6 @@ class EnergyGAN(Estimator):
         >>> model.sample(5, random_state=0).shape, model.score_samples(X).shape
         ((5, 4), (150,))
     """
-
-    image_shape_: tuple[int, ...] | None
 
     def __init__(
         self,
@@ -146,6 +146,8 @@ class EnergyGAN(Estimator):
         pulling_away: float | None = None,
         gamma: float | None = None,
         k_rate: float | None = None,
+        entropy_weight: float | None = None,
+        penalty: float | None = None,
         batch_size: int = 64,
         learning_rate: float = 5e-4,
         max_steps: int = 12000,
@@ -160,11 +162,6 @@ class EnergyGAN(Estimator):
         random_state: RandomState = None,
     ):
         self._keep(locals())
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.three_d_array = True
-        return tags
 
     # -- fitting -------------------------------------------------------------------------------------
 
@@ -193,7 +190,7 @@ class EnergyGAN(Estimator):
         """
         options = self._check_settings()
         seed = draw_seed(check_random_state(self.random_state))
-        rows = self._read(X, seed)
+        rows, _ = self._read(X, seed)
         batch_size = min(self.batch_size, len(rows))
         per_epoch = max(1, len(rows) // batch_size)
         with seeded(seed):
@@ -222,27 +219,14 @@ class EnergyGAN(Estimator):
         if self.ema_decay is not None:
             self.generator_.renew_statistics(batch_size, numbers)
         self.energy_ = inner if self.image_shape_ else Standardised(inner, self.location_, self.scale_)
-        self._conclude(self._checks(inner, rows, numbers, options))
+        some = self._some(rows, numbers)
+        with torch.no_grad():
+            drawn = self._draw(len(some), numbers)
+            checks = self._checks(len(rows), some, drawn)
+            if isinstance(objective, BEGAN) and len(checks) > 3:
+                checks.append(check_balance(objective.gamma, *(float(inner(x).mean()) for x in (some, drawn))))
+        self._conclude(checks)
         return self
-
-    def _read(self, X: Any, seed: int) -> Tensor:
-        """The images in [0, 1], or the standardised rows, in single precision."""
-        if np.ndim(X) >= 3:
-            found = torch.from_numpy(as_images(np.asarray(X)).pixels)
-            if len(found) < 2:
-                raise ValueError("there is one image: a generator needs at least two")
-            if not bool(torch.isfinite(found).all()):
-                raise ValueError("the images contain NaN or infinity")
-            self.image_shape_ = tuple(int(v) for v in found.shape[1:])
-            return found
-        X = validate_data(self, table_of_numbers(X), dtype=np.float64, ensure_min_samples=2)
-        check_columns(X, getattr(self, "feature_names_in_", range(X.shape[1])))
-        self.image_shape_ = None
-        self.location_, self.scale_ = location_and_scale(X)
-        self.resolution_ = np.array([find_resolution(column) for column in X.T])
-        self.origin_ = np.array([most_frequent(column) for column in X.T])
-        spread = self.resolution_ * (np.random.RandomState(seed).uniform(size=X.shape) - 0.5)
-        return torch.as_tensor((X - self.location_ + spread) / self.scale_, dtype=torch.float32)
 
     def _check_settings(self) -> dict[str, float | None]:
         """The options of the kind.
@@ -252,10 +236,9 @@ class EnergyGAN(Estimator):
         """
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {self.kind!r}")
-        if self.network not in ("auto", "perceptron", "convolutional"):
-            raise ValueError(f"network must be auto, perceptron or convolutional, got {self.network!r}")
+        self._check_network()
         options = dict(self._kind.options)
-        for name in ("margin", "pulling_away", "gamma", "k_rate"):
+        for name in OPTIONS:
             value = getattr(self, name)
             if value is not None and name not in options:
                 raise ValueError(f"{name} is no setting of kind={self.kind!r}: leave it out")
@@ -273,14 +256,16 @@ class EnergyGAN(Estimator):
         return options
 
     def _build(self, event: tuple[int, ...]) -> tuple[Energy, Generator]:
-        convolutional = self.network == "convolutional"
-        if self.network == "auto":
-            halves = len(event) == 3 and not (event[1] % 4 or event[2] % 4)
-            convolutional = halves and math.prod(event) > _PIXELS_OF_A_PERCEPTRON
-        width, hidden = self.width if convolutional else None, check_widths(self.hidden)
-        network = generating_network(event, self.latent_dim, check_widths(self.generator_hidden), width)
+        width, hidden = self._width(event), check_widths(self.hidden)
+        # The density of draws given z is asked one by one, and must not depend on the batch.
+        normalise = self.kind != "vera"
+        network = generating_network(event, self.latent_dim, check_widths(self.generator_hidden), width, normalise)
         generator = Generator(network, self.latent_dim)
-        if self.kind == "gan":
+        if self.kind == "vera":
+            # The published range is for images in [-1, 1].
+            least, most = (0.005, 0.15) if len(event) == 3 else (0.01, 0.3)
+            generator = NoisyGenerator(network, self.latent_dim, 4 * least, least, most)
+        if not self._kind.distance:
             logit = nn.Sequential(encoding_network(event, 1, hidden, width), nn.Flatten(0))
             support = UNIT_IMAGES if len(event) == 3 else constraints.real_vector
             return ModuleEnergy(logit, event_ndim=len(event), support=support), generator
@@ -296,26 +281,10 @@ class EnergyGAN(Estimator):
         if self.kind == "ebgan":
             margin = 0.65 * math.sqrt(variance) if options["margin"] is None else options["margin"]
             return EBGAN(self.generator_, margin, options["pulling_away"])
-        return BEGAN(self.generator_, **options) if self.kind == "began" else GAN(self.generator_)
-
-    def _checks(
-        self, inner: Energy, rows: Tensor, numbers: torch.Generator, options: dict[str, Any]
-    ) -> list[Check]:
-        """What can be said of the model from its draws and the rows that it learned from."""
-        some = rows[torch.randperm(len(rows), generator=numbers)[:_ROWS_JUDGED]]
-        with torch.no_grad():
-            drawn = self.generator_.draw(len(some), numbers)
-        training = check_training({"training": self.history_}, by_held_out=False)
-        is_image = self.image_shape_ is not None
-        n_rows = check_rows(len(rows), None if is_image else rows.shape[1], "image" if is_image else "row")
-        if not bool(torch.isfinite(drawn).all()):
-            return [n_rows, training, Check("samples", "failed", "Some draws are not finite.")]
-        pair = drawn.numpy(), some.numpy()
-        found = [n_rows, training, check_variety(*pair), check_modes(*pair), check_copies(*pair)]
-        if self.kind == "began":
-            with torch.no_grad():
-                found.append(check_balance(options["gamma"], *(float(inner(x).mean()) for x in (some, drawn))))
-        return found
+        if self.kind == "vera":
+            assert isinstance(self.generator_, NoisyGenerator)
+            return VERA(self.generator_, **options)
+        return {"began": BEGAN, "gebm": KALE, "gan": GAN}[self.kind](self.generator_, **options)
 
     @property
     def _kind(self) -> _Kind:
@@ -323,51 +292,55 @@ class EnergyGAN(Estimator):
 
     # -- use -----------------------------------------------------------------------------------------
 
-    def sample(self, n_samples: int = 1, *, random_state: RandomState = None, n_steps: int = 0) -> np.ndarray:
+    def sample(
+        self, n_samples: int = 1, *, random_state: RandomState = None, n_steps: int | None = None
+    ) -> np.ndarray:
         """New images ``[n_samples, C, H, W]`` in [0, 1], or new rows ``[n_samples, columns]``, all independent.
 
         Args:
             random_state: seed, or a ``RandomState``.
             n_steps: of chains in the latent space, one for each draw, that correct the draws by the energy (see
-                :class:`~thalweg.sampling.LatentSampler`); only of "gan", whose energy is a ratio of densities.
+                :class:`~thalweg.sampling.LatentSampler`); of "gan" and "gebm", whose energies are ratios of
+                densities. None is 50 of "gebm", which is a model of such draws, and 0 of all others.
 
         Raises:
             ValueError: for steps with another kind.
         """
         check_is_fitted(self, "energy_")
-        check_count("n_samples", n_samples)
-        check_count("n_steps", n_steps, least=0)
-        if n_steps and self.kind != "gan":
-            raise ValueError(f"n_steps is for kind='gan': the energy of {self.kind!r} is no ratio of densities")
+        steps = self._kind.n_steps if n_steps is None else n_steps
+        check_count("n_steps", steps, least=0)
+        if n_steps and self.kind not in ("gan", "gebm"):
+            raise ValueError(
+                f"n_steps is for kind='gan' and 'gebm': the energy of {self.kind!r} is no ratio of densities"
+            )
         generator = generator_of(random_state)
-        sizes = [len(part) for part in torch.arange(n_samples).split(_ROWS_AT_ONCE)]
-        if n_steps:
-            inner = self.energy_ if self.image_shape_ else self.energy_.inner
-            sampler = LatentSampler(self.generator_, inner, self.latent_dim, n_steps=n_steps)
-            drawn = torch.cat([sampler.draw(size, generator) for size in sizes])
-        else:
-            with torch.no_grad():
-                drawn = torch.cat([self.generator_.draw(size, generator) for size in sizes])
-        return drawn.numpy() if self.image_shape_ else self._on_grids(self.energy_.back(drawn).numpy())
+        if not steps:
+            return self._drawn(n_samples, lambda n: self._draw(n, generator))
+        inner = self.energy_ if self.image_shape_ else self.energy_.inner
+        sampler = LatentSampler(self.generator_, inner, self.latent_dim, n_steps=steps)
+        return self._drawn(n_samples, lambda n: sampler.draw(n, generator))
+
+    def _draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draws of the generator; of images without the noise that they have in training."""
+        if self.image_shape_ and isinstance(self.generator_, NoisyGenerator):
+            return self.generator_.means(n, generator)
+        return self.generator_.draw(n, generator)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """-E ``[n]``: the higher, the more like the data. Not normalised, so no nats."""
-        rows = self._rows(X)
-        with torch.no_grad():
-            parts = [self.energy_(x) for x in rows.split(_ROWS_AT_ONCE)]
-        return -torch.cat(parts).double().numpy()
+        return -self._energies(X)
 
     def reconstruct(self, X: Any) -> np.ndarray:
         """What the autoencoder makes of images ``[n, C, H, W]``, or of rows ``[n, columns]`` in their own units.
 
         Raises:
-            ValueError: for kind="gan", which has no autoencoder.
+            ValueError: for "gan", "vera" and "gebm", which have no autoencoder.
         """
         rows = self._rows(X)
-        if self.kind == "gan":
-            raise ValueError("kind='gan' has no autoencoder that could reconstruct: take another kind")
+        if not self._kind.distance:
+            raise ValueError(f"kind={self.kind!r} has no autoencoder that could reconstruct: take another kind")
         with torch.no_grad():
-            parts = [self._reconstructed(x) for x in rows.split(_ROWS_AT_ONCE)]
+            parts = [self._reconstructed(x) for x in rows.split(ROWS_AT_ONCE)]
         return torch.cat(parts).numpy()
 
     def _reconstructed(self, x: Tensor) -> Tensor:
@@ -376,35 +349,12 @@ class EnergyGAN(Estimator):
             return self.energy_.reconstruct(x)
         return self.energy_.back(self.energy_.inner.reconstruct(self.energy_.forth(x)))
 
-    def _rows(self, X: Any) -> Tensor:
-        """Images in single precision, or rows in their own units in double."""
-        check_is_fitted(self, "energy_")
-        if self.image_shape_:
-            return torch.from_numpy(pixels_like(X, self.image_shape_))
-        return torch.from_numpy(validate_data(self, table_of_numbers(X), reset=False, dtype=np.float64))
-
-    def _on_grids(self, x: np.ndarray) -> np.ndarray:
-        """Rows with rounded columns on their grids."""
-        for k in np.flatnonzero(self.resolution_):
-            x[:, k] = rounded(x[:, k], self.origin_[k], self.resolution_[k])
-        return x
-
     # -- saving --------------------------------------------------------------------------------------
-
-    def _config(self) -> dict[str, Any]:
-        if self.image_shape_:
-            return {"image_shape": list(self.image_shape_)}
-        return {"image_shape": None, "resolution": self.resolution_.tolist(), "origin": self.origin_.tolist()}
 
     def _modules(self) -> dict[str, nn.Module]:
         return {"energy": self.energy_, "generator": self.generator_}
 
     def _rebuild(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        shape = config["image_shape"]
-        self.image_shape_ = None if shape is None else tuple(shape)
-        event = self.image_shape_ or (self.n_features_in_,)
-        self.energy_, self.generator_ = self._build(event)
+        self.energy_, self.generator_ = self._build(self._read_config(config, tensors))
         if self.image_shape_ is None:
-            self.resolution_, self.origin_ = np.array(config["resolution"]), np.array(config["origin"])
-            self.location_, self.scale_ = (tensors[f"energy.{name}"].numpy() for name in ("location", "scale"))
             self.energy_ = Standardised(self.energy_, self.location_, self.scale_)

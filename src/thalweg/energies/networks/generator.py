@@ -95,6 +95,10 @@ class NoisyGenerator(Generator):
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return self.noisy(super().draw(n, generator), generator)
 
+    def means(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """What n draws are before their noise."""
+        return super().draw(n, generator)
+
     def log_prob_given(self, x: Tensor, means: Tensor) -> Tensor:
         """log p(x|z) ``[N]`` of x ``[N, *event]`` from the means ``forward(z)``, as these."""
         apart = ((x - means) / self.log_std.exp()).square().flatten(1)
