@@ -8,6 +8,7 @@ from thalweg.energies import (
     GaussianMixtureEnergy,
     MixtureDensity,
     NetworkEnergy,
+    NoisyGenerator,
     TiltedEnergy,
     TiltedMixtureEnsemble,
     mlp,
@@ -79,3 +80,32 @@ def ensemble(k: int) -> TiltedMixtureEnsemble:
 
 def batch(k: int, n_rows: int = 8) -> Batch:
     return Batch(torch.randn(n_rows, 3, generator=seeded(1)), torch.randn(n_rows, k, generator=seeded(2)))
+
+
+def linear_generator(weight: torch.Tensor, bias: torch.Tensor, std: float) -> NoisyGenerator:
+    """x = W z + b + std * noise, probabilistic PCA, whose density is N(b, W W' + std^2 I); in double precision."""
+    network = nn.Linear(weight.shape[1], weight.shape[0])
+    made = NoisyGenerator(network, weight.shape[1], std, least=1e-3, most=10.0).double()
+    with torch.no_grad():
+        network.weight.copy_(weight)
+        network.bias.copy_(bias)
+    return made
+
+
+def marginal_of(generator: NoisyGenerator) -> torch.distributions.MultivariateNormal:
+    """The density of a linear generator's draws, with a graph to its parameters."""
+    weight, bias = generator.network.weight, generator.network.bias
+    noise = (2 * generator.log_std).exp() * torch.eye(len(bias), dtype=bias.dtype)
+    return torch.distributions.MultivariateNormal(bias, weight @ weight.T + noise)
+
+
+def posterior_precision(generator: NoisyGenerator) -> torch.Tensor:
+    """I + W'W / std^2, of z given x, of a linear generator."""
+    weight = generator.network.weight.detach()
+    variance = (2 * generator.log_std).exp().detach()
+    return torch.eye(weight.shape[1], dtype=weight.dtype) + weight.T @ weight / variance
+
+
+# Orthogonal columns, so that z given x has independent coordinates.
+ORTHOGONAL = torch.tensor([[0.8, 0.5], [0.8, -0.5], [0.0, 0.5]], dtype=torch.float64)
+SHIFT = torch.tensor([0.3, -0.2, 1.0], dtype=torch.float64)

@@ -85,6 +85,7 @@ from thalweg.energies import (
     mlp,
     residual_network,
     source_network,
+    variational_autoencoder,
 )
 from thalweg.energies.discrete import Sites
 
@@ -172,6 +173,13 @@ UNCONDITIONAL = {
     "Autoencoder of convolutions": Case(lambda: autoencoder_energy((3, 8, 8), 3, width=2), (3, 8, 8)),
     "Autoencoder with codes of two dimensions": Case(
         lambda: AutoencoderEnergy(nn.Conv2d(1, 2, 3), nn.ConvTranspose2d(2, 1, 3), event_ndim=3), (1, 5, 5)
+    ),
+    "Variational autoencoder": Case(lambda: variational_autoencoder((2,), 3, (6,), std=0.5, n_draws=5)),
+    "Variational autoencoder of images": Case(
+        lambda: variational_autoencoder((1, 4, 4), 3, (6,), std=0.5, n_draws=5), (1, 4, 4)
+    ),
+    "Variational autoencoder of convolutions": Case(
+        lambda: variational_autoencoder((3, 8, 8), 3, width=2, std=0.5, n_draws=5), (3, 8, 8)
     ),
     "Multiscale": Case(
         lambda: MultiscaleEnergy([ImageEnergy(residual_network(1, 1, 4, 2)) for _ in range(2)]), (1, 8, 8)

@@ -1,7 +1,8 @@
-"""Generators and autoencoders: the published identities of GAN, EBGAN, BEGAN and MAGAN."""
+"""Generators and autoencoders: the published identities of GAN, EBGAN, BEGAN, MAGAN and KALE."""
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from thalweg.energies import (
     Generator,
     ModuleEnergy,
     NetworkEnergy,
+    NoisyGenerator,
     PerceptronEnergy,
     autoencoder_energy,
     encoding_network,
@@ -22,7 +24,10 @@ from thalweg.energies import (
     mlp,
 )
 from thalweg.evaluation.row_checks import check_variety
-from thalweg.objectives import BEGAN, EBGAN, GAN, MAGAN, Batch, pulling_away_term
+from thalweg.objectives import BEGAN, EBGAN, GAN, KALE, MAGAN, VERA, Batch, pulling_away_term
+from thalweg.objectives.base import turn
+from thalweg.objectives.generative_adversarial import gradient_penalty, linearised_exp
+from thalweg.sampling import LatentSampler
 from thalweg.training import Plan, Trainer
 from thalweg.training.loop import _Run
 
@@ -71,8 +76,12 @@ OBJECTIVES = {
     "EBGAN": (lambda g: EBGAN(g, 5.0, 0.3), lambda: autoencoder_energy((2,), 2, (6,))),
     "BEGAN": (lambda g: BEGAN(g, 0.7, 0.1), lambda: autoencoder_energy((2,), 2, (6,), distance="absolute")),
     "MAGAN": (lambda g: MAGAN(g, 3, 4), lambda: autoencoder_energy((2,), 2, (6,), distance="euclidean")),
+    "KALE": (lambda g: KALE(g, 0.5), lambda: PerceptronEnergy(2, (6,))),
+    "VERA": (lambda g: VERA(NoisyGenerator(g.network, 2), n_draws=4), lambda: PerceptronEnergy(2, (6,))),
 }
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
+# The generator of VERA follows a gradient that is not that of its loss's value.
+with_a_loss_that_is_followed = pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "VERA"])
 
 
 # -- autoencoders and generators --------------------------------------------------------------------------
@@ -159,20 +168,23 @@ def test_each_players_loss_reaches_its_own_parameters_alone(name):
     make_objective, make_energy = OBJECTIVES[name]
     energy, objective = perturbed(make_energy()), make_objective(plain_generator())
     players = {player.name: player.parameters for player in objective.players(energy)}
-    assert set(players) == {"energy", "generator"}
+    assert set(players) == {"energy", "generator"} | ({"posterior"} if name == "VERA" else set())
     batch = Batch(None, torch.randn(8, 2, generator=seeded(1)))
-    for mover, rival in (("energy", "generator"), ("generator", "energy")):
+    constant = energy.out.bias if name == "VERA" else None
+    for mover, weights in players.items():
         loss = objective.player_loss(mover, energy, batch, seeded())
         assert loss.shape == (8,)
         loss.mean().backward()
-        assert all(w.grad is not None and w.grad.abs().sum() > 0 for w in players[mover])
-        assert all(w.grad is None for w in players[rival])
-        for weight in players[mover]:
+        assert all(w.grad is not None and (w is constant or w.grad.abs().sum() > 0) for w in weights)
+        assert all(w.grad is None for rival in players if rival != mover for w in players[rival])
+        for weight in weights:
             weight.grad = None
-    assert all(weight.requires_grad for weight in energy.parameters())
+    owned = {id(w) for weights in players.values() for w in weights}
+    assert owned == {id(w) for w in [*energy.parameters(), *objective.parameters()]}
+    assert all(w.requires_grad for weights in players.values() for w in weights)
 
 
-@every_objective
+@with_a_loss_that_is_followed
 def test_the_generators_gradient_flows_through_both_places_of_its_draw(name):
     """Its draw is what is reconstructed and what the reconstruction is compared with: finite differences agree."""
     make_objective, make_energy = OBJECTIVES[name]
@@ -354,6 +366,155 @@ def test_the_margin_of_a_training_never_rises():
     assert margins[-1] < margins[0]
 
 
+# -- KALE -------------------------------------------------------------------------------------------------
+
+
+def test_at_the_best_constant_the_loss_is_the_negative_log_likelihood_of_the_tilt():
+    """The draws' distribution N(0, 1), tilted by E(x) = a x^2 + b x, is N(-b v, v) with v = 1 / (1 + 2 a)."""
+    n, a, b = 4000, 0.4, -0.7
+    places = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    normal = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), 1.0)
+    x = torch.linspace(-2, 3, n, dtype=torch.float64).unsqueeze(1)
+
+    class Tilt(Energy):
+        def forward(self, x):
+            return (a * x.square() + b * x).sum(-1)
+
+    objective = KALE(Fixed(normal.icdf(places).unsqueeze(1)), penalty=0.0).double()
+    variance = 1 / (1 + 2 * a)
+    log_z = 0.5 * math.log(variance) + 0.5 * b**2 * variance
+    objective.log_normaliser.data.fill_(log_z)
+    tilted = torch.distributions.Normal(-b * variance, math.sqrt(variance))
+    wanted = normal.log_prob(x) - tilted.log_prob(x)
+    found = objective.per_row(Tilt(), Batch(None, x), None)
+    assert float((found.mean() - wanted.mean()).detach()) == pytest.approx(0.0, abs=1e-3)
+    found = objective.player_loss("generator", Tilt(), Batch(None, x), None)
+    torch.testing.assert_close(found.detach(), torch.full((n,), -log_z, dtype=torch.float64), rtol=0, atol=1e-3)
+
+
+def test_the_best_constant_is_the_logarithm_of_the_mean_weight_of_the_draws():
+    of_draws = torch.tensor([1.0, 3.0, 0.2])
+    objective, data = KALE(Fixed(rows_of(1.0, 3.0, 0.2)), penalty=0.0), data_of(0.5, 2.0, 1.0)
+    best = float(torch.logsumexp(-of_draws, 0) - math.log(3))
+
+    def value_and_gradient(constant: float) -> tuple[float, float]:
+        objective.log_normaliser.data.fill_(constant)
+        loss = objective(Norm(), data, None).value
+        (gradient,) = torch.autograd.grad(loss, objective.log_normaliser)
+        return float(loss.detach()), float(gradient)
+
+    value, gradient = value_and_gradient(best)
+    assert value == pytest.approx(3.5 / 3 + best, abs=1e-5)
+    assert gradient == pytest.approx(0.0, abs=1e-5)
+    for by in (-0.5, 0.5):
+        other, gradient = value_and_gradient(best + by)
+        assert other == pytest.approx(value + by + math.exp(-by) - 1, abs=1e-5)
+        assert gradient == pytest.approx(1 - math.exp(-by), abs=1e-5)
+    assert objective.metrics["log normaliser"] == pytest.approx(best + 0.5)
+    assert objective.metrics["energy of draws"] == pytest.approx(1.4 + best + 0.5, abs=1e-5)
+
+
+def test_at_the_best_constant_the_energys_gradient_is_that_of_the_likelihood():
+    """E_data[dE] - sum_m softmax(-E)_m dE_m, where dE is |x|^2."""
+    of_draws = torch.tensor([1.0, 3.0, 0.2])
+    energy, objective = Norm(), KALE(Fixed(rows_of(1.0, 3.0, 0.2)), penalty=0.0)
+    objective.log_normaliser.data = torch.logsumexp(-of_draws, 0) - math.log(3)
+    (found,) = gradients(objective(energy, data_of(0.5, 2.0, 1.0), None).value, energy)
+    torch.testing.assert_close(found, 3.5 / 3 - (torch.softmax(-of_draws, 0) * of_draws).sum())
+
+
+def test_the_generator_minimises_minus_the_log_mean_weight_and_each_draw_counts_by_its_own():
+    of_draws = torch.tensor([1.0, 3.0, 0.2, 8.0])
+    objective = KALE(Fixed(rows_of(1.0, 3.0, 0.2, 8.0)))
+    loss = objective.player_loss("generator", Norm(), data_of(1.0, 1.0, 1.0, 1.0), None)
+    wanted = math.log(4) - torch.logsumexp(-of_draws, 0)
+    torch.testing.assert_close(loss.detach(), wanted.expand(4))
+    (found,) = torch.autograd.grad(loss.mean(), objective.generator.rows)
+    weights = torch.softmax(-of_draws, 0).unsqueeze(1)
+    torch.testing.assert_close(found, weights * 2 * objective.generator.rows.detach())
+
+
+def test_the_exponential_goes_on_as_its_tangent():
+    t = torch.linspace(-20, 10, 301, dtype=torch.float64)
+    torch.testing.assert_close(linearised_exp(t), t.exp())
+    far = torch.tensor([10.0, 10.001, 11.0, 1e3, 1e6], dtype=torch.float64)
+    torch.testing.assert_close(linearised_exp(far), math.exp(10) * (far - 9))
+    for places in (torch.linspace(-5, 9.9, 50), torch.linspace(10.1, 1e4, 50)):
+        places = places.requires_grad_(True)
+        (slopes,) = torch.autograd.grad(linearised_exp(places).sum(), places)
+        torch.testing.assert_close(slopes, places.detach().clamp(max=10).exp())
+    low = torch.linspace(-4, 4, 50)
+    torch.testing.assert_close(linearised_exp(low, 1.0), torch.where(low < 1, low.exp(), math.e * low))
+
+
+def test_draws_that_are_far_too_low_leave_the_loss_and_its_gradient_finite():
+    objective, energy = KALE(Fixed(rows_of(900.0, 1.0)), penalty=0.0), Norm(-1.0)
+    loss = objective(energy, data_of(0.5, 2.0), None).value
+    (found,) = gradients(loss, energy)
+    # Raised, and by no more than the slope of the tangent.
+    assert bool(torch.isfinite(loss))
+    assert -0.5 * math.exp(10) * 901 < float(found) < -0.49 * math.exp(10) * 900
+
+
+def test_the_penalty_is_half_the_squared_gradient():
+    rows = torch.randn(5, 3, generator=seeded())
+    energy = Norm(0.7)
+    torch.testing.assert_close(gradient_penalty(energy, rows), 2 * 0.7**2 * rows.square().sum(1))
+    (found,) = gradients(gradient_penalty(energy, rows).sum(), energy)
+    torch.testing.assert_close(found, 4 * 0.7 * rows.square().sum())
+
+    class OfImages(Energy):
+        event_ndim = 3
+
+        def forward(self, x):
+            return 0.7 * x.square().flatten(-3).sum(-1)
+
+    images = rows.reshape(5, 3, 1, 1)
+    torch.testing.assert_close(gradient_penalty(OfImages(), images), 2 * 0.7**2 * rows.square().sum(1))
+
+
+def test_the_gradient_is_penalised_at_places_between_data_and_draws():
+    n, energy = 4000, Norm()
+    plain, penalised = (KALE(Fixed(torch.zeros(n, 2)), penalty=penalty) for penalty in (0.0, 0.3))
+    batch = Batch(None, torch.tensor([[3.0, 4.0]]).expand(n, 2))
+    apart = penalised.per_row(energy, batch, seeded(1)) - plain.per_row(energy, batch, seeded(1))
+    # Of a place at a share u of the way the gradient is 2 u (3, 4).
+    share = (apart.detach() / (0.3 * 0.5 * 4 * 25)).clamp(min=0).sqrt()
+    assert float(share.max()) < 1.001
+    assert float(share.mean()) == pytest.approx(0.5, abs=4 * math.sqrt(1 / 12 / n))
+    assert float(share.var()) == pytest.approx(1 / 12, rel=0.1)
+
+
+def test_the_energy_warms_up_and_then_moves_several_times_for_each_move_of_the_generator():
+    energy, objective = PerceptronEnergy(2, (4,)), KALE(plain_generator(), energy_steps=3, warm_up=2)
+    players = objective.players(energy)
+    order = [(players[place].name[0], warming_up) for place, warming_up in (turn(players, n) for n in range(11))]
+    assert order == [("e", True)] * 2 + ([("e", False)] * 3 + [("g", False)]) * 2 + [("e", False)]
+    assert any(w is objective.log_normaliser for w in players[0].parameters)
+    assert not any(w is objective.log_normaliser for w in players[1].parameters)
+
+
+def test_a_generator_that_stays_as_it_is_is_corrected_by_the_energy():
+    """N(0, 1) against data of N(1, 0.6^2): corrected draws have these moments, and A is the best constant."""
+    data = 1.0 + 0.6 * torch.randn(2000, 1, generator=seeded(8))
+    torch.manual_seed(0)
+    generator = Generator(nn.Linear(1, 1), 1)
+    nn.init.ones_(generator.network.weight)
+    nn.init.zeros_(generator.network.bias)
+    energy = ModuleEnergy(nn.Sequential(nn.Linear(1, 16), nn.Softplus(), nn.Linear(16, 1), nn.Flatten(0)))
+    objective = KALE(generator, penalty=0.0, warm_up=10_000, learning_rate=1e-2)
+    plan = Plan(max_epochs=1000, max_steps=600, batch_size=250, seed=0)
+    history = Trainer(plan).fit(energy, objective, Batch(None, data))
+    assert not history.events
+    z = torch.randn(20_000, 1, generator=seeded(1))
+    with torch.no_grad():
+        log_z = float(torch.logsumexp(-energy(z), 0)) - math.log(len(z))
+        assert float(objective.log_normaliser) == pytest.approx(log_z, abs=0.1)
+    drawn = LatentSampler(generator, energy, 1, n_steps=300).draw(4000, seeded(2))
+    assert float(drawn.mean()) == pytest.approx(float(data.mean()), abs=0.1)
+    assert float(drawn.std()) == pytest.approx(float(data.std()), abs=0.1)
+
+
 # -- training ---------------------------------------------------------------------------------------------
 
 
@@ -371,6 +532,10 @@ def fresh(name: str) -> tuple[Energy, nn.Module]:
         return energy, BEGAN(generator, gamma=0.5, k_rate=0.5)
     if name == "GAN":
         return ModuleEnergy(nn.Sequential(mlp([2, 32]), nn.Linear(32, 1), nn.Flatten(0))), GAN(generator)
+    if name == "KALE":
+        return PerceptronEnergy(2, (16,)), KALE(generator, energy_steps=2, warm_up=3)
+    if name == "VERA":
+        return PerceptronEnergy(2, (16,)), VERA(NoisyGenerator(generator.network, 2), n_draws=4)
     return autoencoder_energy((2,), 1, (32,)), MAGAN(generator, 8, 16)
 
 
@@ -386,7 +551,7 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", ["GAN", "BEGAN", "MAGAN"])
+@pytest.mark.parametrize("name", ["GAN", "BEGAN", "MAGAN", "KALE", "VERA"])
 def test_an_interrupted_training_resumes_to_the_same_weights(name, tmp_path):
     plan = Plan(max_epochs=8, batch_size=64, learning_rate=2e-3, checkpoint_seconds=0.0, seed=0)
     data = Batch(None, two_blobs())
@@ -470,6 +635,10 @@ def test_a_generator_that_has_collapsed_is_seen():
         (lambda g: BEGAN(g, 0.5, 0.0), "k_rate must be positive"),
         (lambda g: MAGAN(g, 0), "margin_every must be at least 1"),
         (lambda g: MAGAN(g, 1, margin=-1.0), "margin must be positive"),
+        (lambda g: KALE(g, -0.1), "penalty must not be negative"),
+        (lambda g: KALE(g, math.nan), "penalty must not be negative"),
+        (lambda g: KALE(g, energy_steps=0), "energy_steps must be at least 1"),
+        (lambda g: KALE(g, warm_up=-1), "warm_up at least 0"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )

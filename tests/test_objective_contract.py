@@ -20,19 +20,24 @@ from thalweg.energies import (
     Generator,
     LabelledEnergy,
     MixtureDensity,
+    NoisyGenerator,
     PerceptronEnergy,
     RankingMembers,
     TiltedMixtureEnsemble,
+    VariationalAutoencoder,
     autoencoder_energy,
     generating_network,
     mlp,
+    variational_autoencoder,
 )
 from thalweg.inference import OutsideBall
 from thalweg.objectives import (
     BEGAN,
     EBGAN,
     GAN,
+    KALE,
     MAGAN,
+    VERA,
     Adversarial,
     AnswerLikelihood,
     Batch,
@@ -46,6 +51,7 @@ from thalweg.objectives import (
     EnergyLoss,
     EnergyMargin,
     EnergyMatching,
+    EvidenceBound,
     FlowContrastiveEstimation,
     GridLikelihood,
     ImportanceSampling,
@@ -56,6 +62,7 @@ from thalweg.objectives import (
     KLDivergenceImportanceSampling,
     LambdaRanking,
     LangevinML,
+    LatentContrastiveDivergence,
     MarginLoss,
     MaximumLikelihood,
     MinimumEmpiricalError,
@@ -147,9 +154,25 @@ def generator(k: int) -> Generator:
     return perturbed(Generator(generating_network((k,), 2, (6,)), 2))
 
 
+def noisy_generator(k: int) -> NoisyGenerator:
+    return perturbed(NoisyGenerator(generating_network((k,), 2, (6,)), 2, 0.3))
+
+
+def variational(k: int) -> VariationalAutoencoder:
+    return perturbed(variational_autoencoder((k,), 2, (6,), std=0.5, n_draws=4))
+
+
+def behind_a_generator(k: int) -> LatentContrastiveDivergence:
+    """The generator is no part of the objective, nor of its state: it is the same one every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(6)
+        made = generator(k)
+    return LatentContrastiveDivergence(made, MALA(0.1), 3, ReplayBuffer(noise(2), 20, 6, 0.2), 0.1)
+
+
 def rows_for(energy: nn.Module, k: int) -> Batch:
     """Eight rows that suit the energy: inputs and targets, inputs and labels, rows or bits alone, or lists."""
-    if isinstance(energy, AutoencoderEnergy | PerceptronEnergy):
+    if isinstance(energy, AutoencoderEnergy | PerceptronEnergy | VariationalAutoencoder):
         return batch(k)._replace(x=None)
     if isinstance(energy, BoltzmannMachine):
         return Batch(None, torch.randint(2, (8, k), generator=seeded(2)).float())
@@ -249,6 +272,10 @@ CASES = {
     "EBGAN, any energy": (perceptron, lambda k: EBGAN(generator(k), 20.0, 0.0), (2,), None),
     "BEGAN": (autoencoder, lambda k: BEGAN(generator(k)), (1, 3), None),
     "MAGAN": (autoencoder, lambda k: MAGAN(generator(k), 3, margin=20.0), (1, 3), None),
+    "KALE": (perceptron, lambda k: KALE(generator(k), warm_up=0), (1, 3), None),
+    "VERA": (perceptron, lambda k: VERA(noisy_generator(k), n_draws=4), (1, 3), None),
+    "evidence bound": (variational, lambda k: EvidenceBound(0.1), (1, 3), None),
+    "CD behind a generator": (perceptron, behind_a_generator, (1, 3), None),
     "Boltzmann learning": (hidden_machine, lambda k: BoltzmannLearning(), (3,), None),
 }
 CONTRACT = [

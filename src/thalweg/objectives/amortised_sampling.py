@@ -57,7 +57,7 @@ class VERA(AgainstGenerator):
                 f"VERA needs draws with noise, whose density is known given z: take a NoisyGenerator, got "
                 f"{type(generator).__name__}"
             )
-        if entropy_weight < 0 or penalty < 0:
+        if not (entropy_weight >= 0 and penalty >= 0):
             raise ValueError(
                 f"entropy_weight and penalty must not be negative, got {entropy_weight} and {penalty}"
             )
