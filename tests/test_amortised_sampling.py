@@ -85,7 +85,8 @@ def test_with_one_draw_of_z_the_score_is_that_given_this_z():
     objective = linear(n_draws=1)
     z = torch.randn(5, 2, generator=seeded(), dtype=torch.float64)
     x = objective.generator.noisy(objective.generator(z), seeded(1)).detach().requires_grad_(True)
-    other = z + objective.posterior_log_std.detach().exp() * torch.randn(
+    # Drawn at 1.5 times the posterior's width.
+    other = z + 1.5 * objective.posterior_log_std.detach().exp() * torch.randn(
         5, 2, generator=seeded(2), dtype=torch.float64
     )
     given = objective.generator.log_prob_given(x, objective.generator(other)).sum()

@@ -9,8 +9,9 @@ from sklearn.datasets import load_digits, load_iris
 
 from command import thalweg
 from thalweg.estimators.gan import KINDS
-from thalweg.objectives.names import GENERATIVE
-from thalweg.runs.generator import NAMES
+from thalweg.objectives.names import ADVERSARIAL, GENERATIVE, VARIATIONAL
+from thalweg.runs.generator import NAMES, GeneratorRun
+from thalweg.runs.settings.generator import GeneratorSettings
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,41 @@ def table(tmp_path_factory):
 
 
 def test_every_kind_has_a_name():
-    assert set(NAMES) == set(KINDS) == set(GENERATIVE)
+    assert set(NAMES) == set(GENERATIVE)
+    assert set(KINDS) == set(ADVERSARIAL)
+
+
+@pytest.mark.parametrize("kind", ["vera", "gebm", "vae", "vaebm"])
+def test_other_kinds_are_fitted_to_images_and_to_tables_and_resumed(kind, images, table, tmp_path):
+    for name, data in (("images", images[0] / "digits.npz"), ("table", table[0] / "iris.csv")):
+        run = tmp_path / name
+        drop = ["--drop", "target"] if name == "table" else []
+        done = thalweg("fit", "generator", data, "--kind", kind, "--out", run, "--steps", 22, *drop)
+        assert ("log p of held-out data" in done.out) == (kind in VARIATIONAL)
+        page = (run / "report.html").read_text()
+        assert ("Reconstructed" in page) == (name == "images" and kind in VARIATIONAL)
+        assert "Training" in page
+        assert kind.upper() in thalweg("info", run).out
+        new = "new.npz" if name == "images" else "new.csv"
+        thalweg("sample", run, "-n", 3, "--out", tmp_path / new)
+        thalweg("score", run, data, "--out", tmp_path / "scores.csv")
+        assert np.isfinite(pd.read_csv(tmp_path / "scores.csv").outlier_score).all()
+    assert len(pd.read_csv(tmp_path / "new.csv")) == 3
+    whole = (run / "model" / "model.safetensors").read_bytes()
+    (run / "figures.json").unlink()
+    thalweg("fit", "generator", "--resume", "--out", run, "-q", "--no-report")
+    assert (run / "model" / "model.safetensors").read_bytes() == whole
+
+
+def test_steps_of_a_corrected_autoencoder_are_shared_between_its_trainings():
+    def built(kind, steps):
+        return GeneratorRun.build(GeneratorSettings(data="x", kind=kind, steps=steps), None, False)
+
+    assert (built("vaebm", 11).max_steps_pretraining, built("vaebm", 11).max_steps) == (8, 3)
+    assert (built("vaebm", 1).max_steps_pretraining, built("vaebm", 1).max_steps) == (1, 1)
+    assert (built("vae", 11).max_steps_pretraining, built("vae", 11).max_steps) == (11, 0)
+    assert built("vae", None).max_steps == 0
+    assert built("gebm", 11).max_steps == 11
 
 
 def test_images_are_fitted_and_reported(images):

@@ -19,7 +19,7 @@ RNG = np.random.default_rng(0)
 IRIS = load_iris().data
 DIGITS = (load_digits().images[:400] / 16).astype(np.float32)
 TINY = {"hidden": (8,), "generator_hidden": (8,), "max_steps": 20, "random_state": 0}
-KINDS = ("magan", "ebgan", "began", "gan")
+KINDS = ("magan", "ebgan", "began", "gan", "vera", "gebm")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 pytestmark = pytest.mark.filterwarnings("ignore:the model failed its checks")
 
@@ -114,12 +114,16 @@ def test_draws_of_a_table_are_in_its_units_and_on_its_grids():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"kind": "wgan"}, "kind must be one of ebgan, magan, began, gan"),
+        ({"kind": "wgan"}, "kind must be one of ebgan, magan, began, gan, vera, gebm"),
         ({"network": "transformer"}, "network must be"),
         ({"kind": "gan", "margin": 1.0}, "margin is no setting of kind='gan'"),
         ({"kind": "magan", "pulling_away": 0.1}, "pulling_away is no setting of kind='magan'"),
         ({"kind": "ebgan", "gamma": 0.5}, "gamma is no setting of kind='ebgan'"),
         ({"kind": "began", "gamma": 2.0}, "gamma must be"),
+        ({"kind": "gan", "penalty": 0.1}, "penalty is no setting of kind='gan'"),
+        ({"kind": "gebm", "entropy_weight": 0.1}, "entropy_weight is no setting of kind='gebm'"),
+        ({"kind": "gebm", "penalty": -1.0}, "penalty must not be negative"),
+        ({"kind": "vera", "entropy_weight": -1.0}, "must not be negative"),
         ({"batch_size": 1}, "batch_size must be a whole number of at least 2"),
         ({"n_codes": 0}, "n_codes must be"),
         ({"latent_dim": 0}, "latent_dim must be"),
@@ -150,9 +154,10 @@ def test_data_that_can_not_be_are_refused(X, words):
         EnergyGAN(**TINY).fit(X)
 
 
-def test_a_classifier_in_the_place_of_the_energy_reconstructs_nothing():
+@pytest.mark.parametrize("kind", ["gan", "vera", "gebm"])
+def test_a_network_of_one_number_reconstructs_nothing(kind):
     with pytest.raises(ValueError, match="no autoencoder"):
-        EnergyGAN("gan", **TINY).fit(IRIS).reconstruct(IRIS)
+        EnergyGAN(kind, **TINY).fit(IRIS).reconstruct(IRIS)
 
 
 # -- training ---------------------------------------------------------------------------------------------
@@ -262,5 +267,23 @@ def test_draws_of_a_gan_are_corrected_by_its_energy_and_those_of_other_kinds_are
     np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-6)
     assert not np.allclose(found, model.sample(50, random_state=1))
     other = EnergyGAN("ebgan", max_steps=20, random_state=0).fit(X)
-    with pytest.raises(ValueError, match="n_steps is for kind='gan'"):
+    with pytest.raises(ValueError, match="n_steps is for kind='gan' and 'gebm'"):
         other.sample(5, n_steps=3)
+
+
+def test_draws_of_a_generalised_model_are_corrected_unless_it_is_asked_otherwise():
+    model = EnergyGAN("gebm", **TINY).fit(IRIS)
+    plain, corrected = model.sample(50, random_state=1, n_steps=0), model.sample(50, random_state=1)
+    np.testing.assert_allclose(corrected, model.sample(50, random_state=1, n_steps=50))
+    assert not np.allclose(plain, corrected)
+
+
+def test_images_of_a_noisy_generator_are_drawn_without_their_noise():
+    model = EnergyGAN("vera", **TINY).fit(DIGITS)
+    with torch.no_grad():
+        means = model.generator_.means(5, generator_of(3))
+    np.testing.assert_allclose(model.sample(5, random_state=3), means.numpy(), rtol=1e-6)
+    rows = EnergyGAN("vera", **TINY).fit(IRIS + 0.001 * RNG.normal(size=IRIS.shape))
+    with torch.no_grad():
+        drawn = rows.energy_.back(rows.generator_.draw(5, generator_of(3)))
+    np.testing.assert_allclose(rows.sample(5, random_state=3), drawn.numpy(), rtol=1e-6)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from thalweg.data.images import as_images, pixels_like
 from thalweg.data.target import find_resolution, location_and_scale, most_frequent, rounded
-from thalweg.estimators._base import Estimator, check_count
+from thalweg.estimators._base import Estimator, check_count, count_weights
 from thalweg.estimators._whole_rows import check_columns, table_of_numbers
 from thalweg.evaluation.row_checks import check_copies, check_modes, check_variety
 from thalweg.evaluation.verdict import Check, check_rows, check_training
@@ -61,6 +61,11 @@ class GeneratingEstimator(Estimator):
             halves = len(event) == 3 and not (event[1] % 4 or event[2] % 4)
             convolutional = halves and math.prod(event) > _PIXELS_OF_A_PERCEPTRON
         return self.width if convolutional else None
+
+    @property
+    def n_weights_(self) -> int:
+        """Number of weights of all networks."""
+        return count_weights(*self._modules().values())
 
     def _check_network(self) -> None:
         if self.network not in NETWORKS:

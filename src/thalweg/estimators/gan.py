@@ -48,12 +48,14 @@ class _Kind(NamedTuple):
         distance: of a reconstruction; "" where there is no autoencoder.
         n_codes: numbers in a code where the user names none.
         options: settings that it has beside those of all, where the user names none.
+        learning_rate: where the user names none.
         n_steps: of the chains in latent space that correct a draw, where the user names none.
     """
 
     distance: str
     n_codes: int
     options: dict[str, float | None]
+    learning_rate: float = 5e-4
     n_steps: int = 0
 
 
@@ -64,8 +66,8 @@ KINDS = {
     "magan": _Kind("euclidean", 16, {"margin": None}),
     "began": _Kind("absolute", 8, {"gamma": 0.95, "k_rate": 0.01}),
     "gan": _Kind("", 0, {}),
-    "vera": _Kind("", 0, {"entropy_weight": 1e-4, "penalty": 0.1}),
-    "gebm": _Kind("", 0, {"penalty": 0.1}, 50),
+    "vera": _Kind("", 0, {"entropy_weight": 1e-3, "penalty": 0.1}, 1e-3),
+    "gebm": _Kind("", 0, {"penalty": 0.1}, 2e-3, 50),
 }
 OPTIONS = ("margin", "pulling_away", "gamma", "k_rate", "entropy_weight", "penalty")
 
@@ -99,11 +101,11 @@ class EnergyGAN(GeneratingEstimator):
         gamma: of "began", ratio of the energy of draws to that of the data; None is 0.95. Less makes the draws
             sharper, and at about 0.5 all alike.
         k_rate: of "began", how fast the weight of the draws follows the balance; None is 0.01.
-        entropy_weight: of "vera", weight of the entropy of the draws; None is 1e-4. With 1 the energy is that of a
+        entropy_weight: of "vera", weight of the entropy of the draws; None is 1e-3. With 1 the energy is that of a
             density, and less makes draws sharper.
         penalty: of "vera" and "gebm", weight of half the squared gradient of the energy; None is 0.1.
         batch_size: rows of data, and draws, in an update.
-        learning_rate: of both players.
+        learning_rate: of both players; None is 5e-4, of "vera" and "gebm" 1e-3 and 2e-3.
         max_steps: updates, those of the energy and of the generator counted together.
         ema_decay: decay of the moving average of all weights that is kept in their place; None keeps the last.
         device, devices, num_nodes, strategy, precision: see :class:`lightning_fabric.Fabric`; ``device`` is its
@@ -122,7 +124,7 @@ class EnergyGAN(GeneratingEstimator):
         n_features_in_, feature_names_in_: as in scikit-learn, for a table.
 
     Source: [Zhao 2017] for "ebgan", [Wang 2017] for "magan", [Berthelot 2017] for "began", [Goodfellow 2014] for
-    "gan", [Arbel 2021] for "gebm", [Grathwohl 2021] for "vera".
+    "gan", [Arbel 2021] for "gebm", [Grathwohl 2021b] for "vera".
 
     Example:
         >>> from sklearn.datasets import load_iris
@@ -149,7 +151,7 @@ class EnergyGAN(GeneratingEstimator):
         entropy_weight: float | None = None,
         penalty: float | None = None,
         batch_size: int = 64,
-        learning_rate: float = 5e-4,
+        learning_rate: float | None = None,
         max_steps: int = 12000,
         ema_decay: float | None = 0.995,
         device: str = "cpu",
@@ -200,7 +202,7 @@ class EnergyGAN(GeneratingEstimator):
             max_epochs=math.ceil(self.max_steps / per_epoch),
             max_steps=self.max_steps,
             batch_size=batch_size,
-            learning_rate=self.learning_rate,
+            learning_rate=self._kind.learning_rate if self.learning_rate is None else self.learning_rate,
             schedule="constant",
             ema_decay=self.ema_decay,
             checkpoint_seconds=checkpoint_seconds,
@@ -257,9 +259,7 @@ class EnergyGAN(GeneratingEstimator):
 
     def _build(self, event: tuple[int, ...]) -> tuple[Energy, Generator]:
         width, hidden = self._width(event), check_widths(self.hidden)
-        # The density of draws given z is asked one by one, and must not depend on the batch.
-        normalise = self.kind != "vera"
-        network = generating_network(event, self.latent_dim, check_widths(self.generator_hidden), width, normalise)
+        network = generating_network(event, self.latent_dim, check_widths(self.generator_hidden), width)
         generator = Generator(network, self.latent_dim)
         if self.kind == "vera":
             # The published range is for images in [-1, 1].

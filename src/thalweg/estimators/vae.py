@@ -409,8 +409,9 @@ def _check_gain(gains: Tensor, error: float) -> Check:
         error: of log Z.
     """
     mean, off = float(gains.mean()), error + 2 * float(gains.std()) / math.sqrt(len(gains))
-    found = f"With the energy log p of held-out rows is {mean:.2f} nats {{}} than without, give or take {off:.2f}"
+    direction = "lower" if mean < 0 else "higher"
+    found = f"With the energy log p of held-out rows is {abs(mean):.2f} ± {off:.2f} nats {direction} than without"
     if mean < -off:
-        text = f"{found.format('lower')}: take fewer updates of it (max_steps), or the autoencoder alone."
+        text = f"{found}: take fewer updates of it (max_steps), or the autoencoder alone."
         return Check("energy", "doubtful", text)
-    return Check("energy", "passed", f"{found.format('higher')}.")
+    return Check("energy", "passed", f"{found}.")

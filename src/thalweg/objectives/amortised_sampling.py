@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from thalweg.energies.base import event_sum, standard_normal
 from thalweg.energies.networks.generator import NoisyGenerator
-from thalweg.objectives.base import AnyEnergy, Batch, Player, evaluating, frozen
+from thalweg.objectives.base import AnyEnergy, Batch, Player, frozen
 from thalweg.objectives.generative_adversarial import AgainstGenerator, gradient_penalty
+
+# Width of what the weighted z are drawn from, in posterior standard deviations.
+_WIDER = 1.5
 
 
 class VERA(AgainstGenerator):
@@ -18,8 +21,8 @@ class VERA(AgainstGenerator):
 
     Three players move in turn: the energy, the generator, and a posterior. The gradient of the entropy needs grad
     log q(x), the mean of grad log q(x|z) over the z that x may have come from. These are drawn round the z that it
-    did come from, with the posterior's standard deviations, and weighted by q(x|z) p(z) over the density that they
-    are drawn from. The posterior learns by the bound on log q(x).
+    did come from, at 1.5 times the posterior's standard deviations, and weighted by q(x|z) p(z) over the density
+    that they are drawn from. The posterior learns by the bound on log q(x).
 
     Args:
         generator: q(x|z) is a Gaussian.
@@ -37,7 +40,7 @@ class VERA(AgainstGenerator):
         ValueError: for negative weights.
         TypeError: for a generator whose draws have no noise.
 
-    Source: [Grathwohl 2021, eq. 6 to 9 and alg. 1] and its code.
+    Source: [Grathwohl 2021b, eq. 6 to 9 and alg. 1] and its code, which draws z as wide as the posterior.
     """
 
     def __init__(
@@ -112,9 +115,9 @@ class VERA(AgainstGenerator):
         """An estimate of grad log q(x) ``[N, *event]`` of draws x ``[N, *event]`` that came from z."""
         network, log_std = self.generator, self.posterior_log_std
         own = standard_normal((self.n_draws, *z.shape), z, generator)
-        others = z + log_std.exp() * own
-        with evaluating(network):
-            means = network(others.flatten(0, 1))
+        # As wide as the posterior, the weights of draws far out would have no variance: too few are drawn there.
+        others = z + _WIDER * log_std.exp() * own
+        means = network(others.flatten(0, 1))
         copies = x.expand(self.n_draws, *x.shape).reshape(means.shape)
         log_prob = network.log_prob_given(copies, means).reshape(self.n_draws, -1)
         log_weights = log_prob + 0.5 * (own.square() - others.square()).sum(-1)
@@ -126,7 +129,7 @@ class VERA(AgainstGenerator):
         """-log q(x, z') - H[N(z, std^2)] ``[N]``, z' drawn from that Gaussian; only its std has a gradient."""
         network, log_std = self.generator, self.posterior_log_std
         other = z + log_std.exp() * standard_normal(z.shape, z, generator)
-        with frozen(network), evaluating(network):
+        with frozen(network):
             bound = network.log_prob_given(x, network(other)) - 0.5 * other.square().sum(-1) + log_std.sum()
         self.metrics["standard deviation of the posterior"] = float(log_std.detach().exp().mean())
         return -bound

@@ -347,7 +347,8 @@ class KALE(AgainstGenerator):
     The energy, with a learned constant A, minimises E(x) + A + exp(-E(G(z)) - A) - 1. At the best A, log mean
     exp(-E(G(z))), that is -log of exp(-E) p_G / Z at the data: the negative log-likelihood of p_G tilted by the
     energy. The generator goes the other way, and minimises -log mean exp(-E(G(z))). Both are what the model is
-    afterwards: its draws are the generator's, corrected by :class:`~thalweg.sampling.LatentSampler`.
+    afterwards: its draws are the generator's, corrected by :class:`~thalweg.sampling.LatentSampler`. Where
+    exp(-E - A), a ratio of densities, is above 20, the tangent takes the place of the exponential.
 
     Args:
         generator: makes the draws.
@@ -369,11 +370,11 @@ class KALE(AgainstGenerator):
         self,
         generator: Generator,
         penalty: float = 0.1,
-        energy_steps: int = 5,
+        energy_steps: int = 1,
         warm_up: int = 100,
         learning_rate: float | None = None,
         generator_learning_rate: float | None = None,
-        betas: tuple[float, float] = (0.5, 0.999),
+        betas: tuple[float, float] = (0.0, 0.9),
     ):
         super().__init__(generator, learning_rate, generator_learning_rate, betas)
         if not penalty >= 0:
@@ -392,7 +393,7 @@ class KALE(AgainstGenerator):
 
     def _energy_loss(self, of_data: Tensor, of_drawn: Tensor, batch: Batch) -> Tensor:
         log_z = self.log_normaliser
-        # Energies far below those of the data must not become infinite before the energy has learned of them.
+        # A generator finds energies far below those of the data: one such draw would be all that is learned of.
         ratio = linearised_exp(-of_drawn - log_z)
         self.metrics = {
             "energy of data": _mean(of_data + log_z),
@@ -415,7 +416,7 @@ class KALE(AgainstGenerator):
         return (math.log(len(drawn)) - torch.logsumexp(-value, 0)).expand(len(drawn))
 
 
-def linearised_exp(t: Tensor, high: float = 10.0) -> Tensor:
+def linearised_exp(t: Tensor, high: float = 3.0) -> Tensor:
     """exp(t), and beyond ``high`` its tangent there."""
     return t.clamp(max=high).exp() + math.exp(high) * (t - high).relu()
 

@@ -19,5 +19,9 @@ ANSWERS = (
 RANKING = (
     "listwise", "lambda", "plackett-luce", "pairwise-log", "pairwise-hinge", "pairwise-square-exponential",
 )  # fmt: skip
-# For a generator; all but the last have an autoencoder for an energy.
-GENERATIVE = ("ebgan", "magan", "began", "gan")
+# For a generator: those that play against an energy, and variational autoencoders, alone and with an energy.
+ADVERSARIAL = ("ebgan", "magan", "began", "gan", "vera", "gebm")
+VARIATIONAL = ("vae", "vaebm")
+GENERATIVE = ADVERSARIAL + VARIATIONAL
+# Those of which that have an autoencoder.
+RECONSTRUCTING = ("ebgan", "magan", "began", *VARIATIONAL)

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from thalweg.data.images import outliers
 from thalweg.evaluation.generation import nearest_neighbours
+from thalweg.objectives.names import RECONSTRUCTING, VARIATIONAL
 from thalweg.report import charts, density_charts
 from thalweg.report.images import evenly, wall
 from thalweg.report.page import Card, Tile, checks_of, footer_of, render_page
@@ -26,12 +27,14 @@ def report(run: GeneratorRun) -> str:
         cards = [*_table_cards(run, training, drawn), _neighbouring_rows(run, training, drawn)]
     else:
         cards = [_generated(training, drawn), _neighbours(training, drawn)]
-        cards += [] if run.settings.kind == "gan" else [_reconstructed(run, training, test)]
+        cards += [_reconstructed(run, test)] if run.settings.kind in RECONSTRUCTING else []
     cards += [_energies(run, training, test), *_training(run), _scores(run)]
     what = "images" if run.shape else "rows"
     return render_page(
         f"{what.capitalize()} like those of {run.figures['data']}",
-        "A generator and the energy that it was trained against",
+        "A variational autoencoder" + (", corrected by an energy" if run.settings.kind == "vaebm" else "")
+        if run.settings.kind in VARIATIONAL
+        else "A generator and the energy that it was trained against",
         _tiles(run),
         cards,
         footer_of(run),
@@ -51,7 +54,7 @@ def _tiles(run: GeneratorRun) -> list[Tile]:
         Tile("kind", run.settings.kind.upper(), NAMES[run.settings.kind].partition(": ")[2]),
         Tile("Frechet distance", f"{scores['Frechet distance, draws']:.3g}",
              "" if of_test is None else f"held out: {of_test:.3g}"),
-        Tile("training", duration(figures["seconds"]["training"]), f"{run.settings.steps:,} updates"),
+        Tile("training", duration(figures["seconds"]["training"]), f"{run.model.n_weights_:,} weights"),
     ]  # fmt: skip
 
 
@@ -69,14 +72,19 @@ def _neighbours(training: np.ndarray, drawn: np.ndarray) -> Card:
     )
 
 
-def _reconstructed(run: GeneratorRun, training: np.ndarray, test: np.ndarray) -> Card:
+def _reconstructed(run: GeneratorRun, test: np.ndarray) -> Card:
     shown = test[evenly(len(test), 16)]
     strange = outliers(test, 16, np.random.RandomState(0))["interpolated"][: len(shown)]
     rows = [shown, run.model.reconstruct(shown), strange, run.model.reconstruct(strange)]
+    text = (
+        "Held-out images and what the autoencoder makes of them; below, midpoints of two images, and what it "
+        "makes of those."
+    )
+    if run.settings.kind not in VARIATIONAL:
+        text += " The energy is the distance between the two."
     return Card(
         "Reconstructed",
-        "Held-out images and what the autoencoder makes of them; below, midpoints of two images, and what it "
-        "makes of those. The energy is the distance between the two.",
+        text,
         [wall(np.concatenate(rows).clip(0, 1), len(shown))],
     )
 
@@ -143,22 +151,30 @@ def _training(run: GeneratorRun) -> list[Card]:
             "The energies of data and of draws in the last batch of each epoch, and the margin above which draws "
             "are left alone, where it moves."
         ),
+        ("loss", "validation"): (
+            "The loss of the autoencoder, a bound on -log p in nats, on training data and on data held out of the "
+            "training; the weights that were best there are kept."
+        ),
+        ("energy gap", "loss"): (
+            "The energy on top of it: energies of the data minus those of the chains. They should stay near 0, as "
+            "they do where chains lie where the data do."
+        ),
         ("convergence", "k"): (
             "BEGAN's measure of convergence, which should fall, and the weight of the draws, k, which should come "
             "to rest between 0 and 1."
         ),
     }
-    epochs, figures = run.model.history_.epochs, []
-    shown = []
-    for names, text in texts.items():
-        present = [e for e in epochs if all(name in e for name in names[:2])]
-        if not present:
-            continue
-        lines: dict[str, Sequence[float]] = {
-            name: [e[name] for e in present] for name in names if all(name in e for e in present)
-        }
-        figures.append(charts.curves([e["epoch"] for e in present], lines, ("epoch", ""), None))
-        shown.append(text)
+    figures, shown = [], []
+    for part in run.model.history_.parts.values() or [run.model.history_]:
+        for names, text in texts.items():
+            present = [e for e in part.epochs if all(name in e for name in names[:2])]
+            if not present:
+                continue
+            lines: dict[str, Sequence[float]] = {
+                name: [e[name] for e in present] for name in names if all(name in e for e in present)
+            }
+            figures.append(charts.curves([e["epoch"] for e in present], lines, ("epoch", ""), None))
+            shown.append(text)
     return [Card("Training", " ".join(shown), figures, notes=run.figures["remarks"])] if figures else []
 
 

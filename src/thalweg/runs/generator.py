@@ -13,9 +13,11 @@ from sklearn.metrics import roc_auc_score
 from thalweg.data.images import outliers, read_images
 from thalweg.data.tables import read_cells
 from thalweg.estimators.gan import EnergyGAN
+from thalweg.estimators.vae import EnergyVAE
 from thalweg.evaluation.generation import copying_ratio, frechet_distance, nearest_neighbours, pca_features
 from thalweg.evaluation.row_checks import check_samples
 from thalweg.evaluation.verdict import Check, check_held_out, check_ranking
+from thalweg.objectives.names import VARIATIONAL
 from thalweg.runs.base import Run, Tell, TextTable
 from thalweg.runs.images import ImageRun, SplitImages, n_known
 from thalweg.runs.kinds import GeneratorFigures
@@ -39,7 +41,13 @@ NAMES = {
     "magan": "MAGAN: an autoencoder with a margin that falls",
     "began": "BEGAN: an autoencoder kept in balance",
     "gan": "GAN: a classifier",
+    "vera": "VERA: a generator that follows the energy",
+    "gebm": "GEBM: a generator that an energy corrects",
+    "vae": "VAE: a variational autoencoder alone",
+    "vaebm": "VAEBM: a variational autoencoder that an energy corrects",
 }
+# Of the updates of a "vaebm", those of the autoencoder.
+_SHARE_OF_AUTOENCODER = 8 / 11
 _MAX_MEASURED = 2000
 _SHUFFLED = "rows with shuffled columns"
 
@@ -84,15 +92,27 @@ class GeneratorRun(Run):
         return ImageRun.read(settings)
 
     @classmethod
-    def build(cls, settings: GeneratorSettings, data: Any, verbose: bool) -> EnergyGAN:
-        return EnergyGAN(settings.kind, max_steps=settings.steps, verbose=verbose, **model_settings(settings))
+    def build(cls, settings: GeneratorSettings, data: Any, verbose: bool) -> EnergyGAN | EnergyVAE:
+        how: dict[str, Any] = {"verbose": verbose, **model_settings(settings)}
+        if settings.kind not in VARIATIONAL:
+            if settings.steps is not None:
+                how["max_steps"] = settings.steps
+            return EnergyGAN(settings.kind, **how)
+        with_energy = settings.kind == "vaebm"
+        if settings.steps is not None:
+            share = _SHARE_OF_AUTOENCODER if with_energy else 1.0
+            how["max_steps_pretraining"] = max(1, round(share * settings.steps))
+            how["max_steps"] = max(1, settings.steps - how["max_steps_pretraining"])
+        return EnergyVAE(**(how if with_energy else how | {"max_steps": 0}))
 
     @classmethod
-    def train(cls, model: EnergyGAN, data: Any, settings: GeneratorSettings, **how: Any) -> None:
+    def train(cls, model: EnergyGAN | EnergyVAE, data: Any, settings: GeneratorSettings, **how: Any) -> None:
         model.fit(data.training.pixels if isinstance(data, SplitImages) else data.training, **how)
 
     @classmethod
-    def measure(cls, model: EnergyGAN, data: Any, settings: GeneratorSettings, tell: Tell) -> dict[str, Any]:
+    def measure(
+        cls, model: EnergyGAN | EnergyVAE, data: Any, settings: GeneratorSettings, tell: Tell
+    ) -> dict[str, Any]:
         tell("Measuring the model: its draws, and the energies of held-out and of other data.")
         training, test = _arrays(data)
         common = {
@@ -118,7 +138,7 @@ class GeneratorRun(Run):
 
     @classmethod
     def judge(
-        cls, model: EnergyGAN, data: Any, figures: dict[str, Any], settings: GeneratorSettings
+        cls, model: EnergyGAN | EnergyVAE, data: Any, figures: dict[str, Any], settings: GeneratorSettings
     ) -> list[Check]:
         training, test = _arrays(data)
         drawn = model.sample(max(200, min(len(test), 500)), random_state=settings.seed + 1)
@@ -138,8 +158,8 @@ class GeneratorRun(Run):
         cls.keep_model(folder, model, {name: figures[name] for name in origin}, settings)
 
     @classmethod
-    def load_model(cls, folder: Path, settings: GeneratorSettings) -> EnergyGAN:
-        return EnergyGAN.load(folder)
+    def load_model(cls, folder: Path, settings: GeneratorSettings) -> EnergyGAN | EnergyVAE:
+        return (EnergyVAE if settings.kind in VARIATIONAL else EnergyGAN).load(folder)
 
     # -- verbs ---------------------------------------------------------------------------------------
 
@@ -155,6 +175,8 @@ class GeneratorRun(Run):
 
     def score(self, path: Path, keep: Sequence[str] = ()) -> pd.DataFrame:
         """``score`` (minus the energy; higher means more like the data) and ``outlier_score``, line by line.
+
+        The score of a variational autoencoder is log p in nats.
 
         Each is after its row and the columns to keep, or after its file. Rows with gaps have neither, and ``note``
         says so.
@@ -176,9 +198,8 @@ class GeneratorRun(Run):
 
     def summary(self) -> dict[str, str]:
         figures, what = self.figures, "images" if self.shape else "rows"
-        n_weights = sum(p.numel() for m in (self.model.energy_, self.model.generator_) for p in m.parameters())
         return {
-            "model": f"{NAMES[self.settings.kind]}, {n_weights:,} weights",
+            "model": f"{NAMES[self.settings.kind]}, {self.model.n_weights_:,} weights",
             "data": f"{figures['data']}: {figures['training_rows']} training {what}, {figures['test_rows']} held "
             f"out (seed {self.settings.seed})",
             "training": f"{figures['seconds']['training']:.1f} s, {len(self.model.history_.epochs)} epochs",
@@ -212,7 +233,7 @@ def _check_ranking(scores: dict[str, float]) -> list[Check]:
     return [Check("ranking", "doubtful", text), memory]
 
 
-def _measured(model: EnergyGAN, training: np.ndarray, test: np.ndarray, seed: int) -> dict[str, float]:
+def _measured(model: EnergyGAN | EnergyVAE, training: np.ndarray, test: np.ndarray, seed: int) -> dict[str, float]:
     rng = np.random.RandomState(seed)
     some = training[rng.permutation(len(training))[:_MAX_MEASURED]]
     drawn = model.sample(int(np.clip(len(some), 200, 1000)), random_state=seed)
@@ -228,14 +249,17 @@ def _measured(model: EnergyGAN, training: np.ndarray, test: np.ndarray, seed: in
         name = "nearest training row, draws over held out (ratio of distances)"
         scores[name] = copying_ratio(fresh, own, held_out)
     inside = scores_of(model, test)
+    if isinstance(model, EnergyVAE):
+        scores["log p of held-out data, nats"] = float(inside.mean())
+        scores["log Z, give or take"] = model.log_normaliser_error_
     for kind, rows in others.items():
         scores[f"AUROC, {kind}"] = _auroc(inside, scores_of(model, rows))
     scores["AUROC, training against held-out"] = _auroc(scores_of(model, some), inside)
     return scores
 
 
-def scores_of(model: EnergyGAN, rows: np.ndarray) -> np.ndarray:
-    """Minus the energy of images, or of rows without the names of their columns ``[n]``."""
+def scores_of(model: EnergyGAN | EnergyVAE, rows: np.ndarray) -> np.ndarray:
+    """Scores of images, or of rows without the names of their columns ``[n]``."""
     names = getattr(model, "feature_names_in_", None)
     return model.score_samples(rows if names is None else pd.DataFrame(rows, columns=names))
 

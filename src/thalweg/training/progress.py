@@ -84,7 +84,10 @@ class BarProgress:
 
     def update(self, record: dict[str, float]) -> None:
         assert self.bar is not None
-        figures = f"loss {record['loss'] / self.n_members + self.offset:.3f}"
+        # In a short epoch of players in turn it may have been another one's.
+        figures = ""
+        if "loss" in record:
+            figures = f"loss {record['loss'] / self.n_members + self.offset:.3f}"
         if "best" in record:
             figures += f"  {self.figure} {record['validation'] + self.offset:.4f}"
             if self.with_best:

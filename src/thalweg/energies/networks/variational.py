@@ -23,7 +23,8 @@ class VariationalAutoencoder(Energy):
 
     The encoder gives a Gaussian q(z|x). With n_draws from it, E is minus the logarithm of the mean of
     p(x|z) p(z) / q(z|x), whose expectation is at least -log p(x) and falls to it as there are more draws. Their
-    noise is drawn once, so that the same x has the same energy every time.
+    noise is drawn once, so that the same x has the same energy every time, and evenly (a scrambled Sobol
+    sequence), since an accident of it would be one of all x.
 
     Args:
         encoder: maps ``[N, *event]`` to ``[N, 2 * latent_dim]``: means and logarithms of standard deviations.
@@ -33,7 +34,7 @@ class VariationalAutoencoder(Energy):
         support: where x lives.
 
     Source: [Kingma 2014]; more draws than one [Burda 2016, eq. 8]; the learned standard deviation of the decoder
-    [Rybkin 2021].
+    [Rybkin 2021]; the sequence [Owen 1998].
     """
 
     noise: Tensor
@@ -50,8 +51,7 @@ class VariationalAutoencoder(Energy):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
         self.event_ndim, self.support = event_ndim, support
-        drawn = torch.randn(n_draws, decoder.latent_dim, generator=torch.Generator().manual_seed(0))
-        self.register_buffer("noise", drawn)
+        self.register_buffer("noise", _even_normal(n_draws, decoder.latent_dim))
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Means and log standard deviations of z given x ``[N, *event]``, each ``[N, latent_dim]``."""
@@ -85,6 +85,12 @@ class VariationalAutoencoder(Energy):
         copies = x.expand(n_draws, *x.shape).reshape(means.shape)
         log_weights = self.decoder.log_prob_given(copies, means).reshape(n_draws, -1) + log_ratio
         return math.log(n_draws) - torch.logsumexp(log_weights, 0)
+
+
+def _even_normal(n: int, n_dims: int) -> Tensor:
+    """n points ``[n, n_dims]`` that are normal and lie more evenly than independent draws."""
+    uniform = torch.quasirandom.SobolEngine(n_dims, scramble=True, seed=0).draw(n)
+    return torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
 
 
 def variational_autoencoder(

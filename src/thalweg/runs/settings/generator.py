@@ -11,16 +11,17 @@ from thalweg.runs.settings.base import MISSING_HELP, TEXT_HELP, RunSettings, Ver
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorSettings(RunSettings):
-    """Fit a generator of images or of rows of numbers against an energy, and measure both on held-out data.
+    """Fit a generator of images or of rows of numbers with an energy, and measure both on held-out data.
 
-    A draw is one pass of a network, so that thousands take a second. The energy ranks and detects outliers; it is
-    no density. Labels are not used. Columns must hold numbers; rows with gaps are left out. After Ctrl-C,
-    `thalweg fit generator --resume --out RUN` continues the run.
+    A draw is one pass of a network, so that thousands take a second; draws of gebm and vaebm are corrected by
+    chains. The energy ranks and detects outliers; that of vae and vaebm is a density, in nats. Labels are not
+    used. Columns must hold numbers; rows with gaps are left out. After Ctrl-C, `thalweg fit generator --resume
+    --out RUN` continues the run.
     """
 
     task = "generator"
     title = "generator and its energy"
-    help = "Fit a generator of images or of rows of numbers, against an energy."
+    help = "Fit a generator of images or of rows of numbers, with an energy."
     example = "thalweg fit generator pictures/ --out runs/pictures"
     data_help = "Images: a folder of pictures or an .npz; or a CSV, TSV or Parquet file."
     data_name = "DATA"
@@ -38,10 +39,15 @@ class GeneratorSettings(RunSettings):
     kind: str = option(
         "ebgan",
         "What the generator plays against: an autoencoder with a margin (ebgan), with a margin that falls "
-        "(magan), or kept in balance (began); or a classifier (gan).",
+        "(magan), or kept in balance (began); a classifier (gan); an energy that corrects it (gebm) or that it "
+        "follows (vera). Or a variational autoencoder (vae), and one that an energy corrects (vaebm).",
         choices=GENERATIVE,
     )
-    steps: int = option(12000, "Number of updates, of the energy and of the generator together.", least=1)
+    steps: int | None = option(
+        None,
+        "Number of updates, of all networks together. [default: 12000; vaebm 5500, vae 4000]",
+        least=1,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
