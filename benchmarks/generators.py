@@ -1,12 +1,13 @@
-"""All generators of images of the library, at their defaults, under the same judges.
+"""All generators of images of the library under one budget of CPU time and the same judges.
 
     .venv/bin/python benchmarks/generators.py --seeds 3
-    .venv/bin/python benchmarks/generators.py --seeds 1 --data mnist_12k.npz
+    .venv/bin/python benchmarks/generators.py --seeds 1 --seconds 300 --data mnist_12k.npz
 
-Judged are 500 new images of each: Frechet distances in 20 principal components and in the features of a small
-classifier, precision and recall, the distance to the nearest training image over that of held-out images (well
-below 1 is copying), and how many classes the classifier finds. Beside them stand the held-out images and draws
-from a Gaussian of each class. Without --data the images are scikit-learn's digits.
+Each is trained at its defaults, for as many updates as one thread makes in the budget, by the speed of two short
+trainings. Judged are 500 new images of each: Frechet distances in 20 principal components and in the features of a
+small classifier, precision and recall, the distance to the nearest training image over that of held-out images
+(well below 1 is copying), and how many classes the classifier finds. Beside them stand the held-out images and
+draws from a Gaussian of each class. Without --data the images are scikit-learn's digits.
 """
 
 from __future__ import annotations
@@ -17,66 +18,135 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from thalweg import EnergyGAN, ImageEBM, RestrictedBoltzmannMachine
+from thalweg import DeepBeliefNetwork, EnergyGAN, EnergyVAE, ImageEBM, RestrictedBoltzmannMachine
 from thalweg.data.images import Images, digits, read_split
 from thalweg.evaluation.image_judges import ImageJudges
+from thalweg.training import DivergenceError
 
 N_JUDGED = 500
-# Of a generator: its model, fitted, and what draws n images from it.
-Fitted = tuple[Any, Callable[[int], np.ndarray]]
+# The part of its default updates by which the speed of a training is measured.
+SHORT = 0.05
+# Of a generator: an estimator that trains for a multiple of its default updates, what it is fitted to, and draws.
+Make = Callable[[float, int], Any]
+Draw = Callable[[Any, int, int], np.ndarray]
 
 
-def of_energy(objective: str) -> Callable[[Images, int], Fitted]:
-    def fit(images: Images, seed: int) -> Fitted:
-        model = ImageEBM(objective=objective, n_threads=1, random_state=seed)
-        model.fit(images.pixels, images.labels, resolution=images.resolution)
-        return model, lambda n: model.sample(n, random_state=seed)
+class Generator(NamedTuple):
+    """One row of the table.
 
-    return fit
+    Attributes:
+        make: the estimator, from a multiple of its default updates and a seed.
+        draw: n images, from the fitted estimator, n and a seed.
+        by_labels: whether it learns from labels.
+        flat: whether it learns from rows of pixels.
+    """
+
+    make: Make
+    draw: Draw = lambda model, n, seed: model.sample(n, random_state=seed)
+    by_labels: bool = False
+    flat: bool = False
+
+    def fitted(self, images: Images, times: float, seed: int) -> Any:
+        model = self.make(times, seed)
+        if self.by_labels:
+            return model.fit(images.pixels, images.labels, resolution=images.resolution)
+        return model.fit(_flat(images) if self.flat else images.pixels)
 
 
-def of_gan(kind: str, n_steps: int = 0, **how: Any) -> Callable[[Images, int], Fitted]:
-    def fit(images: Images, seed: int) -> Fitted:
-        model = EnergyGAN(kind, n_threads=1, random_state=seed, **how).fit(images.pixels)
-        return model, lambda n: model.sample(n, random_state=seed, n_steps=n_steps)
+def of_energy(objective: str) -> Generator:
+    def make(times: float, seed: int) -> ImageEBM:
+        steps = max(1, round(3000 * times))
+        return ImageEBM(objective=objective, max_steps=steps, n_threads=1, random_state=seed)
 
-    return fit
+    return Generator(make, by_labels=True)
 
 
-def of_machine(images: Images, seed: int) -> Fitted:
+def of_gan(kind: str, n_steps: int | None = None, **how: Any) -> Generator:
+    def make(times: float, seed: int) -> EnergyGAN:
+        steps = max(1, round(12_000 * times))
+        return EnergyGAN(kind, max_steps=steps, n_threads=1, random_state=seed, **how)
+
+    return Generator(make, lambda model, n, seed: model.sample(n, random_state=seed, n_steps=n_steps))
+
+
+def of_autoencoder(with_energy: bool) -> Generator:
+    def make(times: float, seed: int) -> EnergyVAE:
+        first, second = (max(1, round(n * times)) for n in (4000, 1500))
+        return EnergyVAE(
+            max_steps_pretraining=first, max_steps=second if with_energy else 0, n_threads=1, random_state=seed
+        )
+
+    return Generator(make)
+
+
+def of_machine(make: Callable[[int, int], Any], default: int) -> Generator:
     """Shown are the means of the pixels given the hidden units of a draw, not black and white draws."""
-    flat = images.pixels.reshape(len(images.pixels), -1).astype(np.float64)
-    model = RestrictedBoltzmannMachine(256, n_threads=1, random_state=seed).fit(flat)
 
-    def draw(n: int) -> np.ndarray:
+    def draw(model: Any, n: int, seed: int) -> np.ndarray:
         means = model.reconstruct(model.sample(n, random_state=seed))
-        return means.reshape(n, *images.pixels.shape[1:]).astype(np.float32)
+        side = round(means.shape[1] ** 0.5)
+        return means.reshape(n, 1, side, side).astype(np.float32)
 
-    return model, draw
+    return Generator(lambda times, seed: make(max(1, round(default * times)), seed), draw, flat=True)
 
 
-GENERATORS: dict[str, Callable[[Images, int], Fitted]] = {
+def restricted(n_epochs: int, seed: int) -> RestrictedBoltzmannMachine:
+    return RestrictedBoltzmannMachine(256, max_epochs=n_epochs, n_threads=1, random_state=seed)
+
+
+def belief(n_epochs: int, seed: int) -> DeepBeliefNetwork:
+    return DeepBeliefNetwork(
+        (256, 256), max_epochs_pretraining=n_epochs, max_epochs=2 * n_epochs, n_threads=1, random_state=seed
+    )
+
+
+GENERATORS: dict[str, Generator] = {
     "energy matching": of_energy("matching"),
     "chains (IGEBM)": of_energy("chains"),
+    "improved chains": of_energy("improved-chains"),
+    "VAE": of_autoencoder(False),
+    "VAE and an energy (VAEBM)": of_autoencoder(True),
+    "VERA": of_gan("vera"),
+    "GEBM": of_gan("gebm"),
     "EBGAN": of_gan("ebgan"),
     "EBGAN without pulling away": of_gan("ebgan", pulling_away=0.0),
     "MAGAN": of_gan("magan"),
     "BEGAN": of_gan("began"),
     "GAN": of_gan("gan"),
-    "GAN, 100 steps in latent space (DDLS)": of_gan("gan", n_steps=100),
-    "restricted Boltzmann machine": of_machine,
+    "GAN with latent chains (DDLS)": of_gan("gan", n_steps=100),
+    "restricted Boltzmann machine": of_machine(restricted, 100),
+    "deep belief network": of_machine(belief, 50),
 }
+
+
+def _flat(images: Images) -> np.ndarray:
+    return images.pixels.reshape(len(images.pixels), -1).astype(np.float64)
+
+
+def within(generator: Generator, images: Images, seconds: float) -> float:
+    """How many times its default updates a generator makes in a budget of CPU time."""
+
+    def cpu(times: float) -> float:
+        begun = time.process_time()
+        generator.fitted(images, times, 0)
+        return time.process_time() - begun
+
+    # What a training takes whatever its length, such as the verdict, is in both.
+    first, second = cpu(SHORT), cpu(2 * SHORT)
+    each, fixed = max(1e-3, (second - first) / SHORT), max(0.0, 2 * first - second)
+    return max(SHORT, (seconds - fixed) / each)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=60.0, help="CPU seconds of each training")
     parser.add_argument("--data", type=Path, help=".npz with X_train, y_train, X_test, y_test")
     parser.add_argument("--kinds", default=",".join(GENERATORS))
     parser.add_argument("--out", type=Path, default=Path("generators.json"))
@@ -86,16 +156,19 @@ def main() -> None:
     train, test = train.rows(slice(0, 10_000)), test.rows(slice(0, N_JUDGED))
     judges = ImageJudges(train.pixels, train.labels, test.pixels)
     found = [{"generator": "held-out images", "seed": 0} | judges.judge(test.pixels)]
+    chosen = arguments.kinds.split(",")
+    times = {name: within(GENERATORS[name], train, arguments.seconds) for name in chosen}
+    print(json.dumps({name: round(value, 2) for name, value in times.items()}), flush=True)
     for seed in range(arguments.seeds):
-        for name in arguments.kinds.split(","):
+        for name in chosen:
             start = time.process_time()
             try:
-                model, draw = GENERATORS[name](train, seed)
-            except ValueError as error:
+                model = GENERATORS[name].fitted(train, times[name], seed)
+            except (ValueError, DivergenceError) as error:
                 found.append({"generator": name, "seed": seed, "failed": str(error)})
                 continue
             trained = time.process_time()
-            images = draw(N_JUDGED)
+            images = GENERATORS[name].draw(model, N_JUDGED, seed)
             entry = {"generator": name, "seed": seed} | judges.judge(images)
             entry |= {"training": trained - start, "drawing": time.process_time() - trained}
             found.append(entry | {"verdict": model.verdict_.state})

@@ -40,14 +40,14 @@ from thalweg.estimators._image_walks import ColdChains, MatchedFlow, Walk
 from thalweg.evaluation.row_checks import check_variety
 from thalweg.evaluation.verdict import check_lost_chains, check_rows, check_training
 from thalweg.objectives.base import Batch, Objective
-from thalweg.objectives.contrastive_divergence import ContrastiveDivergence
+from thalweg.objectives.contrastive_divergence import ContrastiveDivergence, ImprovedContrastiveDivergence
 from thalweg.objectives.energy_matching import EnergyMatching
+from thalweg.objectives.names import IMAGES as OBJECTIVES
 from thalweg.sampling.buffer import ReplayBuffer
 from thalweg.sampling.langevin import ColdLangevin
 from thalweg.training.loop import Plan, Trainer
 from thalweg.training.progress import BarProgress
 
-OBJECTIVES = ("matching", "chains")
 NETWORKS = ("auto", "perceptron", "convolutional", "residual")
 _NUMBERS_OF_A_PERCEPTRON = 1024
 _NUMBERS_OF_A_SMALL_IMAGE = 256
@@ -69,12 +69,13 @@ class ImageEBM(Estimator):
     Without labels there is one label for all. It is trained in one of two ways. By "matching" its gradient carries
     draws from a Gaussian of each label to the images, in unit time
     (:class:`~thalweg.objectives.EnergyMatching`), and new images are where that flow ends. By "chains" it is
-    contrastive divergence with short cold chains from a replay buffer, at a temperature far below 1. Neither makes
+    contrastive divergence with short cold chains from a replay buffer, at a temperature far below 1; by
+    "improved-chains" the energy also learns from how the last step of the chains depends on it. None makes
     exp(-E) a density of the images as it is: the energy ranks, and its likelihood at a temperature that suits is
     measured by :func:`~thalweg.evaluation.likelihood.annealed_likelihood`.
 
     Args:
-        objective: "matching" or "chains".
+        objective: "matching", "chains" or "improved-chains".
         network: "perceptron", "convolutional" (smooth), "residual" (convolutions, spectral norm), or "auto": a
             perceptron up to 256 numbers in an image, else convolutions; for chains a perceptron up to 1024.
         hidden: widths of the perceptron's layers; the last is that of the convolutional network's dense layer.
@@ -177,7 +178,7 @@ class ImageEBM(Estimator):
             DivergenceError: if training can't be kept from diverging.
         """
         if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective must be matching or chains, got {self.objective!r}")
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {self.objective!r}")
         if self.network not in NETWORKS:
             raise ValueError(f"network must be one of {', '.join(NETWORKS)}; got {self.network!r}")
         counts = ("n_snapshots", "n_blocks", "n_steps", "buffer_size", "batch_size", "max_steps", "n_paired")
@@ -238,7 +239,8 @@ class ImageEBM(Estimator):
             return matching, min(self.n_paired, n_images)
         noise = UniformEnergy(torch.zeros(self.image_shape_), torch.ones(self.image_shape_))
         buffer = ReplayBuffer(noise, max(self.buffer_size, batch_size), batch_size, self.restart, x_event=())
-        chains = ContrastiveDivergence(
+        improved = self.objective == "improved-chains"
+        chains = (ImprovedContrastiveDivergence if improved else ContrastiveDivergence)(
             self._kernel(), self.n_steps, buffer, self.energy_l2, level, bounds=(0.0, 1.0)
         )
         return chains, batch_size
@@ -541,8 +543,9 @@ class ImageEBM(Estimator):
         self.image_shape_ = tuple(config["image_shape"])
         self.n_labels_ = config["n_labels"]
         n_directions = config.get("n_directions")
-        # Models saved before there was matching do not know it.
-        self.set_params(objective="chains" if n_directions is None else "matching")
+        if n_directions is None and self.objective == "matching":
+            # Models saved before there was matching do not know it.
+            self.set_params(objective="chains")
         members = [self._build(self._unfitted(n_directions)) for _ in range(self.n_snapshots)]
         self.energy_ = members[0] if len(members) == 1 else LabelledEnsemble(members)
         self.buffer_ = (tensors["buffer.images"], tensors["buffer.labels"])

@@ -19,6 +19,8 @@ ANSWERS = (
 RANKING = (
     "listwise", "lambda", "plackett-luce", "pairwise-log", "pairwise-hinge", "pairwise-square-exponential",
 )  # fmt: skip
+# For an energy of images.
+IMAGES = ("matching", "chains", "improved-chains")
 # For a generator: those that play against an energy, and variational autoencoders, alone and with an energy.
 ADVERSARIAL = ("ebgan", "magan", "began", "gan", "vera", "gebm")
 VARIATIONAL = ("vae", "vaebm")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from thalweg.objectives.names import IMAGES
 from thalweg.runs.settings.base import RunSettings, Verb, option
 
 
@@ -33,9 +34,9 @@ class ImageSettings(RunSettings):
     labels: bool = option(True, "Whether to use the labels, if there are any.", flags=("--labels/--no-labels",))
     objective: str = option(
         "matching",
-        "How the energy learns: matching (its gradient carries noise to the images) or chains (contrastive "
-        "divergence).",
-        choices=("matching", "chains"),
+        "How the energy learns: matching (its gradient carries noise to the images), chains (contrastive "
+        "divergence), or improved-chains (with the term that this leaves out).",
+        choices=IMAGES,
     )
     steps: int = option(3000, "Number of updates.", least=1)
     snapshots: int = option(
