@@ -30,6 +30,8 @@ from thalweg.evaluation.image_judges import ImageJudges
 from thalweg.training import DivergenceError
 
 N_JUDGED = 500
+# Draws that are nearer to training images than this, over the distance of held-out ones, are copies.
+_COPYING, _COPIES = "distance to the nearest training image, over that of held-out ones", 0.5
 # The part of its default updates by which the speed of a training is measured.
 SHORT = 0.05
 # Of a generator: an estimator that trains for a multiple of its default updates, what it is fitted to, and draws.
@@ -44,19 +46,19 @@ class Generator(NamedTuple):
         make: the estimator, from a multiple of its default updates and a seed.
         draw: n images, from the fitted estimator, n and a seed.
         by_labels: whether it learns from labels.
-        flat: whether it learns from rows of pixels.
+        flat: "grey" or "black and white" where it learns from rows of pixels.
     """
 
     make: Make
     draw: Draw = lambda model, n, seed: model.sample(n, random_state=seed)
     by_labels: bool = False
-    flat: bool = False
+    flat: str = ""
 
     def fitted(self, images: Images, times: float, seed: int) -> Any:
         model = self.make(times, seed)
         if self.by_labels:
             return model.fit(images.pixels, images.labels, resolution=images.resolution)
-        return model.fit(_flat(images) if self.flat else images.pixels)
+        return model.fit(_flat(images, self.flat) if self.flat else images.pixels)
 
 
 def of_energy(objective: str) -> Generator:
@@ -85,15 +87,15 @@ def of_autoencoder(with_energy: bool) -> Generator:
     return Generator(make)
 
 
-def of_machine(make: Callable[[int, int], Any], default: int) -> Generator:
-    """Shown are the means of the pixels given the hidden units of a draw, not black and white draws."""
+def of_machine(make: Callable[[int, int], Any], default: int, flat: str) -> Generator:
+    """Shown are the means of the pixels given the hidden units of a draw, not draws of every pixel."""
 
     def draw(model: Any, n: int, seed: int) -> np.ndarray:
         means = model.reconstruct(model.sample(n, random_state=seed))
         side = round(means.shape[1] ** 0.5)
         return means.reshape(n, 1, side, side).astype(np.float32)
 
-    return Generator(lambda times, seed: make(max(1, round(default * times)), seed), draw, flat=True)
+    return Generator(lambda times, seed: make(max(1, round(default * times)), seed), draw, flat=flat)
 
 
 def restricted(n_epochs: int, seed: int) -> RestrictedBoltzmannMachine:
@@ -120,13 +122,14 @@ GENERATORS: dict[str, Generator] = {
     "BEGAN": of_gan("began"),
     "GAN": of_gan("gan"),
     "GAN with latent chains (DDLS)": of_gan("gan", n_steps=100),
-    "restricted Boltzmann machine": of_machine(restricted, 100),
-    "deep belief network": of_machine(belief, 50),
+    "restricted Boltzmann machine": of_machine(restricted, 100, "grey"),
+    "deep belief network": of_machine(belief, 50, "black and white"),
 }
 
 
-def _flat(images: Images) -> np.ndarray:
-    return images.pixels.reshape(len(images.pixels), -1).astype(np.float64)
+def _flat(images: Images, how: str) -> np.ndarray:
+    rows = images.pixels.reshape(len(images.pixels), -1).astype(np.float64)
+    return rows if how == "grey" else (rows > 0.5).astype(np.float64)
 
 
 def within(generator: Generator, images: Images, seconds: float) -> float:
@@ -182,7 +185,7 @@ def main() -> None:
 
 def show(found: list[dict[str, Any]]) -> None:
     figures = [key for key in found[0] if key not in ("generator", "seed")]
-    table = Table("generator", *figures, "training, CPU s", "drawing, CPU s", "verdicts")
+    table = Table("generator", *figures, "training, CPU s", "drawing, CPU s", "verdicts", "collapsed, and told")
     for name in dict.fromkeys(entry["generator"] for entry in found):
         own = [entry for entry in found if entry["generator"] == name]
         cells = [
@@ -191,8 +194,16 @@ def show(found: list[dict[str, Any]]) -> None:
             if any(key in entry for entry in own)
         ]
         verdicts = " ".join(entry.get("verdict", "") for entry in own)
-        table.add_row(name, *cells, *([""] * (len(figures) + 2 - len(cells))), verdicts)
+        table.add_row(name, *cells, *([""] * (len(figures) + 2 - len(cells))), verdicts, _told(own, found[0]))
     Console(width=200).print(table)
+
+
+def _told(own: list[dict[str, Any]], held_out: dict[str, Any]) -> str:
+    """How many trainings lost classes or copied, and of how many of those the verdict says something."""
+    if not any("verdict" in entry for entry in own):
+        return ""
+    lost = [e for e in own if e["classes"] < held_out["classes"] or e[_COPYING] < _COPIES]
+    return f"{len(lost)} of {len(own)}, {sum(e['verdict'] != 'passed' for e in lost)}"
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from thalweg import (
     EnergyRanker,
     EnergyRegressor,
     EnergySequenceTagger,
+    EnergyVAE,
     ImageEBM,
     RestrictedBoltzmannMachine,
 )
@@ -64,6 +65,14 @@ MODELS = {
     ),
     "gan-table": (
         lambda: EnergyGAN(hidden=(4,), generator_hidden=(4,), max_steps=20, random_state=0).fit(ROWS),
+        lambda m: np.concatenate([m.score_samples(ROWS[:5]), m.sample(2, random_state=0).ravel()]),
+    ),
+    "vae-images": (
+        lambda: EnergyVAE(hidden=(4,), max_steps_pretraining=5, max_steps=0, random_state=0).fit(IMAGES),
+        lambda m: m.score_samples(IMAGES[:5]),
+    ),
+    "vae-table": (
+        lambda: EnergyVAE(hidden=(4,), max_steps_pretraining=5, max_steps=2, n_steps=2, random_state=0).fit(ROWS),
         lambda m: np.concatenate([m.score_samples(ROWS[:5]), m.sample(2, random_state=0).ravel()]),
     ),
     "restricted": (

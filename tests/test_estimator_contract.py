@@ -23,6 +23,7 @@ from thalweg import (
     EnergyRanker,
     EnergyRegressor,
     EnergySequenceTagger,
+    EnergyVAE,
     ImageEBM,
     RestrictedBoltzmannMachine,
     estimators,
@@ -66,7 +67,7 @@ def test_parameters_are_kept_cloned_and_named_alike(cls):
     assert {k: params[k] for k in SHARED} == SHARED
     assert "hidden" in params
     assert not {"n_iter", "n_epochs", "n_components"} & set(params) or cls is EnergyRegressor
-    assert "max_epochs" in params or cls in (EnergyGAN, ImageEBM)
+    assert "max_epochs" in params or cls in (EnergyGAN, EnergyVAE, ImageEBM)
     assert clone(cls(random_state=3)).get_params()["random_state"] == 3
     kinds = [p.kind for p in inspect.signature(cls.__init__).parameters.values()][2:]
     assert all(kind is inspect.Parameter.KEYWORD_ONLY for kind in kinds), "all but the first are keyword-only"
@@ -181,7 +182,7 @@ def test_draws_and_filled_gaps_have_the_shapes_that_all_have(fitted, name):
     if name.startswith("regressor"):
         assert model.sample(ROWS[:5, :3], n_samples=3, random_state=0).shape == (5, 3)
     elif hasattr(model, "sample"):
-        steps = {} if name.startswith(("density", "gan")) else {"n_steps": 5}
+        steps = {} if name.startswith(("density", "gan", "vae-images")) else {"n_steps": 5}
         drawn = model.sample(6, random_state=0, **steps)
         assert drawn.shape == (6, *event)
         np.testing.assert_array_equal(drawn, model.sample(6, random_state=0, **steps))

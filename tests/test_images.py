@@ -223,9 +223,10 @@ SMALL = {
     "chains": {"hidden": (64,), "n_steps": 10, "max_steps": 200, "buffer_size": 200, "batch_size": 50},
     "matching": {"hidden": (128,), "max_steps": 150, "n_paired": 200, "batch_size": 50},
 }
+SMALL["improved-chains"] = SMALL["chains"]
 
 
-@pytest.fixture(scope="module", params=["matching", "chains"])
+@pytest.fixture(scope="module", params=["matching", "chains", "improved-chains"])
 def small(request: pytest.FixtureRequest) -> tuple[ImageEBM, np.ndarray, np.ndarray]:
     train, _ = digits()
     images, labels = train.pixels[:400], train.labels[:400]
@@ -240,6 +241,22 @@ def test_a_short_training_knows_digits_from_noise_and_repeats_itself(small):
     again = ImageEBM(**model.get_params())
     again.fit(images, labels, resolution=1 / 16)
     np.testing.assert_array_equal(again.energies(images[:5]), model.energies(images[:5]))
+
+
+def test_improved_chains_learn_from_their_last_step_as_well():
+    """After one update the weights differ from those of plain chains by the added term alone."""
+    train, _ = digits()
+    images, labels = train.pixels[:50], train.labels[:50] % 2
+    found = {
+        objective: ImageEBM(objective=objective, hidden=(8,), max_steps=1, n_steps=2, random_state=0).fit(
+            images, labels
+        )
+        for objective in ("chains", "improved-chains")
+    }
+    assert "entropy" in found["improved-chains"].history_.epochs[-1]
+    assert "entropy" not in found["chains"].history_.epochs[-1]
+    plain, improved = (model.energy_.state_dict() for model in found.values())
+    assert any(not torch.allclose(plain[name], improved[name]) for name in plain)
 
 
 def test_samples_lie_in_the_box_and_are_seeded(small):
@@ -496,7 +513,7 @@ def test_bad_use_is_refused(small):
         ImageEBM(n_snapshots=0).fit(images)
     with pytest.raises(ValueError, match="2 snapshots do not go into the last eighth of 15 steps"):
         ImageEBM(n_snapshots=2, max_steps=15, batch_size=len(images)).fit(images)
-    with pytest.raises(ValueError, match="objective must be matching or chains, got 'flow'"):
+    with pytest.raises(ValueError, match="objective must be one of matching, chains, improved-chains; got 'flow'"):
         ImageEBM(objective="flow").fit(images)
 
 

@@ -20,7 +20,7 @@ from thalweg.data.states import StateEncoder
 from thalweg.estimators._base import RandomState, check_counts, check_widths, clear_parts
 from thalweg.estimators._normaliser import Normalised, Normaliser
 from thalweg.estimators._states import IMPOSSIBLE, StateRows
-from thalweg.evaluation.row_checks import check_units
+from thalweg.evaluation.row_checks import check_modes, check_units, check_variety
 from thalweg.evaluation.verdict import check_rows, check_training
 from thalweg.sampling.layered_annealing import bracket_machine
 from thalweg.training.history import History
@@ -32,6 +32,8 @@ from thalweg.training.progress import BarProgress
 _MOST_ENUMERATED = 18
 # Rows from which chains of the annealing back start.
 _N_STARTS = 64
+# Draws that are compared with the rows, and the sweeps behind each.
+_N_JUDGED, _N_SWEEPS_JUDGED = 200, 200
 # Folders of a run.
 PARTS = ("pretraining", "joint", "up-down", "labels")
 _BINARY_RATE, _GAUSSIAN_RATE = 0.3, 0.02
@@ -156,14 +158,22 @@ class DeepDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Normalised,
         self.energy_.cpu().double()
         chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self._seed))[:_N_STARTS]
         self._starts = self._odd_states(rows[chosen].double())
+        generator = torch.Generator().manual_seed(self._seed)
+        pair = self._drawn_states(_N_JUDGED, _N_SWEEPS_JUDGED, generator).numpy(), rows.numpy()
         self._conclude(
             [
                 check_rows(len(rows), self._n_free_columns),
                 check_training(self.history_.parts or {"training": self.history_}, by_held_out=False),
                 check_units(self.components_),
+                check_variety(*pair),
+                check_modes(*pair),
             ]
         )
         return self
+
+    def _drawn_states(self, n: int, n_steps: int, generator: torch.Generator) -> Tensor:
+        """States of the visible units ``[n, width]``, each at the end of a chain."""
+        raise NotImplementedError
 
     def _learn(self, rows: Tensor, run_dir: Any, resume: bool, checkpoint_seconds: float) -> None:
         raise NotImplementedError

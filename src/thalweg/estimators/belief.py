@@ -138,8 +138,11 @@ class DeepBeliefNetwork(DeepDensity):
         """Draws ``[n_samples, columns]``, each by a chain of n_steps sweeps on top and once down."""
         check_is_fitted(self, "energy_")
         check_count("n_samples", n_samples)
+        return self._decoded(self._drawn_states(n_samples, n_steps, generator_of(random_state)), draws=True)
+
+    def _drawn_states(self, n: int, n_steps: int, generator: torch.Generator) -> Tensor:
         self.energy_.n_sweeps = n_steps
-        return self._decoded(self.energy_.sample(n_samples, generator_of(random_state)), draws=True)
+        return self.energy_.sample(n, generator)
 
     def _empty(self) -> belief.DeepBeliefNetwork:
         network = belief.DeepBeliefNetwork(self._units(), check_widths(self.hidden))

@@ -134,15 +134,18 @@ class DeepBoltzmannMachine(DeepDensity):
         """Draws ``[n_samples, columns]``, each by a chain of its own of n_steps sweeps."""
         check_is_fitted(self, "energy_")
         check_count("n_samples", n_samples)
-        machine, generator = self.energy_, generator_of(random_state)
-        with torch.no_grad():
-            layers = [
-                unit.sample(bias.expand(n_samples, -1).clone(), generator)
-                for unit, bias in zip(machine.units, machine.biases, strict=True)
-            ]
-            for _ in range(n_steps):
-                layers = machine.resample(machine.resample(layers, 1, generator), 0, generator)
-        return self._decoded(layers[0], draws=True)
+        return self._decoded(self._drawn_states(n_samples, n_steps, generator_of(random_state)), draws=True)
+
+    @torch.no_grad()
+    def _drawn_states(self, n: int, n_steps: int, generator: torch.Generator) -> Tensor:
+        machine = self.energy_
+        layers = [
+            unit.sample(bias.expand(n, -1).clone(), generator)
+            for unit, bias in zip(machine.units, machine.biases, strict=True)
+        ]
+        for _ in range(n_steps):
+            layers = machine.resample(machine.resample(layers, 1, generator), 0, generator)
+        return layers[0]
 
     def impute(
         self,

@@ -87,8 +87,8 @@ class EnergyVAE(Normalised, GeneratingEstimator):
         hidden: widths of the encoder's hidden layers, those of the decoder in reverse, and of the energy's, of
             perceptrons; the last is that of the convolutional energy's dense layer.
         width: channels of the finest layer of networks of convolutions.
-        latent_dim: normal numbers z from which the decoder makes the mean of a draw; None is 8 for small images,
-            16 for those with convolutions, and as many as there are columns for a table, at most 8.
+        latent_dim: normal numbers z from which the decoder makes the mean of a draw; None is 16 for images, and
+            as many as there are columns for a table, at most 8.
         n_steps: steps of the chains for each update of the energy.
         step_size: of these Langevin chains, over noise of variance 1.
         batch_size: rows in an update, and number of chains.
@@ -255,7 +255,7 @@ class EnergyVAE(Normalised, GeneratingEstimator):
     def _build(self, event: tuple[int, ...]) -> tuple[VariationalAutoencoder, Energy | None]:
         width, hidden = self._width(event), check_widths(self.hidden)
         is_image = len(event) == 3
-        latent_dim = self.latent_dim or ((8 if width is None else 16) if is_image else min(8, event[0]))
+        latent_dim = self.latent_dim or (16 if is_image else min(8, event[0]))
         autoencoder = variational_autoencoder(event, latent_dim, hidden, width, 0.2 if is_image else 0.5)
         if not self.max_steps:
             return autoencoder, None

@@ -34,7 +34,9 @@ class EvidenceBound(Objective):
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
         y = dequantise(batch.y, self.resolution, generator) if self.resolution else batch.y
         autoencoder = self._autoencoder(energy)
-        self.metrics = {"standard deviation of the decoder": float(autoencoder.decoder.log_std.detach().exp())}
+        self.metrics = {
+            "standard deviation of the decoder": float(autoencoder.decoder.log_std.detach().exp().mean())
+        }
         return autoencoder.negative_bound(y, generator)
 
     @staticmethod

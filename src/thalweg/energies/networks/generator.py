@@ -68,24 +68,31 @@ class NoisyGenerator(Generator):
         latent_dim: how many numbers z has.
         std: standard deviation of the noise to begin with; it is learned.
         least, most: between which it stays.
+        event: the shape of a draw, for noise with a std of its own at each place; None has one for all.
 
     Raises:
         ValueError: for a std that is not between these.
     """
 
     def __init__(
-        self, network: nn.Module, latent_dim: int, std: float = 0.1, least: float = 0.01, most: float = 1.0
+        self,
+        network: nn.Module,
+        latent_dim: int,
+        std: float = 0.1,
+        least: float = 0.01,
+        most: float = 1.0,
+        event: Sequence[int] | None = None,
     ):
         super().__init__(network, latent_dim)
         if not 0 < least < std < most:
             raise ValueError(f"std must be between least and most, got {std}, {least} and {most}")
         self.low, self.high = math.log(least), math.log(most)
         share = (math.log(std) - self.low) / (self.high - self.low)
-        self.place = nn.Parameter(torch.tensor(math.log(share / (1 - share))))
+        self.place = nn.Parameter(torch.full(tuple(event or ()), math.log(share / (1 - share))))
 
     @property
     def log_std(self) -> Tensor:
-        """The logarithm of the standard deviation of the noise, one number."""
+        """The logarithm of the standard deviation of the noise, one number or ``[*event]``."""
         return torch.lerp(self.place.new_tensor(self.low), self.place.new_tensor(self.high), self.place.sigmoid())
 
     def noisy(self, means: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -102,7 +109,7 @@ class NoisyGenerator(Generator):
     def log_prob_given(self, x: Tensor, means: Tensor) -> Tensor:
         """log p(x|z) ``[N]`` of x ``[N, *event]`` from the means ``forward(z)``, as these."""
         apart = ((x - means) / self.log_std.exp()).square().flatten(1)
-        return -0.5 * apart.sum(-1) - apart.shape[-1] * (self.log_std + 0.5 * math.log(2 * math.pi))
+        return -0.5 * apart.sum(-1) - apart.shape[-1] * (self.log_std.mean() + 0.5 * math.log(2 * math.pi))
 
 
 class FromBothNoises(nn.Module):

@@ -33,8 +33,8 @@ class VariationalAutoencoder(Energy):
         event_ndim: how many trailing dimensions make one configuration: 1 a vector, 3 an image.
         support: where x lives.
 
-    Source: [Kingma 2014]; more draws than one [Burda 2016, eq. 8]; the learned standard deviation of the decoder
-    [Rybkin 2021]; the sequence [Owen 1998].
+    Source: [Kingma 2014]; more draws than one [Burda 2016, eq. 8]; a learned standard deviation of the decoder
+    [Rybkin 2021], here one for each place; the sequence [Owen 1998].
     """
 
     noise: Tensor
@@ -109,13 +109,13 @@ def variational_autoencoder(
         hidden: widths of the encoder's hidden layers, those of the decoder in reverse, for perceptrons.
         width: channels of the finest layer of an encoder and decoder of convolutions, for images whose sides are
             multiples of 4; None makes perceptrons.
-        std: standard deviation of the decoder's noise to begin with.
+        std: standard deviations of the decoder's noise to begin with; each place has one of its own.
         n_draws: see :class:`VariationalAutoencoder`.
     """
     decoding = generating_network(event, latent_dim, list(hidden)[::-1], width, normalise=False)
     return VariationalAutoencoder(
         encoding_network(event, 2 * latent_dim, hidden, width),
-        NoisyGenerator(decoding, latent_dim, std, least=1e-3, most=10.0),
+        NoisyGenerator(decoding, latent_dim, std, 1e-3, 10.0, event),
         n_draws=n_draws,
         event_ndim=len(event),
         support=UNIT_IMAGES if len(event) == 3 else constraints.real_vector,
