@@ -52,7 +52,7 @@ __getattr__, __dir__, __all__ = lazily(
             "LowestOverLatent",
             "MarginalOverLatent",
         ],
-        "latent_space": ["LatentSpaceEnergy"],
+        "latent_space": ["LatentCompletion", "LatentSpaceEnergy"],
         "latent_vectors": [
             "ConditionalWithoutLatent",
             "LatentDescent",

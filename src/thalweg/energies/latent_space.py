@@ -1,4 +1,4 @@
-"""The energy of the numbers behind a generator's draws: normal ones, tilted by an energy of the draws."""
+"""Energies of the numbers behind a generator's draws: normal ones, tilted by an energy of the draws."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from thalweg.energies.base import Energy
+from thalweg.energies.base import Energy, event_sum
+from thalweg.energies.networks.generator import NoisyGenerator
 
 
 class LatentSpaceEnergy(Energy):
@@ -44,3 +45,53 @@ class LatentSpaceEnergy(Energy):
         """The draws ``[*batch, *event]`` of latent z ``[*batch, latent_dim]``."""
         drawn = self.generator(z.reshape(-1, z.shape[-1]))
         return drawn.reshape(*z.shape[:-1], *drawn.shape[1:])
+
+
+class LatentCompletion(Energy):
+    """The energy of what is behind the draws of a noisy generator of which a part is known, and the rest tilted.
+
+    A configuration is (z, noise) ``[*batch, latent_dim + D]``. The noise of the known entries is what is left of
+    them beside the mean for z; that of the others is free. U = |z|^2 / 2 + |noise|^2 / 2 + E(x), with x
+    the known entries and what is made of the others: exp(-U) is exactly proportional to the conditional
+    distribution given the known entries. (Numbers in the places of the known entries' noise follow a standard
+    normal of their own, and mean nothing.)
+
+    Args:
+        generator: p(x|z); it is put in evaluation mode here.
+        known: values ``[*batch, *event]``; those not known may be anything finite.
+        mask: True where known, broadcasting against ``known``.
+        energy: of draws; None is none.
+    """
+
+    event_ndim = 1
+    support = constraints.real_vector
+
+    def __init__(self, generator: NoisyGenerator, known: Tensor, mask: Tensor, energy: Energy | None = None):
+        super().__init__()
+        self.generator, self.energy = generator, energy
+        self.known, self.mask = known, mask.expand_as(known)
+        self.eval()
+
+    def train(self, mode: bool = True) -> LatentCompletion:
+        """Generator and energy stay in evaluation mode: a draw depends on no other draw."""
+        return super().train(False)
+
+    def _parts(self, configuration: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z, the noise that counts, and what is made ``[*batch, *event]``."""
+        latent_dim = self.generator.latent_dim
+        z, free = configuration[..., :latent_dim], configuration[..., latent_dim:].reshape(self.known.shape)
+        means, std = self.generator(z), self.generator.log_std.exp()
+        left = (self.known - means) / std
+        return z, torch.where(self.mask, left, free), torch.where(self.mask, self.known, means + std * free)
+
+    def forward(self, configuration: Tensor) -> Tensor:
+        z, noise, made = self._parts(configuration)
+        n_event = self.known.dim() - z.dim() + 1
+        idle = torch.where(self.mask, configuration[..., z.shape[-1] :].reshape(self.known.shape), 0.0)
+        total = 0.5 * (z.square().sum(-1) + event_sum(noise.square() + idle.square(), n_event))
+        return total if self.energy is None else total + self.energy(made)
+
+    @torch.no_grad()
+    def made(self, configuration: Tensor) -> Tensor:
+        """What is made ``[*batch, *event]``, with the known entries bit for bit."""
+        return self._parts(configuration)[2]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from thalweg._torch_state import seeded
-from thalweg.energies.base import Energy
+from thalweg.energies.base import Energy, standard_normal
 from thalweg.energies.composition import WeightedSum
 from thalweg.energies.densities import GaussianMixtureEnergy
+from thalweg.energies.latent_space import LatentCompletion
 from thalweg.energies.networks.convolutional import smooth_network
 from thalweg.energies.networks.features import mlp
 from thalweg.energies.networks.generator import FromBothNoises
@@ -40,14 +42,18 @@ from thalweg.estimators._base import (
 from thalweg.estimators._generators import ROWS_AT_ONCE, GeneratingEstimator
 from thalweg.estimators._normaliser import Normalised, Normaliser
 from thalweg.estimators._rescaled import Rescaled
+from thalweg.estimators._whole_rows import table_of_numbers
 from thalweg.evaluation.row_checks import check_folds
 from thalweg.evaluation.verdict import Check
 from thalweg.objectives.base import Batch, Objective
 from thalweg.objectives.evidence_bound import EvidenceBound
 from thalweg.objectives.latent_contrast import LatentContrastiveDivergence
+from thalweg.sampling.adaptation import adapt_step_size
 from thalweg.sampling.annealing import bracket_log_normaliser, summarised
 from thalweg.sampling.buffer import ReplayBuffer
+from thalweg.sampling.chain import run_chain
 from thalweg.sampling.diagnostics import LARGEST_PARETO_K
+from thalweg.sampling.hmc import HMC
 from thalweg.sampling.langevin import Langevin
 from thalweg.sampling.latent_space import LatentSampler
 from thalweg.training.history import History
@@ -57,6 +63,8 @@ from thalweg.training.progress import BarProgress
 # Draws of the autoencoder by which log Z is estimated, the least effective number of them that is trusted, and the
 # chains that are annealed where there are fewer.
 _N_WEIGHED, _FEWEST_EFFECTIVE, _N_ANNEALED = 20_000, 1000, 256
+# Rounds of encoding and decoding before the chains that fill gaps.
+_N_ROUNDS = 20
 # Fewest rows that are held out, from three times as many on.
 _FEWEST_HELD_OUT = 20
 # Looks at the held-out rows in a training.
@@ -358,6 +366,86 @@ class EnergyVAE(Normalised, GeneratingEstimator):
     def score(self, X: Any, y: Any = None) -> float:
         """The mean of :meth:`score_samples`."""
         return float(self.score_samples(X).mean())
+
+    def impute(
+        self,
+        X: Any,
+        *,
+        n_draws: int | None = None,
+        random_state: RandomState = None,
+        known: np.ndarray | None = None,
+        n_chains: int = 16,
+        n_steps: int = 50,
+    ) -> np.ndarray:
+        """Fill in what is not known of images or rows; what is known comes back bit for bit.
+
+        Chains run over what is behind a draw, given the known entries (see
+        :class:`~thalweg.energies.LatentCompletion`), from where encoding and decoding in turn lead. What they fill
+        into images are means of the decoder, without its noise.
+
+        Args:
+            X: images ``[n, C, H, W]`` or rows ``[n, columns]``.
+            n_draws: None gives the mean over chains; a number that many completions.
+            random_state: seed, or a ``RandomState``.
+            known: bool, broadcasting against X; unknown entries may then hold anything. None takes NaN as unknown.
+            n_chains: chains of each row, over which the mean is taken.
+            n_steps: steps of each chain, of HMC, after a warm-up of as many that chooses their size.
+
+        Returns:
+            As X, or ``[n_draws, *X.shape]``.
+
+        Raises:
+            ValueError: for X that does not fit the model, or numbers that can't be.
+        """
+        check_is_fitted(self, "energy_")
+        if n_draws is not None:
+            check_count("n_draws", n_draws)
+        check_count("n_chains", n_chains)
+        check_count("n_steps", n_steps)
+        original = np.asarray(X if known is not None or self.image_shape_ else table_of_numbers(X), np.float64)
+        is_known = np.broadcast_to(~np.isnan(original) if known is None else known, original.shape)
+        neutral = 0.5 if self.image_shape_ else self.location_
+        x = self._rows(self._named(np.where(is_known, original, neutral)))
+        inner = x.float() if self.image_shape_ else self.energy_.forth(x)
+        mask, generator = torch.from_numpy(is_known.copy()).reshape(inner.shape), generator_of(random_state)
+        n, at_once = n_draws or n_chains, max(1, ROWS_AT_ONCE // (n_draws or n_chains))
+        ends = torch.cat([
+            self._completed(rows, own, n, n_steps, generator)
+            for rows, own in zip(inner.split(at_once), mask.split(at_once), strict=True)
+        ])  # fmt: skip
+        filled = ends if self.image_shape_ else self.energy_.back(ends)
+        found = (filled.mean(1) if n_draws is None else filled.movedim(1, 0)).double().numpy()
+        if n_draws is not None and not self.image_shape_:
+            found = np.stack([self._on_grids(draw) for draw in found])
+        result: np.ndarray = np.where(is_known, original, found.reshape(-1, *original.shape)).astype(
+            original.dtype
+        )
+        return result[0] if n_draws is None else result
+
+    def _named(self, x: np.ndarray) -> Any:
+        """Rows with the names of the columns, where the model has them."""
+        names = getattr(self, "feature_names_in_", None)
+        return x if names is None else pd.DataFrame(x, columns=names)
+
+    def _completed(self, rows: Tensor, mask: Tensor, n: int, n_steps: int, generator: torch.Generator) -> Tensor:
+        """n completions of each row ``[rows, n, *event]``."""
+        decoder = self.autoencoder_.decoder
+        known, mask = (t.unsqueeze(1).expand(-1, n, *t.shape[1:]).flatten(0, 1) for t in (rows, mask))
+        inner = LatentCompletion(decoder, known, mask, self.tilt_)
+        with torch.no_grad():
+            x = known
+            for _ in range(_N_ROUNDS):
+                mean, log_std = self.autoencoder_.posterior(x)
+                z = mean + log_std.exp() * standard_normal(mean.shape, mean, generator)
+                x = torch.where(mask, known, decoder.noisy(decoder(z), generator))
+        noise = standard_normal((len(x), x[0].numel()), x, generator)
+        warm = adapt_step_size(HMC(0.05, 8), inner, torch.cat([z, noise], 1), n_steps, generator=generator)
+        end = run_chain(warm.kernel, inner, warm.state.position, n_steps, generator).position
+        with torch.no_grad():
+            made = inner.made(end)
+            if self.image_shape_:
+                made = torch.where(mask, known, decoder(end[:, : decoder.latent_dim]))
+        return made.reshape(len(rows), n, *rows.shape[1:])
 
     def reconstruct(self, X: Any) -> np.ndarray:
         """What the autoencoder makes of images ``[n, C, H, W]``, or of rows ``[n, columns]`` in their units."""
