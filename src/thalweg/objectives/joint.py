@@ -148,7 +148,7 @@ class JointGame(Adversarial):
     Raises:
         TypeError: if the objective has no players; :class:`JointLikelihood` takes it.
 
-    Source: [Gao 2020] with a flow, for few labels; [Grathwohl 2021] with a generator, whose code has the
+    Source: [Gao 2020] with a flow, for few labels; [Grathwohl 2021b] with a generator, whose code has the
     classification term at 100 times the game, a weight of 0.01 here.
     """
 
