@@ -263,6 +263,7 @@ CASES = {
         (3,),
         None,
     ),
+    "joint game of VERA": (classifier, lambda k: JointGame(VERA(noisy_generator(3), n_draws=4), 0.5), (3,), None),
     "pairs, log": (ranker, lambda k: PairwiseRanking("log"), (3,), None),
     "pairs, hinge": (ranker, lambda k: PairwiseRanking("hinge"), (3,), None),
     "pairs, square-exponential": (ranker, lambda k: PairwiseRanking("square-exponential"), (3,), None),
