@@ -14,20 +14,29 @@ from thalweg.energies import (
     GaussianMixtureEnergy,
     LabelledEnergy,
     LabelledPerceptron,
+    NoisyGenerator,
     UniformEnergy,
     gaussian_of_classes,
+    generating_network,
     mlp,
 )
+from thalweg.energies.discrete import BINARY
 from thalweg.objectives import (
+    EBGAN,
+    GAN,
+    KALE,
+    MAGAN,
+    VERA,
     Batch,
     ContrastiveDivergence,
     DenoisingScoreMatching,
     DualAdversarialTraining,
     EnergyMargin,
     FlowContrastiveEstimation,
-    JointFlowContrast,
+    JointGame,
     JointLikelihood,
     NoiseContrastiveEstimation,
+    Player,
     QueueContrast,
     jem,
 )
@@ -59,13 +68,30 @@ def chains(n_steps: int = 3) -> ContrastiveDivergence:
     return ContrastiveDivergence(Langevin(0.1), n_steps, FromNoise(NOISE))
 
 
+def flow_game(warm_up: int = 0) -> FlowContrastiveEstimation:
+    return FlowContrastiveEstimation(flow(), warm_up)
+
+
+def generator(n: int = D) -> NoisyGenerator:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return perturbed(NoisyGenerator(generating_network((n,), 2, (6,), normalise=False), 2))
+
+
+def vera(n: int = D) -> VERA:
+    return VERA(generator(n), 0.5, n_draws=4)
+
+
 OBJECTIVES = {
     "JEM": lambda: JointLikelihood(chains(), 0.5, input_noise=0.1),
     "NCE": lambda: JointLikelihood(NoiseContrastiveEstimation(NOISE)),
     "queue": lambda: QueueContrast(C, queue_size=10),
     "margin": lambda: EnergyMargin(3 * torch.randn(9, D, generator=seeded(4))),
     "dual": lambda: DualAdversarialTraining(NOISE, 1.0, 3, attack_radius=0.1),
-    "flow": lambda: JointFlowContrast(flow(), warm_up=0),
+    "game with a flow": lambda: JointGame(flow_game()),
+    "game of VERA": lambda: JointGame(vera(), 0.5),
+    "game of KALE": lambda: JointGame(KALE(generator(), energy_steps=1, warm_up=0), 0.5),
+    "game of a GAN": lambda: JointGame(GAN(generator())),
 }
 every = pytest.mark.parametrize("make", OBJECTIVES.values(), ids=OBJECTIVES)
 
@@ -173,7 +199,7 @@ def test_augmentation_is_for_the_classification_term_alone_and_noise_for_both_in
 
 
 def test_a_generative_term_with_players_is_refused():
-    with pytest.raises(TypeError, match="JointFlowContrast"):
+    with pytest.raises(TypeError, match="FlowContrastiveEstimation has: give it to JointGame"):
         JointLikelihood(FlowContrastiveEstimation(flow()))
 
 
@@ -413,21 +439,152 @@ def test_the_second_term_is_a_logistic_regression_on_the_energy():
     torch.testing.assert_close(found, cross_entropy(energy, data) + 2.0 * expected)
 
 
-# -- the game with a flow -------------------------------------------------------------------------------------
+# -- games ----------------------------------------------------------------------------------------------------
 
 
-def test_the_energy_plays_the_flows_game_and_classifies():
-    energy, data, objective = classifier(), rows(), JointFlowContrast(flow(), weight=0.6)
-    marginal, inputs = energy.marginal(), Batch(None, data.x)
-    game = objective.contrast.player_loss("energy", marginal, inputs, seeded()).mean()
-    found = objective.player_loss("energy", energy, data, seeded()).mean()
-    torch.testing.assert_close(found, cross_entropy(energy, data) + 0.6 * game)
-    theirs = objective.contrast.player_loss("flow", marginal, inputs, seeded())
-    torch.testing.assert_close(objective.player_loss("flow", energy, data, seeded()), theirs)
+GAMES = {
+    "flow": lambda: flow_game(warm_up=5),
+    "VERA": vera,
+    "KALE": lambda: KALE(generator()),
+    "GAN": lambda: GAN(generator()),
+    "MAGAN": lambda: MAGAN(generator(), 3, 2, margin=5.0),
+}
+every_game = pytest.mark.parametrize("make_game", GAMES.values(), ids=GAMES)
+
+
+def turns(players: list[Player]) -> list[tuple[str, str]]:
+    """The name of each player with the loss of its rounds, and with that of its warm-up where it has one."""
+    return [(p.name, "player_loss") for p in players] + [(p.name, "warm_up_loss") for p in players if p.warm_up]
+
+
+@every_game
+def test_the_energy_plays_with_its_marginal_and_classifies_and_the_others_play_alone(make_game):
+    energy, data, objective = classifier(), rows(), JointGame(make_game(), weight=0.6)
+    game, marginal, inputs = make_game(), energy.marginal(), Batch(None, data.x)
+    players = objective.players(energy)
+    assert [p._replace(parameters=[]) for p in players] == [
+        p._replace(parameters=[]) for p in game.players(marginal)
+    ]
+    weights = {p.name: {id(w) for w in p.parameters} for p in players}
+    assert weights["energy"] >= {id(w) for w in energy.parameters()}
+    for name, which in turns(players):
+        expected = getattr(game, which)(name, marginal, inputs, seeded()).mean()
+        found = getattr(objective, which)(name, energy, data, seeded()).mean()
+        if name == "energy":
+            assert objective.metrics["loss of the game"] == pytest.approx(float(expected.detach()), rel=1e-5)
+            expected = cross_entropy(energy, data) + 0.6 * expected
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_game_of_vera_has_the_loss_that_is_written_out():
+    """The energy's loss is E(x) less that of a draw, with half the squared gradient at the data."""
+    energy, data, game = classifier(), rows(), vera()
+    drawn = game.generator.draw(len(data.x), seeded()).detach()
+    x = data.x.clone().requires_grad_(True)
+    of_data = -torch.logsumexp(-energy.energies(x), 1)
+    of_drawn = -torch.logsumexp(-energy.energies(drawn), 1)
+    (slope,) = torch.autograd.grad(of_data.sum(), x, create_graph=True)
+    expected = (of_data - of_drawn + 0.1 * 0.5 * slope.square().sum(1)).mean()
+    found = JointGame(game, 0.01).player_loss("energy", energy, data, seeded()).mean()
+    torch.testing.assert_close(found, cross_entropy(energy, data) + 0.01 * expected)
+
+
+@every_game
+def test_no_loss_of_a_player_reaches_the_parameters_of_another(make_game):
+    energy, data, objective = classifier(), rows(), JointGame(make_game(), weight=0.6)
+    players = objective.players(energy)
+    weights = {id(w): w for w in [*energy.parameters(), *objective.parameters()]}
+    own = {p.name: {id(w) for w in p.parameters} for p in players}
+    assert sorted(key for keys in own.values() for key in keys) == sorted(weights)
+    for name, which in turns(players):
+        for w in weights.values():
+            w.grad = None
+        objective.turn_loss(name, which == "warm_up_loss", energy, data, seeded()).value.backward()
+        moved = {key for key, w in weights.items() if w.grad is not None and bool(w.grad.any())}
+        assert moved
+        assert moved <= own[name]
+        assert all(w.requires_grad for w in weights.values())
+
+
+@every_game
+def test_rows_without_labels_play_the_game_and_have_no_classification_loss(make_game):
+    energy, data = classifier(), rows()
+    alone = JointGame(make_game(), weight=0.0).per_row(energy, data, seeded())
+    torch.testing.assert_close(alone[:5], torch.zeros(5))
+    known = F.cross_entropy(-energy.energies(data.x[5:]), data.y[5:], reduction="none")
+    torch.testing.assert_close(alone[5:], known * 12 / 7)
+    unlabelled = data._replace(y=torch.full((12,), -1))
+    game = make_game().per_row(energy.marginal(), Batch(None, data.x), seeded())
+    torch.testing.assert_close(JointGame(make_game()).per_row(energy, unlabelled, seeded()), game)
+
+
+def test_augmentation_is_for_the_classification_of_a_game_alone_and_in_training():
+    energy, data = classifier(), rows()
+    objective = JointGame(vera(), 0.5, augment=lambda x, generator: x + 1)
+    game = vera().per_row(energy.marginal(), Batch(None, data.x), seeded()).mean()
+    moved = cross_entropy(energy, data._replace(x=data.x + 1))
+    torch.testing.assert_close(objective(energy, data, seeded()).value, moved + 0.5 * game)
     torch.testing.assert_close(
-        objective.warm_up_loss("flow", energy, data, seeded()), -objective.contrast.flow.log_prob(data.x)
+        objective.eval()(energy, data, seeded()).value, cross_entropy(energy, data) + 0.5 * game
     )
-    names = {player.name: player.parameters for player in objective.players(energy)}
-    assert {id(w) for w in names["energy"]} >= {id(w) for w in energy.parameters()}
-    with pytest.raises(ValueError, match="vectors"):
-        objective.check(LabelledPerceptron((1, 2, 2), C, (4,)), Batch(torch.zeros(4, 1, 2, 2), torch.arange(4)))
+
+
+def test_the_warm_up_of_a_flow_is_its_own_likelihood_and_the_trainer_gives_it_its_updates():
+    energy, data, objective = classifier(), rows(), JointGame(flow_game(7))
+    torch.testing.assert_close(
+        objective.warm_up_loss("flow", energy, data, seeded()), -objective.game.flow.log_prob(data.x)
+    )
+    before = [w.detach().clone() for w in energy.parameters()]
+    Trainer(Plan(max_steps=7, max_epochs=7, batch_size=12)).fit(energy, objective, data)
+    assert all(torch.equal(a, b) for a, b in zip(before, energy.parameters(), strict=True))
+
+
+def test_draws_of_the_generator_follow_the_data_of_a_game_and_classes_are_learned():
+    """Two classes, one at -2 and one at 2 in the first column, of which 10 rows each have a label."""
+    side = 2.0 * torch.arange(400).remainder(2) - 1
+    x = 0.3 * torch.randn(400, D, generator=seeded(5)) + 2 * side.unsqueeze(1) * torch.eye(D)[0]
+    labels = (side > 0).long()
+    labels[20:] = -1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        energy = LabelledEnergy(nn.Sequential(mlp([D, 32]), nn.Linear(32, 2)))
+        made = NoisyGenerator(generating_network((D,), 4, (32,), normalise=False), 4)
+        game = VERA(made, 0.1, 0.1, n_draws=5, learning_rate=1e-3, generator_learning_rate=2e-3)
+    history = Trainer(Plan(max_steps=600, max_epochs=600, batch_size=100)).fit(
+        energy, JointGame(game, 0.3), Batch(x, labels)
+    )
+    assert not history.events
+    with torch.no_grad():
+        drawn = made.draw(500, seeded(6))
+        found = energy.energies(x).argmin(1)
+    # Rows are at 2 from the middle, with a spread of 0.3; an untrained generator's are near 0.
+    assert float(drawn[:, 0].abs().mean()) > 1
+    assert float((found == (side > 0).long()).float().mean()) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("game", "match"),
+    [(flow_game, "vectors of 3 numbers"), (vera, r"rows of shape \[3\]"), (lambda: GAN(generator()), "shape")],
+    ids=["flow", "VERA", "GAN"],
+)
+def test_inputs_that_the_game_is_not_of_are_refused(game, match):
+    images = LabelledPerceptron((1, 2, 2), C, (4,)), Batch(torch.zeros(4, 1, 2, 2), torch.arange(4))
+    wide = LabelledEnergy(nn.Linear(D + 1, C)), Batch(torch.zeros(4, D + 1), torch.arange(4))
+    for energy, data in (images, wide):
+        with pytest.raises(ValueError, match=match):
+            JointGame(game()).check(energy, data)
+
+
+def test_what_the_game_asks_of_an_energy_is_asked_of_the_marginal():
+    with pytest.raises(TypeError, match="MarginalOverLabels has none"):
+        JointGame(EBGAN(generator(), 1.0, 0.1)).check(classifier(), rows())
+    with pytest.raises(TypeError, match="MarginalOverLabels"):
+        JointGame(JointGame(vera())).check(classifier(), rows())
+    bits = LabelledEnergy(nn.Linear(D, C), input_support=BINARY)
+    with pytest.raises(ValueError, match="continuous"):
+        JointGame(vera()).check(bits, rows())
+
+
+def test_an_objective_without_players_is_no_game():
+    with pytest.raises(TypeError, match="DenoisingScoreMatching has none: give it to JointLikelihood"):
+        JointGame(DenoisingScoreMatching(0.3))

@@ -22,7 +22,7 @@ __getattr__, __dir__, __all__ = lazily(
         "evidence_bound": ["EvidenceBound"],
         "generative_adversarial": ["BEGAN", "EBGAN", "GAN", "KALE", "MAGAN", "pulling_away_term"],
         "importance_sampling": ["ImportanceSampling", "KLDivergenceImportanceSampling"],
-        "joint": ["JointFlowContrast", "JointLikelihood", "jem"],
+        "joint": ["JointGame", "JointLikelihood", "jem"],
         "latent_contrast": ["LatentContrastiveDivergence"],
         "likelihood": ["GridLikelihood", "MaximumLikelihood"],
         "margin": [

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from thalweg.energies.base import standard_normal
-from thalweg.energies.densities import Density, FlowEnergy
+from thalweg.energies.densities import Density
 from thalweg.energies.labelled import LabelledEnergy
 from thalweg.objectives.base import (
     Adversarial,
@@ -22,7 +22,6 @@ from thalweg.objectives.base import (
     evaluating,
 )
 from thalweg.objectives.contrastive_divergence import ContrastiveDivergence
-from thalweg.objectives.noise_contrastive import FlowContrastiveEstimation
 from thalweg.sampling.buffer import ReplayBuffer
 from thalweg.sampling.chain import Kernel
 from thalweg.sampling.langevin import ColdLangevin, Langevin
@@ -46,7 +45,7 @@ class JointLikelihood(Objective):
             for the classification term alone: p(x) is that of the data as they are.
 
     Raises:
-        TypeError: if the generative objective is adversarial; :class:`JointFlowContrast` is the one with a flow.
+        TypeError: if the generative objective is adversarial; :class:`JointGame` takes those.
 
     Source: [Grathwohl 2020, alg. 1]; no augmentation for p(x) [Yang 2023].
     """
@@ -61,8 +60,8 @@ class JointLikelihood(Objective):
         super().__init__()
         if isinstance(generative, Adversarial):
             raise TypeError(
-                f"the generative term can't have players of its own, as {type(generative).__name__} has: for a "
-                "flow take JointFlowContrast"
+                f"the generative term can't have players of its own, as {type(generative).__name__} has: give it "
+                "to JointGame"
             )
         self.generative = generative
         self.weight = weight
@@ -132,52 +131,83 @@ def jem(
     return JointLikelihood(generative, weight, input_noise * scale, augment)
 
 
-class JointFlowContrast(Adversarial):
-    """-log p(k|x) of the rows that have a label, plus a weight times the game of the energy of x with a flow.
+class JointGame(Adversarial):
+    """-log p(k|x) of the rows that have a label, plus a weight times the game that the energy of x plays.
 
-    The game is :class:`FlowContrastiveEstimation` for the marginal over labels; the energy moves by both terms,
-    the flow by the game alone. Since the classes must add up to the density of all rows, few labels go far: a
-    class fills the cluster that its labels lie in.
+    The game is any adversarial objective for densities of x, and the energy in it is the marginal over labels:
+    with :class:`VERA` draws of a generator take the place of a joint energy model's chains, with
+    :class:`FlowContrastiveEstimation` a flow is the noise. The energy moves by both terms, in its warm-up too; the
+    other players move by the game alone. Since the classes must add up to the density of all rows, few labels go
+    far: a class fills the cluster that its labels lie in.
 
     Args:
-        flow: the noise, of the inputs.
+        game: an adversarial objective for densities of x.
         weight: weight of the game in the energy's loss.
-        warm_up: updates in which the flow learns by its own likelihood before the first round.
+        augment: as in :class:`JointLikelihood`, for the classification term alone.
 
-    Source: [Gao 2020], whose semi-supervised learning this is.
+    Raises:
+        TypeError: if the objective has no players; :class:`JointLikelihood` takes it.
+
+    Source: [Gao 2020] with a flow, for few labels; [Grathwohl 2021b] with a generator, whose code has the
+    classification term at 100 times the game, a weight of 0.01 here.
     """
 
-    def __init__(self, flow: FlowEnergy, weight: float = 1.0, warm_up: int = 200):
+    def __init__(self, game: Adversarial, weight: float = 1.0, augment: Augment | None = None):
         super().__init__()
-        self.contrast = FlowContrastiveEstimation(flow, warm_up)
+        if not isinstance(game, Adversarial):
+            raise TypeError(
+                f"the game needs players who move in turn, and {type(game).__name__} has none: give it to "
+                "JointLikelihood"
+            )
+        self.game = game
         self.weight = weight
+        self.augment = augment
 
     def check(self, energy: AnyEnergy, batch: Batch) -> None:
-        """Refuse rows of which none has a label, labels that do not fit, and inputs that the flow is not of."""
+        """Refuse rows of which none has a label, labels that do not fit, and what the game refuses."""
         labelled = check_labelled(self, energy, batch)
-        if labelled.input_ndim != 1:
-            raise ValueError(f"a flow is of vectors, and these inputs have {labelled.input_ndim} dimensions each")
-        self.contrast.check(labelled.marginal(), Batch(None, batch.x))
+        self.game.check(labelled.marginal(), _inputs_of(batch))
 
     def players(self, energy: AnyEnergy) -> list[Player]:
-        return self.contrast.players(energy)
+        return self.game.players(as_labelled(self, energy).marginal())
 
     def player_loss(
         self, player: str, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None
     ) -> Tensor:
         labelled = as_labelled(self, energy)
-        game = self.contrast.player_loss(player, labelled.marginal(), Batch(None, batch.x), generator)
-        if player != "energy":
-            return game
-        loss, metrics = classification_loss(labelled.energies(batch.x), batch.y)
-        log_z = float(self.contrast.log_normaliser.detach())
-        self.metrics = {**metrics, "loss of the game": float(game.detach().mean()), "log normaliser": log_z}
-        return loss + self.weight * game
+        game = self.game.player_loss(player, labelled.marginal(), _inputs_of(batch), generator)
+        return self._joined(player, labelled, batch, game, generator)
 
     def warm_up_loss(
         self, player: str, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None
     ) -> Tensor:
-        return self.contrast.warm_up_loss(player, energy, Batch(None, batch.x), generator)
+        labelled = as_labelled(self, energy)
+        game = self.game.warm_up_loss(player, labelled.marginal(), _inputs_of(batch), generator)
+        return self._joined(player, labelled, batch, game, generator)
+
+    def _joined(
+        self,
+        player: str,
+        labelled: LabelledEnergy,
+        batch: Batch,
+        game: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """The loss ``[B]`` of a player whose loss in the game is this."""
+        if player != "energy":
+            self.metrics = {**self.metrics, **self.game.metrics}
+            return game
+        shown = batch.x
+        if self.augment is not None and self.training:
+            shown = self.augment(batch.x, generator)
+        loss, metrics = classification_loss(labelled.energies(shown), batch.y)
+        self.metrics = {**metrics, "loss of the game": float(game.detach().mean()), **self.game.metrics}
+        return loss + self.weight * game
+
+
+def _inputs_of(batch: Batch) -> Batch:
+    """The inputs of the rows, as what has a density."""
+    return Batch(None, batch.x, batch.weight)
 
 
 # -- what all objectives of labelled energies share -----------------------------------------------------------

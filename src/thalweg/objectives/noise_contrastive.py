@@ -234,6 +234,18 @@ class FlowContrastiveEstimation(Adversarial):
         self.warm_up = warm_up
         self.log_normaliser = nn.Parameter(torch.zeros(()))
 
+    def check(self, energy: AnyEnergy, batch: Batch) -> None:
+        """As :meth:`Objective.check`; the flow must be of vectors like the data, too."""
+        super().check(energy, batch)
+        device = next((p.device for p in self.flow.parameters()), torch.device("cpu"))
+        with torch.no_grad():
+            drawn = self.flow.draw(2, torch.Generator(device).manual_seed(0))
+        if drawn.shape[1:] != batch.y.shape[1:]:
+            raise ValueError(
+                f"the flow is of vectors of {drawn.shape[1]} numbers, and the rows of the data have shape "
+                f"{list(batch.y.shape[1:])}"
+            )
+
     def players(self, energy: AnyEnergy) -> list[Player]:
         return [
             Player("flow", list(self.flow.parameters()), warm_up=self.warm_up),
@@ -254,6 +266,7 @@ class FlowContrastiveEstimation(Adversarial):
         with torch.no_grad():
             candidates = torch.stack([batch.y, self.flow.draw(len(batch.y), generator)], 1)
             log_noise = self.flow.log_prob(candidates)
+        self.metrics = {"log normaliser": float(self.log_normaliser.detach())}
         return _logistic(batch.given(energy)(candidates) + self.log_normaliser + log_noise)
 
     def _flow_loss(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:

@@ -23,7 +23,8 @@ from thalweg.evaluation.calibration import expected_calibration_error, mean_log_
 from thalweg.objectives.base import Batch, Objective
 from thalweg.objectives.classification import CrossEntropy
 from thalweg.objectives.classifier_contrast import QueueContrast
-from thalweg.objectives.joint import Augment, JointFlowContrast, jem
+from thalweg.objectives.joint import Augment, JointGame, jem
+from thalweg.objectives.noise_contrastive import FlowContrastiveEstimation
 from thalweg.recipes.base import Figure, Recipe, Result, Settings
 from thalweg.recipes.classifying import N_LABELS, Rows, classified, few_labels, images, logits, train
 from thalweg.training.loop import Plan, Trainer
@@ -129,7 +130,8 @@ def _spirals(settings: Settings, seed: int) -> tuple[dict[str, float], go.Figure
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         flow = zuko.flows.NSF(2, transforms=3, passes=2, hidden_features=(64, 64))
-    game = JointFlowContrast(FlowEnergy(flow, x.mean(0), x.std(0)), warm_up=5 if settings.quick else 300)
+    noise = FlowEnergy(flow, x.mean(0), x.std(0))
+    game = JointGame(FlowContrastiveEstimation(noise, warm_up=5 if settings.quick else 300))
     alone, first = fitted(CrossEntropy(), Batch(x[known], y[known]), 1000)
     joint, second = fitted(game, joint_rows, 4000)
     for which, model in (("cross-entropy alone", alone), ("joint energy", joint)):
