@@ -54,6 +54,7 @@ from thalweg.energies import (
     LabelledEnsemble,
     LabelledMembers,
     LabelledPerceptron,
+    LatentCompletion,
     LatentDescent,
     LatentLabels,
     LatentNetwork,
@@ -66,6 +67,7 @@ from thalweg.energies import (
     ModuleEnergy,
     MultiscaleEnergy,
     NetworkEnergy,
+    NoisyGenerator,
     NumericEncoding,
     OneHotGroups,
     PairwiseEnergy,
@@ -155,6 +157,15 @@ UNCONDITIONAL = {
     "difference": Case(lambda: gaussian() - 0.5 * gaussian_mixture()),
     "disjunction": Case(lambda: Disjunction([gaussian(), gaussian_mixture(), PerceptronEnergy(2, (4,))])),
     "Latent space": Case(lambda: LatentSpaceEnergy(mlp([2, 5, 3]), PerceptronEnergy(3, (4,)), 0.5)),
+    "Latent completion": Case(
+        lambda: LatentCompletion(
+            NoisyGenerator(mlp([2, 5, 3]), 2),
+            torch.tensor([0.3, -0.2, 0.0]),
+            torch.tensor([True, True, False]),
+            PerceptronEnergy(3, (4,)),
+        ),
+        (5,),
+    ),
     "Marginal over labels": Case(lambda: labelled().marginal(0.7)),
     "Marginal over labels of images": Case(
         lambda: LabelledPerceptron((1, 4, 4), 3, (6, 5), "silu").marginal(0.7), (1, 4, 4)

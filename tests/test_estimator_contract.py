@@ -187,7 +187,9 @@ def test_draws_and_filled_gaps_have_the_shapes_that_all_have(fitted, name):
         with pytest.raises(ValueError, match="n_samples must be a whole number"):
             model.sample(0)
     if hasattr(model, "impute"):
-        X = (IMAGES if name == "images" else ROWS if name.startswith("density") else BITS)[:5].astype(float)
+        X = (IMAGES if name.endswith("images") else ROWS if name.startswith(("density", "vae")) else BITS)[
+            :5
+        ].astype(float)
         gaps = X.copy()
         gaps[..., -1] = np.nan
         steps = {} if name.startswith("density") else {"n_steps": 5}

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from parts import seeded
-from thalweg.energies import Energy, LatentSpaceEnergy
-from thalweg.sampling import HMC, LatentSampler
+from thalweg.energies import Energy, LatentCompletion, LatentSpaceEnergy, NoisyGenerator
+from thalweg.sampling import HMC, LatentSampler, run_chain
 
 
 class Level(Energy):
@@ -75,3 +75,50 @@ def test_batch_normalisation_neither_learns_from_chains_nor_couples_them():
     sampler.draw(8, seeded(3))
     for name, value in generator.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+# -- a part of a draw is known ----------------------------------------------------------------------------
+
+
+def linear_generator(weight: torch.Tensor, shift: torch.Tensor, std: float) -> NoisyGenerator:
+    network = nn.Linear(weight.shape[1], weight.shape[0]).double()
+    with torch.no_grad():
+        network.weight.copy_(weight)
+        network.bias.copy_(shift)
+    return NoisyGenerator(network, weight.shape[1], std).double()
+
+
+@pytest.mark.parametrize("tilted", [False, True], ids=["no energy", "a slope"])
+def test_completions_of_a_linear_generator_are_those_of_the_conditional_gaussian(tilted):
+    """x = W z + b + noise: the entry that is not known is Gaussian given the others; a slope moves its mean."""
+    weight = torch.tensor([[1.0, 0.5], [0.3, -1.0], [0.8, 0.2]], dtype=torch.float64)
+    shift, std = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64), 0.4
+    covariance = weight @ weight.T + std**2 * torch.eye(3, dtype=torch.float64)
+    known, mask = torch.tensor([1.5, -0.2, 0.0], dtype=torch.float64), torch.tensor([True, True, False])
+    gain = torch.linalg.solve(covariance[:2, :2], covariance[:2, 2])
+    mean = shift[2] + gain @ (known[:2] - shift[:2])
+    variance = covariance[2, 2] - gain @ covariance[:2, 2]
+    slope = 0.7 if tilted else 0.0
+
+    class Slope(Energy):
+        def forward(self, x):
+            return slope * x[..., 2]
+
+    energy = LatentCompletion(
+        linear_generator(weight, shift, std), known.expand(2000, 3), mask, Slope() if tilted else None
+    )
+    start = torch.randn(2000, 5, generator=seeded(), dtype=torch.float64)
+    end = run_chain(HMC(0.25, 8), energy, start, 60, seeded(1)).position
+    made = energy.made(end)
+    assert torch.equal(made[:, :2], known[:2].expand(2000, 2))
+    drawn, wanted = made[:, 2], mean - slope * variance
+    assert abs(float(drawn.mean() - wanted)) < 4 * float((variance / 2000).sqrt())
+    assert abs(float(drawn.var() / variance) - 1) < 4 * (2 / 2000) ** 0.5
+    # The noise in the places of what is known means nothing and has variance 1.
+    assert float(end[:, 2:4].var()) == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_completion_keeps_generator_and_energy_in_evaluation_mode():
+    generator = NoisyGenerator(nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)), 2)
+    energy = LatentCompletion(generator, torch.zeros(2, 3), torch.tensor([True, False, False]))
+    assert not energy.train().generator.training

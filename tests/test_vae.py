@@ -299,3 +299,48 @@ def test_data_that_can_not_be_are_refused(X, words):
 def test_there_are_no_chains_without_an_energy():
     with pytest.raises(ValueError, match="no energy on top"):
         EnergyVAE(**ALONE).fit(IRIS).sample(3, n_steps=5)
+
+
+# -- gaps -------------------------------------------------------------------------------------------------
+
+
+def test_known_entries_come_back_bit_for_bit_and_draws_of_gaps_vary():
+    model = EnergyVAE(**TINY).fit(IRIS)
+    X = np.where(RNG.random((20, 4)) < 0.4, np.nan, IRIS[:20])
+    gaps = np.isnan(X)
+    mean = model.impute(X, random_state=0, n_chains=3, n_steps=3)
+    draws = model.impute(X, n_draws=3, random_state=0, n_steps=3)
+    assert mean.shape == X.shape
+    assert draws.shape == (3, *X.shape)
+    for filled in (mean, *draws):
+        np.testing.assert_array_equal(filled[~gaps], X[~gaps])
+        assert np.isfinite(filled).all()
+    # (A rounded value may come twice.)
+    assert (draws.std(0)[gaps] > 0).mean() > 0.5
+    assert (draws.std(0)[~gaps] == 0).all()
+    np.testing.assert_array_equal(draws, model.impute(X, n_draws=3, random_state=0, n_steps=3))
+
+
+def test_gaps_of_images_are_where_it_is_said():
+    model = EnergyVAE(**TINY).fit(DIGITS)
+    known = np.zeros((1, 8, 8), bool)
+    known[:, :4] = True
+    images = DIGITS[:3, None]
+    filled = model.impute(images, known=known, random_state=0, n_chains=2, n_steps=2)
+    np.testing.assert_array_equal(filled[..., :4, :], images[..., :4, :])
+    assert not np.allclose(filled[..., 4:, :], images[..., 4:, :])
+    other = np.where(known, images, np.nan)
+    np.testing.assert_array_equal(model.impute(other, random_state=0, n_chains=2, n_steps=2), filled)
+
+
+def test_filled_gaps_of_rounded_columns_are_on_their_grids_and_names_are_kept():
+    table = pd.DataFrame({"count": RNG.poisson(5.0, 300), "length": 1e4 + 30 * RNG.normal(size=300)})
+    model = EnergyVAE(**TINY).fit(table)
+    asked = table[:10].astype(float)
+    asked.loc[::2, "count"] = np.nan
+    draws = model.impute(asked, n_draws=2, random_state=0, n_steps=2)
+    np.testing.assert_array_equal(draws[..., 0], np.round(draws[..., 0]))
+    with pytest.raises(ValueError, match="n_chains must be"):
+        model.impute(asked, n_chains=0)
+    with pytest.raises(ValueError, match="n_draws must be"):
+        model.impute(asked, n_draws=0)

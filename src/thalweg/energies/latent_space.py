@@ -58,7 +58,7 @@ class LatentCompletion(Energy):
 
     Args:
         generator: p(x|z); it is put in evaluation mode here.
-        known: values ``[*batch, *event]``; those not known may be anything finite.
+        known: values ``[*batch, *event]``, or ``[*event]`` for all; those not known may be anything finite.
         mask: True where known, broadcasting against ``known``.
         energy: of draws; None is none.
     """
@@ -71,6 +71,9 @@ class LatentCompletion(Energy):
         self.generator, self.energy = generator, energy
         self.known, self.mask = known, mask.expand_as(known)
         self.eval()
+        with torch.no_grad():
+            like = next(generator.parameters())
+            self.event = generator(like.new_zeros(1, generator.latent_dim)).shape[1:]
 
     def train(self, mode: bool = True) -> LatentCompletion:
         """Generator and energy stay in evaluation mode: a draw depends on no other draw."""
@@ -79,16 +82,18 @@ class LatentCompletion(Energy):
     def _parts(self, configuration: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z, the noise that counts, and what is made ``[*batch, *event]``."""
         latent_dim = self.generator.latent_dim
-        z, free = configuration[..., :latent_dim], configuration[..., latent_dim:].reshape(self.known.shape)
+        z, free = configuration[..., :latent_dim], self._as_event(configuration[..., latent_dim:])
         means, std = self.generator(z), self.generator.log_std.exp()
         left = (self.known - means) / std
         return z, torch.where(self.mask, left, free), torch.where(self.mask, self.known, means + std * free)
 
+    def _as_event(self, noise: Tensor) -> Tensor:
+        return noise.reshape(*noise.shape[:-1], *self.event)
+
     def forward(self, configuration: Tensor) -> Tensor:
         z, noise, made = self._parts(configuration)
-        n_event = self.known.dim() - z.dim() + 1
-        idle = torch.where(self.mask, configuration[..., z.shape[-1] :].reshape(self.known.shape), 0.0)
-        total = 0.5 * (z.square().sum(-1) + event_sum(noise.square() + idle.square(), n_event))
+        idle = torch.where(self.mask, self._as_event(configuration[..., z.shape[-1] :]), 0.0)
+        total = 0.5 * (z.square().sum(-1) + event_sum(noise.square() + idle.square(), len(self.event)))
         return total if self.energy is None else total + self.energy(made)
 
     @torch.no_grad()
