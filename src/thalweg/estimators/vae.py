@@ -44,7 +44,7 @@ from thalweg.estimators._normaliser import Normalised, Normaliser
 from thalweg.estimators._rescaled import Rescaled
 from thalweg.estimators._whole_rows import table_of_numbers
 from thalweg.evaluation.row_checks import check_folds
-from thalweg.evaluation.verdict import Check
+from thalweg.evaluation.verdict import Check, check_normaliser
 from thalweg.objectives.base import Batch, Objective
 from thalweg.objectives.evidence_bound import EvidenceBound
 from thalweg.objectives.latent_contrast import LatentContrastiveDivergence
@@ -241,7 +241,10 @@ class EnergyVAE(Normalised, GeneratingEstimator):
                 # The verdict says it, and whoever asks for log Z.
                 warnings.simplefilter("ignore", UserWarning)
                 log_prob = plain - self.tilt_(held_out).double() - self.log_normaliser_
-            found = [_check_gain(log_prob - plain, self.log_normaliser_error_)]
+            found = [
+                check_normaliser(self.log_normaliser_error_, self.log_normaliser_warning_),
+                _check_gain(log_prob - plain, self.log_normaliser_error_),
+            ]
         if self.image_shape_ is None:
             found.append(check_folds(log_prob.numpy(), held_out.double().numpy()))
         return found
