@@ -130,16 +130,20 @@ def _energies(run: GeneratorRun, training: np.ndarray, test: np.ndarray) -> Card
     kinds = {"training": training[evenly(len(training), 500)], "held out": test[:500], "drawn": drawn}
     if run.shape is not None:
         kinds |= outliers(test, len(test[:500]), np.random.RandomState(0))
-    figure = go.Figure()
-    for name, rows in kinds.items():
-        figure.add_violin(y=-scores_of(run.model, rows), name=name, points=False, showlegend=False)
-    figure.update_yaxes(title="energy")
+    energies = {name: -scores_of(run.model, rows) for name, rows in kinds.items()}
     others = ", and of images of other kinds" if run.shape is not None else ""
-    return Card(
-        "Likely and unlikely",
-        f"The energy of training data, of held-out data, of draws{others}. A low energy means likely.",
-        [charts.styled(figure, 360)],
-    )
+    text = f"The energy of training data, of held-out data, of draws{others}. A low energy means likely."
+    # Densities give some outsiders energies so high that nothing else could be told apart beside them.
+    known = np.concatenate([energies[name] for name in ("training", "held out", "drawn")])
+    highest = known.max() + 2 * np.ptp(known)
+    if max(values.max() for values in energies.values()) > highest + 10 * np.ptp(known):
+        energies = {name: values.clip(None, highest) for name, values in energies.items()}
+        text += f" Energies above {highest:.4g} are shown as that."
+    figure = go.Figure()
+    for name, values in energies.items():
+        figure.add_violin(y=values, name=name, points=False, showlegend=False)
+    figure.update_yaxes(title="energy")
+    return Card("Likely and unlikely", text, [charts.styled(figure, 360)])
 
 
 def _training(run: GeneratorRun) -> list[Card]:
