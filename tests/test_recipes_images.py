@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from thalweg.data.images import cifar10
+from thalweg.data.images import as_images, cifar10
 from thalweg.energies.densities import UniformEnergy
 from thalweg.objectives.base import Batch
 from thalweg.objectives.classification import CrossEntropy
@@ -135,6 +135,20 @@ def test_energy_matching_stands_beside_chains_and_gaussians():
         assert f"matching: {figure}" in figures
         assert f"chains: {figure}" in figures
     assert "Where they start: draws from the Gaussians" in result.pictures
+
+
+def test_energy_matching_at_paper_scale_trains_in_half_precision(monkeypatch):
+    """On a few images in the place of CIFAR, with a network and a training that a CPU can do."""
+    x, y = some_images(40, 32, 32, 3)
+    tiny = {"max_steps": 2, "width": 2, "hidden": (8,), "n_paired": 40, "batch_size": 8, "device": "cpu"}
+    monkeypatch.setattr(energy_matching, "QUICK", tiny)
+    images = as_images(x, y)
+    model = energy_matching._model(Settings(quick=True, paper_scale=True), images, "matching", 0)
+    assert (model.precision, model.network) == ("bf16-mixed", "convolutional")
+    model.fit(images.pixels, images.labels)
+    assert all(weights.dtype == torch.float32 for weights in model.energy_.parameters())
+    assert np.isfinite(model.score_samples(images.pixels)).all()
+    assert energy_matching._throughput(model, 4.0)["images a second"] == 4.0
 
 
 def test_what_energy_matching_must_reach_is_set_by_the_test_images():
