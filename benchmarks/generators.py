@@ -33,7 +33,7 @@ N_JUDGED = 500
 # Draws that are nearer to training images than this, over the distance of held-out ones, are copies.
 _COPYING, _COPIES = "distance to the nearest training image, over that of held-out ones", 0.5
 # The part of its default updates by which the speed of a training is measured.
-SHORT = 0.05
+SHORT = 0.02
 # Of a generator: an estimator that trains for a multiple of its default updates, what it is fitted to, and draws.
 Make = Callable[[float, int], Any]
 Draw = Callable[[Any, int, int], np.ndarray]
