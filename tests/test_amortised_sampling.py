@@ -195,12 +195,24 @@ def test_the_energys_loss_is_a_difference_and_half_the_squared_gradient_at_the_d
     torch.testing.assert_close(penalised - plain, 0.35 * gradient.square().sum(1))
 
 
+def test_noise_of_its_own_at_each_place_is_learned_too():
+    network = generating_network((3,), 2, (4,), normalise=False)
+    objective, energy = VERA(NoisyGenerator(network, 2, event=(3,))), Level()
+    batch = Batch(None, torch.zeros(5, 3))
+    objective.player_loss("generator", energy, batch, seeded()).mean().backward()
+    assert objective.generator.place.grad.shape == (3,)
+    assert 0.05 < objective.metrics["standard deviation of the generator"] < 0.2
+
+
 def test_what_can_not_be_is_refused_in_words():
     with pytest.raises(TypeError, match="take a NoisyGenerator, got Generator"):
         VERA(Generator(nn.Linear(2, 3), 2))
     noisy = NoisyGenerator(nn.Linear(2, 3), 2)
     for settings in ({"entropy_weight": -0.1}, {"penalty": -0.1}, {"penalty": math.nan}):
         with pytest.raises(ValueError, match="must not be negative"):
+            VERA(noisy, **settings)
+    for settings in ({"n_draws": 0}, {"posterior_std": 0.0}):
+        with pytest.raises(ValueError, match="n_draws must be at least 1 and posterior_std positive"):
             VERA(noisy, **settings)
     with pytest.raises(ValueError, match="makes rows of shape"):
         VERA(noisy).check(PerceptronEnergy(2, (4,)), Batch(None, torch.zeros(4, 2)))

@@ -121,6 +121,14 @@ def test_a_table_is_fitted_reported_sampled_and_scored(table):
     assert scores["note"].dropna().to_dict() == {3: "has gaps in 'sepal width (cm)'"}
 
 
+def test_a_generator_promises_to_fill_no_gaps(tmp_path):
+    rows = load_iris(as_frame=True).data
+    rows.iloc[3, 1] = np.nan
+    rows.to_csv(tmp_path / "gaps.csv", index=False)
+    data = GeneratorRun.read(GeneratorSettings(data=str(tmp_path / "gaps.csv")))
+    assert data.remarks == ["1 of 150 rows have gaps (in 'sepal width (cm)') and were left out."]
+
+
 def test_an_interrupted_run_is_resumed_to_the_same_model(table):
     """As after a kill -9 at the end of the training: the checkpoint is there, the figures are not."""
     folder, _ = table

@@ -526,3 +526,10 @@ def test_a_deep_classifier_refuses_labels_that_are_no_classes_in_words():
     for y, words in (([b"a", b"b"] * 10, "y holds bytes"), (["a", 1] * 10, "mixes texts and numbers")):
         with pytest.raises(ValueError, match=words):
             DeepBeliefClassifier((3,)).fit(X, np.array(y, dtype=object))
+
+
+@pytest.mark.parametrize("machine", [DeepBoltzmannMachine, DeepBeliefEstimator])
+@pytest.mark.filterwarnings("ignore:the model failed its checks")
+def test_rows_that_are_all_equal_end_no_training(machine):
+    model = machine((4, 3), max_epochs_pretraining=5, max_epochs=5, random_state=0).fit(np.ones((40, 3)))
+    assert "doubtful" in {check.state for check in model.verdict_ if check.name == "variety"}

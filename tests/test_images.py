@@ -296,6 +296,20 @@ def test_known_pixels_are_completed_bit_for_bit(small):
         assert not (found[:, :, :, 4:] == images[:5, :, 4:]).all()
 
 
+def test_images_that_can_not_be_completed_are_refused_and_bytes_are_numbers(small):
+    model, images, labels = small
+    known, how = np.arange(8)[:, None] < 4, {"labels": labels[:2], "n_draws": 1, "n_steps": 5, "random_state": 0}
+    pixels = np.rint(255 * images[:2]).astype(np.uint8)
+    found = model.impute(pixels, known=known, **how)
+    np.testing.assert_allclose(found, model.impute(pixels / 255, known=known, **how), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="known must broadcast"):
+        model.impute(images[:2], known=known[:3], **how)
+    with pytest.raises(ValueError, match="True or False"):
+        model.impute(images[:2], known=known.astype(int), **how)
+    with pytest.raises(ValueError, match="images with gaps must be"):
+        model.impute(images[:2, :, :4], **how)
+
+
 def test_denoising_moves_towards_the_data(small):
     model, images, labels = small
     noisy = (images[:50] + 0.3 * np.random.RandomState(0).randn(50, 1, 8, 8)).clip(0, 1).astype(np.float32)

@@ -285,11 +285,12 @@ def test_settings_that_can_not_be_are_refused(settings, words):
     ("X", "words"),
     [
         (DIGITS[:1], "there is one image"),
+        (np.repeat(DIGITS[:1], 30, 0), "all images are the same"),
         (IRIS[:, [0, 1, 1]] * [1, 1, 0], "column 2 is constant"),
         (np.full_like(IRIS, np.nan), "NaN"),
         (pd.DataFrame({"a": ["x", "y", "z"]}), "'a'"),
     ],
-    ids=["one image", "constant column", "gaps", "words"],
+    ids=["one image", "equal images", "constant column", "gaps", "words"],
 )
 def test_data_that_can_not_be_are_refused(X, words):
     with pytest.raises(ValueError, match=words):
@@ -344,3 +345,45 @@ def test_filled_gaps_of_rounded_columns_are_on_their_grids_and_names_are_kept():
         model.impute(asked, n_chains=0)
     with pytest.raises(ValueError, match="n_draws must be"):
         model.impute(asked, n_draws=0)
+
+
+@pytest.mark.parametrize(
+    ("X", "known", "words"),
+    [
+        (IRIS[:5, :1], None, "1 features"),
+        (IRIS[:5, :3], None, "3 features"),
+        (IRIS[:5], np.ones((5, 3), bool), "known must broadcast"),
+        (IRIS[:5], np.ones((2, 5, 4), bool), "known must broadcast"),
+        (IRIS[:5], np.ones((5, 4), int), "True or False"),
+        (np.where(IRIS[:5] > 4, np.inf, IRIS[:5]), None, "what is known"),
+        (np.where(IRIS[:5] > 4, np.nan, IRIS[:5]), np.ones((5, 4), bool), "what is known"),
+    ],
+    ids=["one column", "a column less", "shape", "dimensions", "numbers", "infinity", "NaN said to be known"],
+)
+def test_gaps_that_can_not_be_filled_are_refused(X, known, words):
+    model = EnergyVAE(**ALONE).fit(IRIS)
+    with pytest.raises(ValueError, match=words):
+        model.impute(X, known=known, n_chains=2, n_steps=2)
+
+
+def test_gaps_of_columns_in_another_order_are_refused():
+    table = pd.DataFrame(IRIS, columns=list("abcd"))
+    model = EnergyVAE(**ALONE).fit(table)
+    with pytest.raises(ValueError, match="feature names"):
+        model.impute(table[["b", "a", "c", "d"]], n_chains=2, n_steps=2)
+
+
+def test_gaps_of_bytes_are_filled_as_those_of_the_same_numbers():
+    model = EnergyVAE(**ALONE).fit(DIGITS)
+    images, how = np.rint(255 * DIGITS[:3]).astype(np.uint8), {"random_state": 0, "n_chains": 2, "n_steps": 2}
+    known = np.arange(8)[:, None] < 4
+    found = model.impute(images, known=known, **how)
+    assert found.shape == images.shape
+    np.testing.assert_allclose(found, model.impute(images / 255, known=known, **how), rtol=1e-4, atol=1e-5)
+
+
+def test_images_with_gaps_have_the_shape_of_the_others():
+    model = EnergyVAE(**ALONE).fit(RNG.random((30, 8, 8, 3)))
+    for shape in ((2, 8, 8, 3), (2, 3, 8, 4), (2, 8, 8), (0, 3, 8, 8)):
+        with pytest.raises(ValueError, match=r"images with gaps must be \[n, 3, 8, 8\]"):
+            model.impute(np.zeros(shape))

@@ -178,8 +178,10 @@ def test_the_same_configuration_has_the_same_energy_every_time_and_in_every_batc
     torch.testing.assert_close(energy(x[1, 3]), first[1, 3])
     torch.testing.assert_close(copy.deepcopy(energy)(x), first)
     torch.testing.assert_close(variational_autoencoder((1, 4, 4), 3, (8,), n_draws=6).noise, energy.noise)
-    # Two rows at a time.
+    # Two rows at a time, and one.
     monkeypatch.setattr(variational, "_ROWS_AT_ONCE", 12)
+    torch.testing.assert_close(energy(x), first)
+    monkeypatch.setattr(variational, "_NUMBERS_AT_ONCE", 100)
     torch.testing.assert_close(energy(x), first)
     assert energy(x[:0]).shape == (0, 5)
 

@@ -176,6 +176,16 @@ def test_samples_alike_noise_and_copies():
     assert check_variety(0.6 * fresh, training).state == "doubtful"
 
 
+def test_the_variety_of_equal_rows_is_no_error():
+    rng = np.random.RandomState(0)
+    rows, equal = rng.standard_normal((200, 3)), np.zeros((200, 3))
+    assert check_variety(equal, rows).state == "failed"
+    assert check_variety(rows, equal).state == check_variety(equal, equal).state == "doubtful"
+    nearly = np.vstack([equal[:-1], np.ones((1, 3))])
+    assert check_variety(equal, nearly).state == "passed"
+    assert check_variety(equal, np.vstack([equal[:150], np.ones((50, 3))])).state == "failed"
+
+
 def test_right_samples_pass_in_nearly_all_cases():
     """Of right samples of normal, heavy-tailed and binary rows none fails, few are doubtful."""
     rng = np.random.RandomState(1)

@@ -135,6 +135,27 @@ def as_images(pixels: np.ndarray, labels: np.ndarray | None = None) -> Images:
     return _scaled(*with_white(pixels), labels)
 
 
+def pixels_with_gaps(images: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Images of which not all pixels need be known, in the units in which a model takes them.
+
+    Args:
+        images: ``[n, C, H, W]``, or ``[n, H, W]`` of one channel; numbers as they are, bytes divided by white. NaN
+            and infinities are let pass.
+        shape: (C, H, W).
+
+    Raises:
+        ValueError: for no image, or another shape.
+    """
+    found, shape = np.asarray(images), tuple(shape)
+    shapes = (shape, shape[1:]) if shape[0] == 1 else (shape,)
+    if found.shape[1:] not in shapes or not len(found):
+        raise ValueError(f"images with gaps must be [n, {', '.join(map(str, shape))}], got {found.shape}")
+    if found.dtype.kind in "iu":
+        found, white = with_white(found)
+        found = found / np.float32(white)
+    return found if found.dtype.kind == "f" else found.astype(np.float64)
+
+
 def pixels_like(images: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Images of a shape that is known, as float32 ``[n, C, H, W]`` in the units in which a model takes them.
 

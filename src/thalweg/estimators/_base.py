@@ -231,6 +231,22 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
+def which_known(values: np.ndarray, known: Any) -> np.ndarray:
+    """Which of the values are known, bool of their shape: as is said, or with None those that are not NaN.
+
+    Raises:
+        ValueError: if what is said is not bool, or does not broadcast to the shape of the values.
+    """
+    found = ~np.isnan(values) if known is None else np.asarray(known)
+    if found.dtype != bool:
+        raise ValueError(f"known must be True or False for each entry, got {found.dtype}")
+    try:
+        return np.broadcast_to(found, values.shape)
+    except ValueError:
+        shapes = f"{list(found.shape)} and {list(values.shape)}"
+        raise ValueError(f"known must broadcast to the shape of X, got the shapes {shapes}") from None
+
+
 def check_counts(estimator: Any, *names: str, least: int = 1) -> None:
     """Refuse parameters that are no whole numbers of at least this."""
     for name in names:

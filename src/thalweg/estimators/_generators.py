@@ -43,6 +43,8 @@ class GeneratingEstimator(Estimator):
                 raise ValueError("there is one image: a generator needs at least two")
             if not bool(torch.isfinite(images).all()):
                 raise ValueError("the images contain NaN or infinity")
+            if bool((images == images[0]).all()):
+                raise ValueError("all images are the same: there is nothing to learn")
             self.image_shape_ = tuple(int(v) for v in images.shape[1:])
             return images, found.resolution
         X = validate_data(self, table_of_numbers(X), dtype=np.float64, ensure_min_samples=2)

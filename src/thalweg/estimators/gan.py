@@ -75,9 +75,10 @@ OPTIONS = ("margin", "pulling_away", "gamma", "k_rate", "entropy_weight", "penal
 class EnergyGAN(GeneratingEstimator):
     """An energy, low at data and high at a generator's draws, and the generator, which makes what has low energy.
 
-    Draws are one pass of the generator, independent of one another; there is no chain. The energy is that of an
-    autoencoder, low where a row is reconstructed well: it ranks and finds outsiders, and is no density. "gan",
-    "gebm" and "vera" have any network of one number in its place.
+    Draws are one pass of the generator, independent of one another; there is no chain, but that by which the
+    energy of "gebm" corrects each draw. The energy is that of an autoencoder, low where a row is reconstructed
+    well: it ranks and finds outsiders, and is no density. "gan", "gebm" and "vera" have any network of one number
+    in its place.
 
     Rows of tables are standardised within. Columns that are rounded (counts, whole years, two decimals) are
     recognised: they are spread over their rounding cells in training, and draws are rounded.

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from thalweg._torch_state import seeded
-from thalweg.data.images import as_images, pixels_like
+from thalweg.data.images import as_images, pixels_like, pixels_with_gaps
 from thalweg.energies.anchored import AnchoredEnergy
 from thalweg.energies.densities import UniformEnergy
 from thalweg.energies.densities.class_gaussians import ClassGaussians
@@ -35,6 +35,7 @@ from thalweg.estimators._base import (
     count_weights,
     draw_seed,
     generator_of,
+    which_known,
 )
 from thalweg.estimators._image_walks import ColdChains, MatchedFlow, Walk
 from thalweg.evaluation.row_checks import check_variety
@@ -424,15 +425,18 @@ class ImageEBM(Estimator):
             n_steps: steps of each chain, or of the flow; None is 200, or 25.
 
         Returns:
-            ``[n, C, H, W]``, or ``[n_draws, n, C, H, W]``.
+            ``[n, C, H, W]``, or ``[n_draws, n, C, H, W]``; in [0, 1] where X holds bytes.
+
+        Raises:
+            ValueError: for images that do not fit the model, ``known`` that does not fit them, or n_draws below 1.
         """
         check_is_fitted(self, "energy_")
         if n_draws is not None:
             check_count("n_draws", n_draws)
         generator = self._generator(random_state)
         n_steps = self._walk().n_filling if n_steps is None else n_steps
-        original = np.asarray(X)
-        is_known = np.broadcast_to(~np.isnan(original) if known is None else known, original.shape)
+        original = pixels_with_gaps(X, self.image_shape_)
+        is_known = which_known(original, known)
         mask = torch.from_numpy(is_known.copy()).to(self._device)
         x = self._pixels(np.where(is_known, original, 0.0))
         if labels is None and self.n_labels_ > 1:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from thalweg._torch_state import seeded
+from thalweg.data.images import pixels_with_gaps
 from thalweg.energies.base import Energy, standard_normal
 from thalweg.energies.composition import WeightedSum
 from thalweg.energies.densities import GaussianMixtureEnergy
@@ -38,6 +38,7 @@ from thalweg.estimators._base import (
     count_weights,
     draw_seed,
     generator_of,
+    which_known,
 )
 from thalweg.estimators._generators import ROWS_AT_ONCE, GeneratingEstimator
 from thalweg.estimators._normaliser import Normalised, Normaliser
@@ -395,40 +396,41 @@ class EnergyVAE(Normalised, GeneratingEstimator):
             n_steps: steps of each chain, of HMC, after a warm-up of as many that chooses their size.
 
         Returns:
-            As X, or ``[n_draws, *X.shape]``.
+            As X, or ``[n_draws, *X.shape]``; in [0, 1] where X holds bytes.
 
         Raises:
-            ValueError: for X that does not fit the model, or numbers that can't be.
+            ValueError: for X that does not fit the model, ``known`` that does not fit X, or numbers that can't be.
         """
         check_is_fitted(self, "energy_")
         if n_draws is not None:
             check_count("n_draws", n_draws)
         check_count("n_chains", n_chains)
         check_count("n_steps", n_steps)
-        original = np.asarray(X if known is not None or self.image_shape_ else table_of_numbers(X), np.float64)
-        is_known = np.broadcast_to(~np.isnan(original) if known is None else known, original.shape)
-        neutral = 0.5 if self.image_shape_ else self.location_
-        x = self._rows(self._named(np.where(is_known, original, neutral)))
-        inner = x.float() if self.image_shape_ else self.energy_.forth(x)
+        original = self._with_gaps(X)
+        is_known = which_known(original, known)
+        x = torch.from_numpy(np.where(is_known, original, 0.5 if self.image_shape_ else self.location_))
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError("what is known contains NaN or infinity")
+        inner = x.reshape(-1, *self.image_shape_).float() if self.image_shape_ else self.energy_.forth(x)
         mask, generator = torch.from_numpy(is_known.copy()).reshape(inner.shape), generator_of(random_state)
         n, at_once = n_draws or n_chains, max(1, ROWS_AT_ONCE // (n_draws or n_chains))
-        ends = torch.cat([
-            self._completed(rows, own, n, n_steps, generator)
-            for rows, own in zip(inner.split(at_once), mask.split(at_once), strict=True)
-        ])  # fmt: skip
-        filled = ends if self.image_shape_ else self.energy_.back(ends)
-        found = (filled.mean(1) if n_draws is None else filled.movedim(1, 0)).double().numpy()
+        parts = []
+        for rows, own in zip(inner.split(at_once), mask.split(at_once), strict=True):
+            ends = self._completed(rows, own, n, n_steps, generator)
+            filled = ends if self.image_shape_ else self.energy_.back(ends)
+            parts.append(filled.mean(1, keepdim=True) if n_draws is None else filled)
+        found = torch.cat(parts).movedim(1, 0).numpy()
         if n_draws is not None and not self.image_shape_:
             found = np.stack([self._on_grids(draw) for draw in found])
-        result: np.ndarray = np.where(is_known, original, found.reshape(-1, *original.shape)).astype(
-            original.dtype
-        )
+        result: np.ndarray = np.where(is_known, original, found.reshape(-1, *original.shape))
+        result = result.astype(original.dtype)
         return result[0] if n_draws is None else result
 
-    def _named(self, x: np.ndarray) -> Any:
-        """Rows with the names of the columns, where the model has them."""
-        names = getattr(self, "feature_names_in_", None)
-        return x if names is None else pd.DataFrame(x, columns=names)
+    def _with_gaps(self, X: Any) -> np.ndarray:
+        """Images in the units of the model, or rows in their own; NaN and infinities are let pass."""
+        if self.image_shape_:
+            return pixels_with_gaps(X, self.image_shape_)
+        return validate_data(self, table_of_numbers(X), reset=False, dtype=np.float64, ensure_all_finite=False)
 
     def _completed(self, rows: Tensor, mask: Tensor, n: int, n_steps: int, generator: torch.Generator) -> Tensor:
         """n completions of each row ``[rows, n, *event]``."""

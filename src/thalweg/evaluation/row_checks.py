@@ -21,6 +21,8 @@ from thalweg.evaluation.verdict import FEWEST_COMPARED, Check, check_baselines
 
 _MOST_COMPARED, _MOST_FITTED = 500, 1000
 _NEIGHBOURS = 5
+# What is likelier than that may be chance.
+_BY_CHANCE = 0.01
 # Beyond so many times the spread of half of a column's values its tails are heavy.
 _FAR = 15.0
 
@@ -225,7 +227,16 @@ def check_variety(samples: Rows, rows: Rows, what: str = "draws") -> Check:
         return Check("variety", "passed", f"There are too few {what} or rows to compare.")
     rng = np.random.RandomState(0)
     drawn, real = (_some(as_rows(values, "samples", 2), rng) for values in (samples, rows))
-    ratio = median_distance(drawn) / max(median_distance(real), 1e-12)
+    spread = _spread(real)
+    if not spread:
+        text = f"All rows of the data that were compared are equal: how much {what} should vary can't be said."
+        return Check("variety", "doubtful", text)
+    ratio = _spread(drawn) / spread
+    if not ratio:
+        # Of data that are nearly all equal, so may all draws be.
+        share = np.unique(real, axis=0, return_counts=True)[1].max() / len(real)
+        if share ** len(drawn) > _BY_CHANCE:
+            return Check("variety", "passed", f"All {what} are equal, as nearly all rows of the data are.")
     found = f"The distance of two {what} is {ratio:.2f} of that of two rows of the data"
     if ratio < 0.5:
         return Check("variety", "failed", f"{found}: they are nearly all alike. Most of the data are lost.")
@@ -236,6 +247,14 @@ def check_variety(samples: Rows, rows: Rows, what: str = "draws") -> Check:
     if ratio > 1.4:
         return Check("variety", "doubtful", f"{found}: they vary too much.")
     return Check("variety", "passed", f"{found}.")
+
+
+def _spread(rows: np.ndarray) -> float:
+    """The median distance of two different rows, 0 where all that are compared are equal."""
+    try:
+        return median_distance(rows)
+    except ValueError:
+        return 0.0
 
 
 def check_modes(samples: Rows, rows: Rows, what: str = "draws") -> Check:

@@ -37,7 +37,7 @@ class VERA(AgainstGenerator):
         posterior_log_std: ``[latent_dim]``.
 
     Raises:
-        ValueError: for negative weights.
+        ValueError: for negative weights, no draws, or a standard deviation that is not positive.
         TypeError: for a generator whose draws have no noise.
 
     Source: [Grathwohl 2021b, eq. 6 to 9 and alg. 1] and its code, which draws z as wide as the posterior.
@@ -64,6 +64,10 @@ class VERA(AgainstGenerator):
             raise ValueError(
                 f"entropy_weight and penalty must not be negative, got {entropy_weight} and {penalty}"
             )
+        if n_draws < 1 or not posterior_std > 0:
+            raise ValueError(
+                f"n_draws must be at least 1 and posterior_std positive, got {n_draws} and {posterior_std}"
+            )
         self.entropy_weight, self.penalty, self.n_draws = entropy_weight, penalty, n_draws
         self.posterior_log_std = nn.Parameter(torch.full((generator.latent_dim,), math.log(posterior_std)))
 
@@ -89,7 +93,7 @@ class VERA(AgainstGenerator):
         # Its gradient is that of -H[q]: the part that comes from log q itself has a mean of 0.
         followed = event_sum(score * x, given.event_ndim)
         self.metrics["size of the score"] = float(score.flatten(1).norm(dim=1).mean())
-        self.metrics["standard deviation of the generator"] = float(self.generator.log_std.detach().exp())
+        self.metrics["standard deviation of the generator"] = float(self.generator.log_std.detach().exp().mean())
         return value + self.entropy_weight * followed
 
     def _energy_loss(self, of_data: Tensor, of_drawn: Tensor, batch: Batch) -> Tensor:

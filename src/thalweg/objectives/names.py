@@ -25,5 +25,5 @@ IMAGES = ("matching", "chains", "improved-chains")
 ADVERSARIAL = ("ebgan", "magan", "began", "gan", "vera", "gebm")
 VARIATIONAL = ("vae", "vaebm")
 GENERATIVE = ADVERSARIAL + VARIATIONAL
-# Those of which that have an autoencoder.
+# Those of them that have an autoencoder.
 RECONSTRUCTING = ("ebgan", "magan", "began", *VARIATIONAL)

@@ -118,8 +118,8 @@ def read_numbers(settings: Any, convert: Callable[[Typed], pd.DataFrame] = numbe
         n = len(numbers) - len(complete)
         with_gaps = [c for c in numbers.columns if numbers[c].isna().any()]
         remarks.append(
-            f"{n} of {len(numbers)} rows have gaps (in {listed(with_gaps)}) and were left out; the model can fill "
-            "them with `thalweg impute`."
+            f"{n} of {len(numbers)} rows have gaps (in {listed(with_gaps)}) and were left out"
+            + ("; the model can fill them with `thalweg impute`." if "impute" in settings.verbs else ".")
         )
     training_index, test_index = split_rows(len(complete), test_fraction, seed)
     training, test = complete.iloc[training_index], complete.iloc[test_index]

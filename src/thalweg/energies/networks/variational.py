@@ -14,8 +14,8 @@ from thalweg.energies.networks.autoencoder import encoding_network
 from thalweg.energies.networks.generator import NoisyGenerator, generating_network
 from thalweg.energies.networks.image import UNIT_IMAGES
 
-# Rows that the decoder makes at once.
-_ROWS_AT_ONCE = 2**15
+# Rows that the decoder makes at once, and numbers in them.
+_ROWS_AT_ONCE, _NUMBERS_AT_ONCE = 2**15, 2**23
 
 
 class VariationalAutoencoder(Energy):
@@ -71,7 +71,7 @@ class VariationalAutoencoder(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, event = x.shape[: x.dim() - self.event_ndim], x.shape[x.dim() - self.event_ndim :]
-        at_once = max(1, _ROWS_AT_ONCE // len(self.noise))
+        at_once = max(1, min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // math.prod(event)) // len(self.noise))
         parts = [self._estimated(part) for part in x.reshape(-1, *event).split(at_once)]
         return torch.cat(parts).reshape(batch)
 
