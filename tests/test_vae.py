@@ -158,6 +158,15 @@ def test_images_are_means_of_the_decoder_in_their_shape():
     assert np.isfinite(model.score_samples(DIGITS)).all()
 
 
+def test_the_score_of_images_is_of_grey_levels_spread_over_their_cells():
+    model = EnergyVAE(**TINY).fit(DIGITS)
+    assert float(model.resolution_) == pytest.approx(1 / 16)
+    noise = np.random.default_rng(1).uniform(-0.5, 0.5, (20, *DIGITS.shape)) / 16
+    scores = [model.score_samples((DIGITS + own).astype(np.float32)).mean() for own in noise]
+    assert abs(model.score(DIGITS) - np.mean(scores)) < 4 * np.std(scores)
+    assert model.score(DIGITS) < model.score_samples(DIGITS).mean()
+
+
 def test_large_images_have_convolutions():
     images = RNG.random((80, 28, 28)).astype(np.float32)
     model = EnergyVAE(width=2, max_steps_pretraining=3, max_steps=2, n_steps=2, random_state=0).fit(images)

@@ -46,6 +46,7 @@ class GeneratingEstimator(Estimator):
             if bool((images == images[0]).all()):
                 raise ValueError("all images are the same: there is nothing to learn")
             self.image_shape_ = tuple(int(v) for v in images.shape[1:])
+            self.resolution_ = np.array(found.resolution)
             return images, found.resolution
         X = validate_data(self, table_of_numbers(X), dtype=np.float64, ensure_min_samples=2)
         check_columns(X, getattr(self, "feature_names_in_", range(X.shape[1])))
@@ -118,14 +119,16 @@ class GeneratingEstimator(Estimator):
 
     def _config(self) -> dict[str, Any]:
         if self.image_shape_:
-            return {"image_shape": list(self.image_shape_)}
+            return {"image_shape": list(self.image_shape_), "resolution": float(self.resolution_)}
         return {"image_shape": None, "resolution": self.resolution_.tolist(), "origin": self.origin_.tolist()}
 
     def _read_config(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[int, ...]:
         """Take back what :meth:`_config` gave; the shape of an event."""
         shape = config["image_shape"]
         self.image_shape_ = None if shape is None else tuple(shape)
+        # Older models of images do not say it.
+        self.resolution_ = np.array(config.get("resolution", 0.0))
         if self.image_shape_ is None:
-            self.resolution_, self.origin_ = np.array(config["resolution"]), np.array(config["origin"])
+            self.origin_ = np.array(config["origin"])
             self.location_, self.scale_ = (tensors[f"energy.{name}"].numpy() for name in ("location", "scale"))
         return self.image_shape_ or (self.n_features_in_,)

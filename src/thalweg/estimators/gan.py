@@ -120,7 +120,7 @@ class EnergyGAN(GeneratingEstimator):
         generator_: the :class:`~thalweg.energies.networks.generator.Generator`, of images in [0, 1] or of
             standardised rows.
         image_shape_: (C, H, W), or None for a table.
-        resolution_: spacing found for each column of a table, 0 where it is not rounded.
+        resolution_: spacing found for each column of a table, or one grey level; 0 where it is not rounded.
         history_: :class:`~thalweg.training.history.History`; "loss" is the energy's, "generator loss" the other's.
         n_features_in_, feature_names_in_: as in scikit-learn, for a table.
 

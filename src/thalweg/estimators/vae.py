@@ -49,6 +49,7 @@ from thalweg.evaluation.verdict import Check, check_normaliser
 from thalweg.objectives.base import Batch, Objective
 from thalweg.objectives.evidence_bound import EvidenceBound
 from thalweg.objectives.latent_contrast import LatentContrastiveDivergence
+from thalweg.objectives.likelihood import dequantise
 from thalweg.sampling.adaptation import adapt_step_size
 from thalweg.sampling.annealing import bracket_log_normaliser, summarised
 from thalweg.sampling.buffer import ReplayBuffer
@@ -117,7 +118,7 @@ class EnergyVAE(Normalised, GeneratingEstimator):
         tilt_: the energy on top of it, or None.
         log_normaliser_, log_normaliser_error_, log_normaliser_warning_: log Z of exp(-E) under the autoencoder.
         image_shape_: (C, H, W), or None for a table.
-        resolution_: spacing found for each column of a table, 0 where it is not rounded.
+        resolution_: spacing found for each column of a table, or one grey level; 0 where it is not rounded.
         history_: :class:`~thalweg.training.history.History` of both trainings.
         n_features_in_, feature_names_in_: as in scikit-learn, for a table.
 
@@ -201,7 +202,7 @@ class EnergyVAE(Normalised, GeneratingEstimator):
             self.autoencoder_.cpu().eval()
             if self.tilt_ is not None:
                 plan = self._plan(len(rows), self.max_steps, checkpoint_seconds)
-                parts["energy"] = train("energy", self.tilt_, self._contrast(rows), plan)
+                parts["energy"] = train("energy", self.tilt_, self._contrast(rows, level), plan)
                 self.tilt_.cpu().eval()
                 self.autoencoder_.cpu()
         self.history_ = History.joined(parts)
@@ -210,7 +211,7 @@ class EnergyVAE(Normalised, GeneratingEstimator):
         numbers = torch.Generator().manual_seed(self._seed)
         some = self._some(rows, numbers)
         checks = self._checks(len(rows), some, self._draw(len(some), self._n_steps, numbers))
-        self._conclude([*checks, *self._beside(held_out)])
+        self._conclude([*checks, *self._beside(dequantise(held_out, level, numbers))])
         return self
 
     def _split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -294,11 +295,11 @@ class EnergyVAE(Normalised, GeneratingEstimator):
             seed=self._seed,
         )
 
-    def _contrast(self, rows: Tensor) -> LatentContrastiveDivergence:
+    def _contrast(self, rows: Tensor, level: float) -> LatentContrastiveDivergence:
         n_chains = min(self.batch_size, len(rows))
         buffer = ReplayBuffer(self._noise(), max(_N_KEPT, n_chains), n_chains, _RESTART)
         both = FromBothNoises(self.autoencoder_.decoder)
-        return LatentContrastiveDivergence(both, Langevin(self.step_size), self.n_steps, buffer)
+        return LatentContrastiveDivergence(both, Langevin(self.step_size), self.n_steps, buffer, resolution=level)
 
     @property
     def _n_noises(self) -> int:
@@ -368,7 +369,14 @@ class EnergyVAE(Normalised, GeneratingEstimator):
         return -self._energies(X) - self.log_normaliser_
 
     def score(self, X: Any, y: Any = None) -> float:
-        """The mean of :meth:`score_samples`."""
+        """The mean of :meth:`score_samples`, for images after noise of one grey level, as in the training.
+
+        On whole grey levels a density can be as high as one likes. With the noise the mean of log p plus, for each
+        pixel, the logarithm of one grey level is at most the log probability of the levels.
+        """
+        if self.image_shape_:
+            level = float(self.resolution_)
+            X = dequantise(self._rows(X), level, torch.Generator().manual_seed(self._seed)).numpy()
         return float(self.score_samples(X).mean())
 
     def impute(

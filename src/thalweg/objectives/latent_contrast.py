@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from thalweg.energies.latent_space import LatentSpaceEnergy
 from thalweg.objectives.base import AnyEnergy, Batch, Objective, continuous, evaluating
+from thalweg.objectives.likelihood import dequantise
 from thalweg.sampling.buffer import ReplayBuffer
 from thalweg.sampling.chain import Kernel, run_chain
 
@@ -25,6 +26,8 @@ class LatentContrastiveDivergence(Objective):
         n_steps: steps of the chains for each update.
         start: where they start: a buffer of z, whose noise is N(0, I).
         energy_l2: weight of the squares of both energies, which keeps them near zero.
+        resolution: spacing of the grid that the data are rounded to: uniform noise of that width is added to them
+            afresh at every step.
 
     Source: [Xiao 2021, eq. 8 and alg. 1], in the space of independent noise; a buffer of it [Xiao 2021, app. E].
     """
@@ -36,11 +39,13 @@ class LatentContrastiveDivergence(Objective):
         n_steps: int,
         start: ReplayBuffer,
         energy_l2: float = 0.0,
+        resolution: float = 0.0,
     ):
         super().__init__()
         # Not a part of this module, so that no optimiser and no moving average touches it.
         object.__setattr__(self, "generator", generator)
-        self.kernel, self.n_steps, self.start, self.energy_l2 = kernel, n_steps, start, energy_l2
+        self.kernel, self.n_steps, self.start = kernel, n_steps, start
+        self.energy_l2, self.resolution = energy_l2, resolution
 
     generator: nn.Module
 
@@ -48,6 +53,7 @@ class LatentContrastiveDivergence(Objective):
         """As :meth:`Objective.check`; the generator's draws must have the shape of the data, too."""
         super().check(energy, batch)
         continuous(self, energy, batch.rows(slice(0, 2)))
+        self.generator.to(self.start.positions.device)
         with torch.no_grad(), evaluating(self.generator):
             made = self.generator(self.start.positions[:2])
         if made.shape[1:] != batch.y.shape[1:]:
@@ -57,14 +63,15 @@ class LatentContrastiveDivergence(Objective):
             )
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        given, chains = batch.given(energy), self.start.draw(None, batch.y, generator)
-        self.generator.to(batch.y.device)
+        y = dequantise(batch.y, self.resolution, generator)
+        given, chains = batch.given(energy), self.start.draw(None, y, generator)
+        self.generator.to(y.device)
         with evaluating(energy), torch.no_grad():
             behind = LatentSpaceEnergy(self.generator, given)
             state = run_chain(self.kernel, behind, chains.position, self.n_steps, generator, check=False)
             drawn = behind.made(state.position)
-        n = len(batch.y)
-        values = given(torch.cat([batch.y, drawn]))
+        n = len(y)
+        values = given(torch.cat([y, drawn]))
         positive, negative = values[:n], values[n:]
         if self.training:
             self.start.store(chains, state.position, negative.detach())

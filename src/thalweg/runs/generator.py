@@ -268,7 +268,7 @@ def _measured(model: EnergyGAN | EnergyVAE, training: np.ndarray, test: np.ndarr
         scores[name] = copying_ratio(fresh, own, held_out)
     inside = scores_of(model, test)
     if isinstance(model, EnergyVAE):
-        scores["log p of held-out data, nats"] = float(inside.mean())
+        scores["log p of held-out data, nats"] = model.score(_as_given(model, test))
         scores["log Z, give or take"] = model.log_normaliser_error_
     for kind, rows in others.items():
         scores[f"AUROC, {kind}"] = _auroc(inside, scores_of(model, rows))
@@ -278,8 +278,13 @@ def _measured(model: EnergyGAN | EnergyVAE, training: np.ndarray, test: np.ndarr
 
 def scores_of(model: EnergyGAN | EnergyVAE, rows: np.ndarray) -> np.ndarray:
     """Scores of images, or of rows without the names of their columns ``[n]``."""
+    return model.score_samples(_as_given(model, rows))
+
+
+def _as_given(model: EnergyGAN | EnergyVAE, rows: np.ndarray) -> np.ndarray | pd.DataFrame:
+    """Rows with the names of their columns, where the model knows these."""
     names = getattr(model, "feature_names_in_", None)
-    return model.score_samples(rows if names is None else pd.DataFrame(rows, columns=names))
+    return rows if names is None else pd.DataFrame(rows, columns=names)
 
 
 def _shuffled(rows: np.ndarray, rng: np.random.RandomState) -> dict[str, np.ndarray]:
