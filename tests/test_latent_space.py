@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 from parts import seeded
-from thalweg.energies import Energy, LatentCompletion, LatentSpaceEnergy, NoisyGenerator
+from thalweg.energies import (
+    Energy,
+    LatentCompletion,
+    LatentSpaceEnergy,
+    NoisyGenerator,
+    VariationalAutoencoder,
+)
+from thalweg.inference import complete_draws
 from thalweg.sampling import HMC, LatentSampler, run_chain
 
 
@@ -122,3 +129,24 @@ def test_a_completion_keeps_generator_and_energy_in_evaluation_mode():
     generator = NoisyGenerator(nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)), 2)
     energy = LatentCompletion(generator, torch.zeros(2, 3), torch.tensor([True, False, False]))
     assert not energy.train().generator.training
+
+
+def test_completions_of_an_autoencoder_are_those_of_the_conditional_gaussian_however_it_encodes():
+    """The encoder has not learned anything: the chains make up for it."""
+    weight = torch.tensor([[1.0, 0.5], [0.3, -1.0], [0.8, 0.2]])
+    shift, std = torch.tensor([0.5, -1.0, 2.0]), 0.4
+    decoder = linear_generator(weight.double(), shift.double(), std).float()
+    torch.manual_seed(0)
+    autoencoder = VariationalAutoencoder(nn.Linear(3, 4), decoder)
+    covariance = weight @ weight.T + std**2 * torch.eye(3)
+    known, mask = torch.tensor([1.5, -0.2, 9.0]), torch.tensor([True, True, False])
+    gain = torch.linalg.solve(covariance[:2, :2], covariance[:2, 2])
+    mean = shift[2] + gain @ (known[:2] - shift[:2])
+    variance = covariance[2, 2] - gain @ covariance[:2, 2]
+    n = 2000
+    filled = complete_draws(autoencoder, known.expand(n, 3), mask.expand(n, 3), generator=seeded(3))
+    assert torch.equal(filled[:, :2], known[:2].expand(n, 2))
+    assert abs(float(filled[:, 2].mean() - mean)) < 4 * float((variance / n).sqrt())
+    assert abs(float(filled[:, 2].var() / variance) - 1) < 4 * (2 / n) ** 0.5
+    plain = complete_draws(autoencoder, known.expand(n, 3), mask.expand(n, 3), noisy=False, generator=seeded(3))
+    assert float(plain[:, 2].var()) < float(filled[:, 2].var()) - 0.5 * std**2

@@ -18,10 +18,9 @@ from torch.distributions import constraints
 
 from thalweg._torch_state import seeded
 from thalweg.data.images import pixels_with_gaps
-from thalweg.energies.base import Energy, standard_normal
+from thalweg.energies.base import Energy
 from thalweg.energies.composition import WeightedSum
 from thalweg.energies.densities import GaussianMixtureEnergy
-from thalweg.energies.latent_space import LatentCompletion
 from thalweg.energies.networks.convolutional import smooth_network
 from thalweg.energies.networks.features import mlp
 from thalweg.energies.networks.generator import FromBothNoises
@@ -46,16 +45,14 @@ from thalweg.estimators._rescaled import Rescaled
 from thalweg.estimators._whole_rows import table_of_numbers
 from thalweg.evaluation.row_checks import check_folds
 from thalweg.evaluation.verdict import Check, check_normaliser
+from thalweg.inference.behind_draws import complete_draws
 from thalweg.objectives.base import Batch, Objective
 from thalweg.objectives.evidence_bound import EvidenceBound
 from thalweg.objectives.latent_contrast import LatentContrastiveDivergence
 from thalweg.objectives.likelihood import dequantise
-from thalweg.sampling.adaptation import adapt_step_size
 from thalweg.sampling.annealing import bracket_log_normaliser, summarised
 from thalweg.sampling.buffer import ReplayBuffer
-from thalweg.sampling.chain import run_chain
 from thalweg.sampling.diagnostics import LARGEST_PARETO_K
-from thalweg.sampling.hmc import HMC
 from thalweg.sampling.langevin import Langevin
 from thalweg.sampling.latent_space import LatentSampler
 from thalweg.training.history import History
@@ -65,8 +62,6 @@ from thalweg.training.progress import BarProgress
 # Draws of the autoencoder by which log Z is estimated, the least effective number of them that is trusted, and the
 # chains that are annealed where there are fewer.
 _N_WEIGHED, _FEWEST_EFFECTIVE, _N_ANNEALED = 20_000, 1000, 256
-# Rounds of encoding and decoding before the chains that fill gaps.
-_N_ROUNDS = 20
 # Fewest rows that are held out, from three times as many on.
 _FEWEST_HELD_OUT = 20
 # Looks at the held-out rows in a training.
@@ -392,8 +387,8 @@ class EnergyVAE(Normalised, GeneratingEstimator):
         """Fill in what is not known of images or rows; what is known comes back bit for bit.
 
         Chains run over what is behind a draw, given the known entries (see
-        :class:`~thalweg.energies.LatentCompletion`), from where encoding and decoding in turn lead. What they fill
-        into images are means of the decoder, without its noise.
+        :func:`~thalweg.inference.complete_draws`). What they fill into images are means of the decoder, without
+        its noise.
 
         Args:
             X: images ``[n, C, H, W]`` or rows ``[n, columns]``.
@@ -422,9 +417,11 @@ class EnergyVAE(Normalised, GeneratingEstimator):
         inner = x.reshape(-1, *self.image_shape_).float() if self.image_shape_ else self.energy_.forth(x)
         mask, generator = torch.from_numpy(is_known.copy()).reshape(inner.shape), generator_of(random_state)
         n, at_once = n_draws or n_chains, max(1, ROWS_AT_ONCE // (n_draws or n_chains))
-        parts = []
+        parts, noisy = [], self.image_shape_ is None
         for rows, own in zip(inner.split(at_once), mask.split(at_once), strict=True):
-            ends = self._completed(rows, own, n, n_steps, generator)
+            copies, given = (t.unsqueeze(1).expand(-1, n, *t.shape[1:]).flatten(0, 1) for t in (rows, own))
+            ends = complete_draws(self.autoencoder_, copies, given, self.tilt_, n_steps, noisy, generator)
+            ends = ends.reshape(len(rows), n, *rows.shape[1:])
             filled = ends if self.image_shape_ else self.energy_.back(ends)
             parts.append(filled.mean(1, keepdim=True) if n_draws is None else filled)
         found = torch.cat(parts).movedim(1, 0).numpy()
@@ -439,26 +436,6 @@ class EnergyVAE(Normalised, GeneratingEstimator):
         if self.image_shape_:
             return pixels_with_gaps(X, self.image_shape_)
         return validate_data(self, table_of_numbers(X), reset=False, dtype=np.float64, ensure_all_finite=False)
-
-    def _completed(self, rows: Tensor, mask: Tensor, n: int, n_steps: int, generator: torch.Generator) -> Tensor:
-        """n completions of each row ``[rows, n, *event]``."""
-        decoder = self.autoencoder_.decoder
-        known, mask = (t.unsqueeze(1).expand(-1, n, *t.shape[1:]).flatten(0, 1) for t in (rows, mask))
-        inner = LatentCompletion(decoder, known, mask, self.tilt_)
-        with torch.no_grad():
-            x = known
-            for _ in range(_N_ROUNDS):
-                mean, log_std = self.autoencoder_.posterior(x)
-                z = mean + log_std.exp() * standard_normal(mean.shape, mean, generator)
-                x = torch.where(mask, known, decoder.noisy(decoder(z), generator))
-        noise = standard_normal((len(x), x[0].numel()), x, generator)
-        warm = adapt_step_size(HMC(0.05, 8), inner, torch.cat([z, noise], 1), n_steps, generator=generator)
-        end = run_chain(warm.kernel, inner, warm.state.position, n_steps, generator).position
-        with torch.no_grad():
-            made = inner.made(end)
-            if self.image_shape_:
-                made = torch.where(mask, known, decoder(end[:, : decoder.latent_dim]))
-        return made.reshape(len(rows), n, *rows.shape[1:])
 
     def reconstruct(self, X: Any) -> np.ndarray:
         """What the autoencoder makes of images ``[n, C, H, W]``, or of rows ``[n, columns]`` in their units."""

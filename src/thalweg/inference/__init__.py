@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazily(
     {
         "answers": ["Answer", "OutsideBall", "free_energy", "lowest", "lowest_other", "lowest_outside"],
         "ascent": ["gradient_ascent"],
+        "behind_draws": ["complete_draws"],
         "chains": ["Best", "k_best", "marginals", "viterbi"],
         "completion": ["Candidates", "Posterior", "complete", "denoise", "posterior"],
         "exhaustive": ["Configurations", "all_configurations"],
