@@ -82,6 +82,8 @@ class Settings:
     data_name: ClassVar[str] = "TABLE"
     # Whether rows must be held out for the figures.
     needs_test_rows: ClassVar[bool] = False
+    # What can be done with the result, by the name of the command.
+    verbs: ClassVar[Mapping[str, Verb]] = {}
 
     data: str
     test_fraction: float = option(0.1, "Share of the rows that are held out to measure the model.")
@@ -147,12 +149,10 @@ class RunSettings(Settings):
     Attributes:
         run: where the class of the run is, as "module:class".
         report: the module that draws its page; it has ``report(run) -> html``.
-        verbs: what a finished run can do, by the name of the command.
     """
 
     run: ClassVar[str]
     report: ClassVar[str]
-    verbs: ClassVar[Mapping[str, Verb]] = {}
 
     devices: int = option(1, "Number of devices on each machine; on a CPU, of processes.", least=1)
     nodes: int = option(1, "Number of machines; torchrun or SLURM starts the command on each.", least=1)
