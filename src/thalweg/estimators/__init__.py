@@ -12,10 +12,10 @@ __getattr__, __dir__, __all__ = lazily(
         "density": ["EnergyDensity"],
         "distribution": ["MultivariateDistribution", "PredictiveDistribution"],
         "gan": ["EnergyGAN"],
-        "vae": ["EnergyVAE"],
         "images": ["ImageEBM"],
         "ranker": ["EnergyRanker"],
         "regressor": ["EnergyRegressor"],
         "sequence": ["EnergySequenceTagger"],
+        "vae": ["EnergyVAE"],
     },
 )

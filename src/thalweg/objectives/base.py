@@ -257,6 +257,15 @@ def check_rows(batch: Batch) -> None:
             )
 
 
+def check_draws(made: Tensor, batch: Batch) -> None:
+    """Refuse a generator whose draws ``[n, *event]`` have another shape than the rows of the data."""
+    if made.shape[1:] != batch.y.shape[1:]:
+        raise ValueError(
+            f"the generator makes rows of shape {list(made.shape[1:])}, and those of the data have shape "
+            f"{list(batch.y.shape[1:])}"
+        )
+
+
 def _device_of(module: Any) -> torch.device:
     return next((p.device for p in module.parameters()), torch.device("cpu"))
 

@@ -16,6 +16,7 @@ from thalweg.objectives.base import (
     AnyEnergy,
     Batch,
     Player,
+    check_draws,
     continuous,
     evaluating,
     frozen,
@@ -51,11 +52,7 @@ class AgainstGenerator(Adversarial):
         continuous(self, energy, batch.rows(slice(0, 2)))
         with torch.no_grad(), evaluating(self.generator):
             made = self.generator.draw(2, torch.Generator(_device_of(self.generator)).manual_seed(0))
-        if made.shape[1:] != batch.y.shape[1:]:
-            raise ValueError(
-                f"the generator makes rows of shape {list(made.shape[1:])}, and those of the data have shape "
-                f"{list(batch.y.shape[1:])}"
-            )
+        check_draws(made, batch)
 
     def players(self, energy: AnyEnergy) -> list[Player]:
         weights, own = list(energy.parameters()), list(self.generator.parameters())

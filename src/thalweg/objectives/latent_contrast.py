@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.energies.latent_space import LatentSpaceEnergy
-from thalweg.objectives.base import AnyEnergy, Batch, Objective, continuous, evaluating
+from thalweg.objectives.base import AnyEnergy, Batch, Objective, check_draws, continuous, evaluating
 from thalweg.objectives.likelihood import dequantise
 from thalweg.sampling.buffer import ReplayBuffer
 from thalweg.sampling.chain import Kernel, run_chain
@@ -56,11 +56,7 @@ class LatentContrastiveDivergence(Objective):
         self.generator.to(self.start.positions.device)
         with torch.no_grad(), evaluating(self.generator):
             made = self.generator(self.start.positions[:2])
-        if made.shape[1:] != batch.y.shape[1:]:
-            raise ValueError(
-                f"the generator makes rows of shape {list(made.shape[1:])}, and those of the data have shape "
-                f"{list(batch.y.shape[1:])}"
-            )
+        check_draws(made, batch)
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
         y = dequantise(batch.y, self.resolution, generator)
