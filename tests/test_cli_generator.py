@@ -6,10 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.datasets import load_digits, load_iris
+from sklearn.metrics import roc_auc_score
 
 from command import thalweg
 from thalweg.estimators.gan import KINDS
 from thalweg.objectives.names import ADVERSARIAL, GENERATIVE, VARIATIONAL
+from thalweg.report import generator as report_generator
+from thalweg.runs.base import load_run
 from thalweg.runs.generator import NAMES, GeneratorRun
 from thalweg.runs.settings.generator import GeneratorSettings
 
@@ -160,3 +163,17 @@ def test_a_verdict_is_part_of_the_figures(images):
     assert checks == {
         "rows", "training", "variety", "modes", "samples", "held-out rows", "ranking", "memory"
     }  # fmt: skip
+
+
+def test_energies_shown_and_the_memory_figure_are_those_of_the_model(images):
+    folder, _ = images
+    run = load_run(folder / "run")
+    training, test = run.rows
+    of_training, of_test = (run.model.score_samples(rows) for rows in (training, test))
+    truth = np.r_[np.ones(len(of_training)), np.zeros(len(of_test))]
+    wanted = roc_auc_score(truth, np.r_[of_training, of_test])
+    assert run.figures["scores"]["AUROC, training against held-out"] == pytest.approx(wanted, abs=1e-3)
+    figure = report_generator._energies(run, training, test).figures[0]
+    shown = {trace.name: np.asarray(trace.y) for trace in figure.data}
+    np.testing.assert_allclose(shown["held out"], -of_test, rtol=1e-5)
+    np.testing.assert_allclose(np.sort(shown["training"]), np.sort(-of_training), rtol=1e-5)

@@ -19,7 +19,7 @@ from thalweg.energies import (
     generating_network,
 )
 from thalweg.objectives import Batch, LatentContrastiveDivergence
-from thalweg.sampling import HMC, MALA, ReplayBuffer, run_chain
+from thalweg.sampling import HMC, MALA, Langevin, ReplayBuffer, run_chain
 from thalweg.training import Plan, Trainer
 
 
@@ -254,3 +254,22 @@ def test_what_does_not_fit_the_generator_is_refused_in_words():
     objective.check(perceptron(), data())
     assert objective.generator.training
     assert int(objective.generator.network[1].num_batches_tracked) == 0
+
+
+def test_the_data_are_spread_over_the_grid_that_they_are_rounded_to():
+    seen = []
+
+    class Watched(Energy):
+        def forward(self, x):
+            seen.append(x.detach())
+            return x.sum(-1)
+
+    noise = GaussianMixtureEnergy(torch.zeros(1, 2), torch.ones(1, 2))
+    objective = LatentContrastiveDivergence(
+        nn.Identity(), Langevin(0.01), 1, ReplayBuffer(noise, 10, 4), resolution=0.5
+    )
+    objective.per_row(Watched(), Batch(None, torch.zeros(2000, 2)), torch.Generator().manual_seed(0))
+    data = seen[-1][:2000]
+    assert float(data.abs().max()) <= 0.25
+    # Of uniform noise of width 0.5; the standard error is 0.9 of it over the root of 4000.
+    assert float(data.var()) == pytest.approx(1 / 48, rel=4 * 0.9 / 4000**0.5)

@@ -396,3 +396,18 @@ def test_images_with_gaps_have_the_shape_of_the_others():
     for shape in ((2, 8, 8, 3), (2, 3, 8, 4), (2, 8, 8), (0, 3, 8, 8)):
         with pytest.raises(ValueError, match=r"images with gaps must be \[n, 3, 8, 8\]"):
             model.impute(np.zeros(shape))
+
+
+def test_held_out_images_are_spread_over_their_grey_levels(monkeypatch):
+    seen = []
+    original = EnergyVAE._bound_of
+
+    def kept(self, held_out):
+        seen.append(held_out)
+        return original(self, held_out)
+
+    monkeypatch.setattr(EnergyVAE, "_bound_of", kept)
+    EnergyVAE(**ALONE).fit(DIGITS)
+    off = (16 * seen[0] - (16 * seen[0]).round()).abs()
+    assert float(off.max()) < 0.5 + 1e-4
+    assert float(off.mean()) == pytest.approx(0.25, abs=0.02)
