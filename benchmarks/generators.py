@@ -4,10 +4,11 @@
     .venv/bin/python benchmarks/generators.py --seeds 1 --seconds 300 --data mnist_12k.npz
 
 Each is trained at its defaults, for as many updates as one thread makes in the budget, by the speed of two short
-trainings. Judged are 500 new images of each: Frechet distances in 20 principal components and in the features of a
-small classifier, precision and recall, the distance to the nearest training image over that of held-out images
-(well below 1 is copying), and how many classes the classifier finds. Beside them stand the held-out images and
-draws from a Gaussian of each class. Without --data the images are scikit-learn's digits.
+trainings; the checks after a training are not of the budget. Judged are 500 new images of each: Frechet distances
+in 20 principal components and in the features of a small classifier, precision and recall, the distance to the
+nearest training image over that of held-out images (well below 1 is copying), and how many classes the classifier
+finds. Beside them stand the held-out images and draws from a Gaussian of each class. Without --data the images are
+scikit-learn's digits.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from thalweg.training import DivergenceError
 N_JUDGED = 500
 # Draws that are nearer to training images than this, over the distance of held-out ones, are copies.
 _COPYING, _COPIES = "distance to the nearest training image, over that of held-out ones", 0.5
-# The part of its default updates by which the speed of a training is measured.
+# The part of its default updates from which on the speed of a training is measured.
 SHORT = 0.02
 # Of a generator: an estimator that trains for a multiple of its default updates, what it is fitted to, and draws.
 Make = Callable[[float, int], Any]
@@ -140,16 +141,19 @@ def within(generator: Generator, images: Images, seconds: float) -> float:
         generator.fitted(images, times, 0)
         return time.process_time() - begun
 
-    # What a training takes whatever its length, such as the verdict, is in both.
-    first, second = cpu(SHORT), cpu(2 * SHORT)
-    each, fixed = max(1e-3, (second - first) / SHORT), max(0.0, 2 * first - second)
-    return max(SHORT, (seconds - fixed) / each)
+    # What a training takes whatever its length, such as the verdict, is in both, and is not of the budget.
+    times = SHORT
+    first, second = cpu(times), cpu(2 * times)
+    while second - first < seconds / 10:
+        times *= 2
+        first, second = second, cpu(2 * times)
+    return times * seconds / (second - first)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=60.0, help="CPU seconds of each training")
+    parser.add_argument("--seconds", type=float, default=60.0, help="CPU seconds for the updates of each training")
     parser.add_argument("--data", type=Path, help=".npz with X_train, y_train, X_test, y_test")
     parser.add_argument("--kinds", default=",".join(GENERATORS))
     parser.add_argument("--out", type=Path, default=Path("generators.json"))

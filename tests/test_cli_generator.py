@@ -132,6 +132,30 @@ def test_a_generator_promises_to_fill_no_gaps(tmp_path):
     assert data.remarks == ["1 of 150 rows have gaps (in 'sepal width (cm)') and were left out."]
 
 
+def test_an_autoencoder_fills_the_gaps_of_a_table(table, tmp_path):
+    rows = pd.read_csv(table[0] / "iris.csv")
+    gaps = rows.copy()
+    gaps.loc[[3, 60], "petal length (cm)"] = np.nan
+    gaps.loc[7, "same"] = np.nan
+    gaps.to_csv(tmp_path / "gaps.csv", index=False)
+    done = thalweg(
+        "fit", "generator", tmp_path / "gaps.csv", "--kind", "vae", "--steps", 400, "--out", tmp_path / "run",
+        "--drop", "target", "--drop", "same",
+    )  # fmt: skip
+    assert "the model can fill them" in done.out
+    assert "thalweg impute" in done.out
+    thalweg("impute", tmp_path / "run", tmp_path / "gaps.csv", "--draws", 3, "--out", tmp_path / "filled.csv")
+    filled = pd.read_csv(tmp_path / "filled.csv")
+    assert list(filled["imputation"].unique()) == [1, 2, 3]
+    first = filled[filled["imputation"] == 1].drop(columns="imputation").reset_index(drop=True)
+    whole = gaps.drop(index=[3, 60])
+    pd.testing.assert_frame_equal(first.drop(index=[3, 60]), whole, check_dtype=False)
+    # Setosa has short petals, versicolor long ones; a draw from all would be 3.8 on average for both.
+    assert first["petal length (cm)"][3] < 2.5 < first["petal length (cm)"][60]
+    refused = thalweg("impute", table[0] / "run", tmp_path / "gaps.csv", code=1).err
+    assert "--kind vae or vaebm" in refused
+
+
 def test_an_interrupted_run_is_resumed_to_the_same_model(table):
     """As after a kill -9 at the end of the training: the checkpoint is there, the figures are not."""
     folder, _ = table
@@ -152,7 +176,7 @@ def test_what_is_refused(images, tmp_path):
     assert "--text and --missing are for tables" in refused
     assert "one process" in thalweg("fit", "generator", npz, "--devices", 2, code=1).err
     assert "--kind must be one of ebgan" in thalweg("fit", "generator", npz, "--kind", "wgan", code=1).err
-    assert "can't impute: it can sample, score" in thalweg("impute", folder / "run", npz, code=1).err
+    assert "gaps are filled in tables" in thalweg("impute", folder / "run", npz, code=1).err
     assert "--out" in thalweg("sample", folder / "run", code=1).err
     assert not (tmp_path / "run").exists()
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from thalweg.data.images import as_images, digits, outliers, read_images
 from thalweg.data.shapes import SHAPES, draw_sprites, render_sprites
-from thalweg.energies import ClassGaussians, Energy
+from thalweg.energies import ClassGaussians, Energy, WeightedSum
 from thalweg.energies.conditioning import ClampedEnergy
 from thalweg.energies.labelled import LabelledEnergy, LabelledEnsemble
 from thalweg.energies.networks import ImageEnergy, MultiscaleEnergy, residual_network
@@ -315,6 +315,55 @@ def test_denoising_moves_towards_the_data(small):
     noisy = (images[:50] + 0.3 * np.random.RandomState(0).randn(50, 1, 8, 8)).clip(0, 1).astype(np.float32)
     clean = model.denoise(noisy, labels=labels[:50], random_state=0)
     assert ((clean - images[:50]) ** 2).mean() < ((noisy - images[:50]) ** 2).mean()
+
+
+class Mirrored(Energy):
+    """Low where the left half of an image mirrors the right one."""
+
+    event_ndim = 3
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * (x - x.flip(-1)).square().sum((-3, -2, -1))
+
+
+def test_images_of_a_sum_of_energies_have_what_both_ask_for(small):
+    """The mirror is easily met; labels are still told from each other as in images of the energy alone."""
+    model, *_ = small
+    labels = np.arange(60) % 10
+    mirrored = WeightedSum([Mirrored()], [1.0 if model.objective == "matching" else 0.1])
+    alone = model.sample(60, labels=labels, random_state=0)
+    both = model.sample(60, labels=labels, random_state=0, composed_with=mirrored)
+
+    def apart(images):
+        return np.square(images - images[..., ::-1]).sum((1, 2, 3)).mean()
+
+    assert apart(both) < 0.3 * apart(alone)
+    right = [(model.energies(images).argmin(1) == labels).mean() for images in (alone, both)]
+    assert right[1] > 0.6 * right[0]
+    nothing = model.sample(60, labels=labels, random_state=0, composed_with=WeightedSum([Mirrored()], [0.0]))
+    np.testing.assert_allclose(nothing, alone, atol=1e-4)
+
+
+def test_a_counterfactual_is_the_label_asked_for_and_nearer_than_images_of_it(small):
+    model, images, labels = small
+    found, asked = images[:50], (model.energies(images[:50]).argmin(1) + 1) % 10
+    moved = model.counterfactual(found, asked)
+    reached = model.energies(moved).argmin(1) == asked
+    assert reached.mean() > 0.7
+    gaps = found[:, None] - images[None]
+    of_label = np.where(asked[:, None] == labels[None], np.square(gaps).sum((2, 3, 4)), np.inf).min(1)
+    assert np.median(np.square(moved - found).sum((1, 2, 3))[reached]) < np.median(of_label)
+    assert 0 <= moved.min() <= moved.max() <= 1
+    own = model.energies(images[:5]).argmin(1)
+    np.testing.assert_array_equal(model.counterfactual(images[:5], own), images[:5].astype(np.float32))
+    with pytest.raises(ValueError, match="from 0 to 9"):
+        model.counterfactual(images[:5], 10)
+
+
+def test_without_labels_there_is_no_counterfactual():
+    model = ImageEBM(max_steps=1, n_threads=1, hidden=(8,)).fit(np.random.RandomState(0).uniform(size=(20, 8, 8)))
+    with pytest.raises(ValueError, match="no labels"):
+        model.counterfactual(np.zeros((1, 8, 8)), 0)
 
 
 def test_a_saved_model_is_the_same_and_a_foreign_one_refused(small, tmp_path):

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from thalweg._torch_state import seeded
 from thalweg.data.images import as_images, pixels_like, pixels_with_gaps
 from thalweg.energies.anchored import AnchoredEnergy
+from thalweg.energies.base import Energy
+from thalweg.energies.composition import WeightedSum
 from thalweg.energies.densities import UniformEnergy
 from thalweg.energies.densities.class_gaussians import ClassGaussians
 from thalweg.energies.labelled import LabelledEnergy, LabelledEnsemble
@@ -37,6 +39,7 @@ from thalweg.estimators._base import (
     generator_of,
     which_known,
 )
+from thalweg.estimators._counterfactual import changed_images
 from thalweg.estimators._image_walks import ColdChains, MatchedFlow, Walk
 from thalweg.evaluation.row_checks import check_variety
 from thalweg.evaluation.verdict import check_lost_chains, check_rows, check_training
@@ -321,6 +324,7 @@ class ImageEBM(Estimator):
         labels: np.ndarray | int | None = None,
         n_steps: int | None = None,
         start: np.ndarray | None = None,
+        composed_with: Energy | None = None,
     ) -> np.ndarray:
         """New images ``[n_samples, C, H, W]`` by fresh chains, or by the flow from noise.
 
@@ -329,6 +333,9 @@ class ImageEBM(Estimator):
             labels: one for each, one for all, or None: all labels in turn.
             n_steps: of each chain, or of the flow, which takes two gradients a step; None is 500, or 25.
             start: images ``[n_samples, C, H, W]`` to start from (of another label, say); None is noise.
+            composed_with: an energy over images in [0, 1] that is added to this one: what they shall have in
+                common, say, or another model's ``energy_.of_inputs().given(label)``. Chains are cold, so that a
+                weight does more in them than in the flow.
         """
         check_is_fitted(self, "energy_")
         check_count("n_samples", n_samples)
@@ -338,10 +345,13 @@ class ImageEBM(Estimator):
         n_steps, parts = walk.n_fresh if n_steps is None else n_steps, []
         with self._own_threads():
             for y, x in zip(given.split(n), position.split(n), strict=True):
+                energy = self._given(y)
+                if composed_with is not None:
+                    energy = WeightedSum([energy, composed_with], [1.0, 1.0])
                 if start is None:
-                    parts.append(walk.part(self._given(y), x, 1.0, n_steps, generator).clamp(0, 1))
+                    parts.append(walk.part(energy, x, 1.0, n_steps, generator).clamp(0, 1))
                 else:
-                    parts.append(walk.onward(self._given(y), y, x, n_steps, generator))
+                    parts.append(walk.onward(energy, y, x, n_steps, generator))
         return torch.cat(parts).cpu().numpy()
 
     def passage(
@@ -494,6 +504,37 @@ class ImageEBM(Estimator):
             with self._own_threads():
                 means.append(walk.cleaned(self._given(given[rows]), start, n_steps, generator).mean(1))
         return torch.cat(means).cpu().numpy()
+
+    def counterfactual(self, X: np.ndarray, label: Any, *, n_steps: int = 100) -> np.ndarray:
+        """For each image one nearby whose lowest energy is that of the label: down E(label, image) in short steps.
+
+        How far that is shows what the energy takes the label to be; to turn an image into a likely one of the
+        label, begin :meth:`sample` there with ``start`` instead.
+
+        Args:
+            X: images ``[n, C, H, W]``.
+            label: from 0, one for all or ``[n]``.
+            n_steps: most steps along the gradient.
+
+        Returns:
+            ``[n, C, H, W]`` in [0, 1]. Images that are of the label already come back as they are; those for which
+            no way was found as far as they got: ask :meth:`energies`.
+
+        Raises:
+            ValueError: for images that do not fit the model, labels that it does not know, or a model of images
+                without labels.
+        """
+        check_is_fitted(self, "energy_")
+        check_count("n_steps", n_steps)
+        if self.n_labels_ < 2:
+            raise ValueError(
+                "the images that the model was fitted to have no labels: there is no other to move to"
+            )
+        x = self._pixels(X)
+        parts = zip(x.split(self._at_once()), self._labels(label, len(x)).split(self._at_once()), strict=True)
+        with self._own_threads():
+            moved = [changed_images(self.energy_, images, labels, n_steps) for images, labels in parts]
+        return torch.cat(moved).cpu().numpy()
 
     def _at_once(self, n_chains: int = 1) -> int:
         """How many images have chains side by side; it bounds the memory."""

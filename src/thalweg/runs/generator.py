@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from thalweg.data.images import outliers, read_images
-from thalweg.data.tables import read_cells
+from thalweg.data.tables import Cells, read_cells
 from thalweg.estimators.gan import EnergyGAN
 from thalweg.estimators.vae import EnergyVAE
 from thalweg.evaluation.generation import copying_ratio, frechet_distance, nearest_neighbours, pca_features
@@ -22,16 +22,19 @@ from thalweg.objectives.names import VARIATIONAL
 from thalweg.runs.base import Run, Tell, TextTable
 from thalweg.runs.images import ImageRun, SplitImages, n_known
 from thalweg.runs.kinds import GeneratorFigures
+from thalweg.runs.settings.base import Verb
 from thalweg.runs.settings.generator import GeneratorSettings
 from thalweg.runs.tables import (
     Numbers,
     beside,
     checks_of_table,
+    completed_tables,
     few_held_out,
     model_settings,
     outlier_scores,
     places_of,
     read_numbers,
+    refuse_counter,
     rows_of,
     scored_rows,
     thinned,
@@ -191,12 +194,37 @@ class GeneratorRun(Run):
             odd = outlier_scores(scores, self.figures["held_out_scores"])
             return beside(places_of(images), pd.DataFrame({"score": scores, "outlier_score": odd}))
         cells = read_cells(path)
-        found = cells.again(self.figures["kinds"], self.settings.missing)
-        X = found.apply(lambda column: column.to_numpy(np.float64, na_value=np.nan))
-        scored = scored_rows(self.model, X, self.figures["held_out_scores"])
+        scored = scored_rows(self.model, self._columns(cells), self.figures["held_out_scores"])
         return beside(rows_of(cells.table, keep), scored.rename(columns={"log_prob": "score"}))
 
+    def impute(self, path: Path, draws: int = 1, seed: int = 0) -> pd.DataFrame:
+        """The table of a file with the gaps in the model's columns filled by draws given the rest of the row.
+
+        Several filled tables are stacked, and a column ``imputation`` counts them from 1.
+        """
+        if self.shape is not None:
+            raise ValueError(f"{self.folder} holds a run on images: gaps are filled in tables")
+        if not isinstance(self.model, EnergyVAE):
+            raise ValueError(
+                f"{self.folder} holds a generator of kind {self.settings.kind!r}, which can't fill gaps: fit with "
+                f"--kind {' or '.join(VARIATIONAL)}, or fit a density"
+            )
+        cells = read_cells(path)
+        refuse_counter(cells.table, draws)
+        X = self._columns(cells)
+        filled = self.model.impute(X, n_draws=draws, random_state=seed)
+        return completed_tables(cells.table, X, filled, self.figures["constant"], self.figures["kinds"])
+
+    def _columns(self, cells: Cells) -> pd.DataFrame:
+        found = cells.again(self.figures["kinds"], self.settings.missing)
+        return found.apply(lambda column: column.to_numpy(np.float64, na_value=np.nan))
+
     # -- what is shown of it -------------------------------------------------------------------------
+
+    @property
+    def verbs(self) -> Mapping[str, Verb]:
+        lacks_impute = self.shape is not None or not self.settings.fills_gaps
+        return {name: verb for name, verb in super().verbs.items() if name != "impute" or not lacks_impute}
 
     def summary(self) -> dict[str, str]:
         figures, what = self.figures, "images" if self.shape else "rows"

@@ -119,7 +119,7 @@ def read_numbers(settings: Any, convert: Callable[[Typed], pd.DataFrame] = numbe
         with_gaps = [c for c in numbers.columns if numbers[c].isna().any()]
         remarks.append(
             f"{n} of {len(numbers)} rows have gaps (in {listed(with_gaps)}) and were left out"
-            + ("; the model can fill them with `thalweg impute`." if "impute" in settings.verbs else ".")
+            + ("; the model can fill them with `thalweg impute`." if settings.fills_gaps else ".")
         )
     training_index, test_index = split_rows(len(complete), test_fraction, seed)
     training, test = complete.iloc[training_index], complete.iloc[test_index]

@@ -116,6 +116,11 @@ class Settings:
                 raise ValueError(f"{flag} must be at least {least:g}, got {one:g}")
 
     @property
+    def fills_gaps(self) -> bool:
+        """Whether the model can fill the gaps of a table."""
+        return "impute" in self.verbs
+
+    @property
     def default_folder(self) -> Path:
         """Where the run goes if no folder is named."""
         return Path("runs") / f"{self.name}-{self.task}"

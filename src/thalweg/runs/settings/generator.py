@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from thalweg.objectives.names import GENERATIVE
+from thalweg.objectives.names import GENERATIVE, VARIATIONAL
 from thalweg.runs.settings.base import MISSING_HELP, TEXT_HELP, RunSettings, Verb, option
 
 
@@ -15,7 +15,8 @@ class GeneratorSettings(RunSettings):
 
     A draw is one pass of a network, so that thousands take a second; draws of gebm and vaebm are corrected by
     chains. The energy ranks and detects outliers; that of vae and vaebm is a density, in nats. Labels are not
-    used. Columns must hold numbers; rows with gaps are left out. After Ctrl-C, `thalweg fit generator --resume
+    used. Columns must hold numbers; rows with gaps are left out, and with vae and vaebm `thalweg impute` fills
+    them afterwards. After Ctrl-C, `thalweg fit generator --resume
     --out RUN` continues the run.
     """
 
@@ -30,6 +31,7 @@ class GeneratorSettings(RunSettings):
     verbs: ClassVar = {
         "sample": Verb(("n", "seed"), "{run} -n 100 --out NEW"),
         "score": Verb(("keep",), "{run} DATA --out scores.csv"),
+        "impute": Verb(("draws", "seed"), "{run} TABLE --out filled.csv"),
     }
     needs_test_rows = True
 
@@ -53,3 +55,8 @@ class GeneratorSettings(RunSettings):
         super().__post_init__()
         if self.devices * self.nodes > 1:
             raise ValueError("a generator is trained by one process: leave out --devices and --nodes")
+
+    @property
+    def fills_gaps(self) -> bool:
+        """Autoencoders do; an energy beside a generator says nothing of a row given a part of it."""
+        return self.kind in VARIATIONAL
