@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from thalweg.energies.base import Features
+from thalweg.energies.densities.stretch import StretchDensity
 from thalweg.energies.densities.tilted import MixtureDensity, TiltedMixtureEnsemble
 from thalweg.objectives.base import AnyEnergy, Batch, Objective, as_conditional
 
 
 class MaximumLikelihood(Objective):
-    """-log p(y_i|x_i), exact, for a mixture density network or an ensemble of tilted mixtures.
+    """-log p(y_i|x_i), exact, for a mixture density network, tilted mixtures, or stretches of a series.
 
     Args:
         resolution: if the targets are rounded to a grid of this spacing, uniform noise of that width is
@@ -33,18 +34,26 @@ class MaximumLikelihood(Objective):
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
         features = as_conditional(self, energy).features(batch.x)
+        if isinstance(energy, StretchDensity):
+            assert isinstance(features, Tensor)
+            inputs, values = energy.link_inputs(features, energy.errors(features, batch.y))
+            return self._of_ensemble(energy.links, inputs, values, generator)
         if isinstance(energy, TiltedMixtureEnsemble):
-            y = batch.y.expand(-1, energy.n_members)
-            loss = -rounded_log_prob(energy, features, y, self.resolution, generator, self.curved)
-            if self.roughness and energy.n_tilts and energy.training:
-                loss = loss + self.roughness * energy.roughness(features)
-            return loss
+            return self._of_ensemble(energy, features, batch.y.expand(-1, energy.n_members), generator)
         if isinstance(energy, MixtureDensity):
             y = dequantise(batch.y, self.resolution, generator, self.curved)
             return -energy.log_prob(features, y)
         raise TypeError(
             f"{type(energy).__name__} is not normalised in closed form: train it by RankingNCE, for instance"
         )
+
+    def _of_ensemble(
+        self, energy: TiltedMixtureEnsemble, features: Features, y: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        loss = -rounded_log_prob(energy, features, y, self.resolution, generator, self.curved)
+        if self.roughness and energy.n_tilts and energy.training:
+            loss = loss + self.roughness * energy.roughness(features)
+        return loss
 
 
 class GridLikelihood(Objective):

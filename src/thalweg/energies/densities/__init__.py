@@ -17,6 +17,7 @@ from thalweg.energies.densities.class_gaussians import ClassGaussians
 from thalweg.energies.densities.gaussian import GaussianEnergy
 from thalweg.energies.densities.kernel import KernelDensity
 from thalweg.energies.densities.shaped import ShapedDensity, gaussian_of_classes
+from thalweg.energies.densities.stretch import StretchDensity
 from thalweg.energies.densities.tilted import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "MixtureDensity",
     "NumericEncoding",
     "ShapedDensity",
+    "StretchDensity",
     "TiltedEnergy",
     "TiltedMixtureEnsemble",
     "UniformEnergy",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -199,7 +200,9 @@ class TiltedMixtureEnsemble(ConditionalDensity):
         self.dropout = Dropout(dropout)
         self.log_std_floor = log_std_floor
         sizes = [n_inputs, *hidden]
-        self.hidden = nn.ModuleList(BatchedLinear(n_members, a, b, gain=1.4) for a, b in itertools.pairwise(sizes))
+        self.hidden: Any = nn.ModuleList(
+            BatchedLinear(n_members, a, b, gain=1.4) for a, b in itertools.pairwise(sizes)
+        )
         n_out = 3 * n_components + len(atoms) + n_tilts
         self.out = BatchedLinear(n_members, sizes[-1], n_out, gain=0.1)
         with torch.no_grad():
@@ -420,6 +423,25 @@ class TiltedMixtureEnsemble(ConditionalDensity):
     def draws(self, features: Features, n: int, generator: torch.Generator | None = None) -> Tensor:
         repeated = map_features(features, lambda f: f.repeat_interleave(n, 0))
         return self.sample(repeated, generator).reshape(-1, n, 1)
+
+    def of_members(self, members: Iterable[int]) -> TiltedMixtureEnsemble:
+        """A copy of some members as an ensemble of their own."""
+        index = torch.tensor(list(members), device=self.out.weight.device)
+        layers = [layer.weight for layer in self.hidden]
+        part = TiltedMixtureEnsemble(
+            layers[0].shape[1],
+            len(index),
+            [weight.shape[2] for weight in layers],
+            self.n_components,
+            self.n_tilts,
+            self.dropout.probability,
+            self.log_std_floor,
+            self.atoms.tolist(),
+            self.limits,
+        )
+        part.to(index.device).train(self.training)
+        part.load_state_dict({name: value[index] for name, value in self.state_dict().items()})
+        return part
 
     def roughness(self, features: Features) -> Tensor:
         """sum_j (j a_kj)^2 ``[B, n_members]``: how far the tilt is from none, fast wiggles counted more."""
