@@ -40,7 +40,7 @@ _MOST_ROWS = 50_000
 _DEFAULT_STRETCH = 20
 # Of the window, in stretches.
 _STRETCHES_SEEN = 4
-_MOST_JUDGED, _DRAWS_OF_JUDGED = 400, 100
+_MOST_JUDGED, _DRAWS_OF_JUDGED = 300, 50
 _ROWS_AT_ONCE = 20_000
 
 
@@ -165,7 +165,7 @@ class EnergyForecaster(Estimator):
         data = Batch(x, target, learned.repeat_interleave(n_links, 1))
         validate = _HeldOutLinks(x, target, held_out, n_links, seed)
         size = min(self.batch_size, len(x))
-        per_epoch = math.ceil(len(x) / size)
+        per_epoch = max(1, len(x) // size)
         plan = Plan(
             max_epochs=max(1, math.ceil(self.max_steps / per_epoch)),
             max_steps=self.max_steps,

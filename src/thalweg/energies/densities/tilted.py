@@ -396,8 +396,12 @@ class TiltedMixtureEnsemble(ConditionalDensity):
                 n_cells = 512
                 cells = (torch.arange(n_cells, device=device, dtype=dtype) + 0.5) / n_cells
                 density = torch.exp(-(tilts[row, member] @ _cosines(cells, self.n_tilts).T))
-                cell = torch.multinomial(density, 1, generator=generator)[:, 0]
-                unit = (cell + unit) / n_cells
+                # By the inverse of the distribution function: multinomial takes five times as long.
+                below_cell = torch.cumsum(density, 1)
+                place = unit.unsqueeze(1) * below_cell[:, -1:]
+                cell = torch.searchsorted(below_cell, place).clamp(max=n_cells - 1)
+                within = 1 - (below_cell.gather(1, cell) - place) / density.gather(1, cell)
+                unit = (cell + within.clamp(0, 1))[:, 0] / n_cells
             unit = below[row, member] + unit * log_within[row, member].exp()
             low, high = (means - 8 * stds).amin(1), (means + 8 * stds).amax(1)
             if self._limited:
