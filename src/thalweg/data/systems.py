@@ -82,3 +82,23 @@ def chen(n: int, std: float, rng: np.random.RandomState) -> Series:
         y[t] = predicted[t] + v[t]
     X = np.stack([y[1:-1], y[:-2], u[1:-1], u[:-2]], 1)
     return Series(X, y[2:], noise.log_pdf(v[2:]), predicted[2:])
+
+
+def pendulum(n: int, n_steps: int, rng: np.random.RandomState) -> np.ndarray:
+    """Damped pendulums that stand upright, are pushed to the left or to the right, and fall: two futures.
+
+    Angle from upright and its speed, from the same first state (0, 0); then a coin gives the speed of the push,
+    +-0.6 with a spread of 0.03, and theta'' = sin(theta) - 0.4 theta' with noise, by Euler's steps of 0.15. Either
+    side comes to rest hanging, at +-pi.
+
+    Returns:
+        ``[n, n_steps, 2]``.
+    """
+    paths = np.zeros((n, n_steps, 2))
+    speed = rng.choice([-0.6, 0.6], size=n) + 0.03 * rng.standard_normal(n)
+    angle = np.zeros(n)
+    for t in range(1, n_steps):
+        angle = angle + 0.15 * speed
+        speed = speed + 0.15 * (np.sin(angle) - 0.4 * speed) + 0.01 * rng.standard_normal(n)
+        paths[:, t] = np.stack([angle, speed], 1)
+    return paths

@@ -24,6 +24,7 @@ from thalweg.recipes import (
     semi_supervised,
     several_answers,
     tanks,
+    trajectories,
 )
 from thalweg.recipes.base import Figure, Recipe, Result, Settings
 
@@ -31,6 +32,7 @@ _MODULES = (
     regression_1d,
     narx,
     tanks,
+    trajectories,
     age,
     head_pose,
     boxes_2d,

@@ -16,6 +16,7 @@ from thalweg.energies.densities.basic import (
 from thalweg.energies.densities.class_gaussians import ClassGaussians
 from thalweg.energies.densities.gaussian import GaussianEnergy
 from thalweg.energies.densities.kernel import KernelDensity
+from thalweg.energies.densities.recurrent import RecurrentGaussian
 from thalweg.energies.densities.shaped import ShapedDensity, gaussian_of_classes
 from thalweg.energies.densities.stretch import StretchDensity
 from thalweg.energies.densities.tilted import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
@@ -34,6 +35,7 @@ __all__ = [
     "KernelDensity",
     "MixtureDensity",
     "NumericEncoding",
+    "RecurrentGaussian",
     "ShapedDensity",
     "StretchDensity",
     "TiltedEnergy",
