@@ -186,7 +186,7 @@ def test_forecasts_have_their_shapes_and_are_seeded(fitted):
     assert fitted.sample(list(series), 9, 5, random_state=0).shape == (3, 5, 9, 1)
     assert fitted.sample(series[0][:, 0], 3).shape == (1, 3, 1)
     assert fitted.predict(series[0], 6).shape == (6, 1)
-    quantiles = fitted.predict_quantiles(list(series), 6, (0.1, 0.9))
+    quantiles = fitted.predict_quantiles(list(series), 6, quantiles=(0.1, 0.9))
     assert quantiles.shape == (2, 3, 6, 1)
     assert (quantiles[0] < quantiles[1]).all()
     np.testing.assert_array_equal(
@@ -322,7 +322,7 @@ def test_bad_pasts_are_refused_in_words(fitted):
     with pytest.raises(ValueError, match="with times"):
         fitted.sample(np.zeros(5), 3, times=np.arange(5.0))
     with pytest.raises(ValueError, match="between 0 and 1"):
-        fitted.predict_quantiles(np.zeros(5), 3, (0.5, 1.0))
+        fitted.predict_quantiles(np.zeros(5), 3, quantiles=(0.5, 1.0))
 
 
 def test_times_may_be_dates():

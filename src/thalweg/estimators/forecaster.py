@@ -66,7 +66,8 @@ class EnergyForecaster(Estimator):
         dropout: probability of dropping a hidden unit in training.
         batch_size, learning_rate, weight_decay, max_steps: settings of the training.
         patience: validations, of which there is one every 50 updates, without a better figure before it ends.
-        device: see :class:`lightning_fabric.Fabric`.
+        device, devices, num_nodes, strategy, precision: see :class:`lightning_fabric.Fabric`; ``device`` is its
+            accelerator. Several processes share every batch.
         n_threads: number of PyTorch threads; None chooses by the size of the work.
         verbose: whether to show progress.
         random_state: seed, or a ``RandomState``.
@@ -88,8 +89,6 @@ class EnergyForecaster(Estimator):
         (3, 10, 1)
     """
 
-    _forecast_columns: tuple[str, ...]
-
     def __init__(
         self,
         *,
@@ -106,14 +105,15 @@ class EnergyForecaster(Estimator):
         max_steps: int = 2000,
         patience: int = 10,
         device: str = "cpu",
+        devices: int = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
+        precision: str = "32-true",
         n_threads: int | None = None,
         verbose: bool = False,
         random_state: RandomState = None,
     ):
         self._keep(locals())
-
-    devices = num_nodes = 1
-    strategy, precision = "auto", "32-true"
 
     # -- training ------------------------------------------------------------------------------------
 
@@ -183,7 +183,7 @@ class EnergyForecaster(Estimator):
             progress = BarProgress() if self.verbose else None
             trainer = Trainer(plan, self._make_fabric(), Path(run_dir) if run_dir is not None else None, progress)
             self.history_ = trainer.fit(self.energy_, MaximumLikelihood(), data, validate, resume=resume)
-            self.energy_.eval()
+            self.energy_.cpu().eval()
             checks = self._judged(rows, fold, len(series), seed)
         training = check_training({"training": self.history_})
         self._conclude([check_rows(len(rows.x), what="moment"), training, *checks])
@@ -380,8 +380,8 @@ class EnergyForecaster(Estimator):
         self,
         past: Any,
         horizon: int,
-        quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95),
         *,
+        quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95),
         known: Any = None,
         times: Any = None,
         n_draws: int = 1000,

@@ -186,7 +186,7 @@ def _picture(drawn: dict[str, np.ndarray], n: int = 40) -> go.Figure:
 RECIPE = Recipe(
     name="trajectories",
     title="Whole trajectories from one first state: both branches, or the mean of them",
-    source="Du and Mordatch, Implicit Generation and Modeling with Energy-Based Models (2019), section 4.6",
+    source="Du and Mordatch, Implicit Generation and Modeling with Energy-Based Models (2019)",
     run=run,
     minutes=6,
 )
