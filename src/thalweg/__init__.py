@@ -18,6 +18,7 @@ _load, __dir__, __all__ = lazily(
         "estimators.density": ["EnergyDensity"],
         "estimators.gan": ["EnergyGAN"],
         "estimators.images": ["ImageEBM"],
+        "estimators.incremental": ["IncrementalClassifier"],
         "estimators.ranker": ["EnergyRanker"],
         "estimators.regressor": ["EnergyRegressor"],
         "estimators.sequence": ["EnergySequenceTagger"],

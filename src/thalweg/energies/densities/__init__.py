@@ -16,6 +16,7 @@ from thalweg.energies.densities.basic import (
 from thalweg.energies.densities.class_gaussians import ClassGaussians
 from thalweg.energies.densities.gaussian import GaussianEnergy
 from thalweg.energies.densities.kernel import KernelDensity
+from thalweg.energies.densities.running import RunningGaussian
 from thalweg.energies.densities.shaped import ShapedDensity, gaussian_of_classes
 from thalweg.energies.densities.tilted import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
 
@@ -33,6 +34,7 @@ __all__ = [
     "KernelDensity",
     "MixtureDensity",
     "NumericEncoding",
+    "RunningGaussian",
     "ShapedDensity",
     "TiltedEnergy",
     "TiltedMixtureEnsemble",
