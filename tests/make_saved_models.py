@@ -22,6 +22,7 @@ from thalweg import (
     EnergySequenceTagger,
     EnergyVAE,
     ImageEBM,
+    IncrementalClassifier,
     RestrictedBoltzmannMachine,
 )
 
@@ -53,6 +54,10 @@ MODELS = {
     ),
     "density": (lambda: EnergyDensity(**TINY).fit(ROWS), lambda m: m.score_samples(ROWS[:5])),
     "density-dsm": (lambda: EnergyDensity("dsm", **TINY).fit(ROWS), lambda m: m.score_samples(ROWS[:5])),
+    "incremental": (
+        lambda: IncrementalClassifier().fit(ROWS, load_iris().target_names[load_iris().target[::3]]),
+        lambda m: np.c_[m.predict_proba(ROWS[:5]), m.energies(ROWS[:5]), m.score_samples(ROWS[:5])],
+    ),
     "images": (
         lambda: ImageEBM(hidden=(8,), max_steps=2, n_steps=2, buffer_size=20, batch_size=20, random_state=0).fit(
             IMAGES, load_digits().target[:40]

@@ -48,6 +48,7 @@ from thalweg.energies import (
     FixedPerceptron,
     FlowEnergy,
     Gaussian,
+    GrowingEnergy,
     ImageEnergy,
     KernelDensity,
     LabelledEnergy,
@@ -75,6 +76,7 @@ from thalweg.energies import (
     PointNet,
     RankingMembers,
     RBMEnergy,
+    RunningGaussian,
     ShapedDensity,
     StudentExperts,
     TiltedEnergy,
@@ -122,6 +124,10 @@ def gaussians_of(n: int) -> ClassGaussians:
     return ClassGaussians(torch.randn(3, n), torch.randn(3, 1, n), torch.rand(3, n) + 0.1)
 
 
+def running(seed: int = 0) -> RunningGaussian:
+    return RunningGaussian(torch.tensor([0.5, 1.0])).updated(torch.randn(6, 2, generator=seeded(seed)))
+
+
 class Case(NamedTuple):
     """An energy of configurations of this shape, and whether every parameter moves its values."""
 
@@ -134,6 +140,7 @@ UNCONDITIONAL = {
     "Gaussian": Case(gaussian),
     "GaussianMixture": Case(gaussian_mixture),
     "GaussianMixture, full": Case(correlated_mixture),
+    "Running Gaussian": Case(running),
     "Uniform": Case(lambda: UniformEnergy(-torch.ones(2) * 3, torch.ones(2) * 3)),
     "Shaped": Case(lambda: ShapedDensity(correlated_mixture(), (1, 2, 1)), (1, 2, 1)),
     "Kernels": Case(kernels),
@@ -272,6 +279,9 @@ CONDITIONAL = {
     "Labelled": ConditionalCase(lambda: labelled(3), event=None),
     "Labelled perceptron": ConditionalCase(lambda: LabelledPerceptron((1, 12, 12), 3, (6,)), IMAGES, None),
     "Anchored": ConditionalCase(lambda: AnchoredEnergy(labelled(3), gaussians_of(3), 0.3), event=None),
+    "Growing": ConditionalCase(
+        lambda: GrowingEnergy([[running()], [running(1), running(2)], [running(3)]]), VECTORS[:, :2], event=None
+    ),
     "Labelled ensemble": ConditionalCase(lambda: LabelledEnsemble([labelled(3), labelled(3)]), event=None),
     "Labelled members": ConditionalCase(lambda: LabelledMembers(3, 3, 2, (6,)), event=None),
     "Classifier and density": ConditionalCase(

@@ -74,3 +74,11 @@ def test_the_ranker_orders_answers_to_queries_that_it_has_not_seen():
     found = names["model"].score(X[~train], relevance[~train], query[~train])
     assert found > 0.95
     assert relevance[~train][ranks == 1].mean() > 1.5
+
+
+def test_classes_that_come_one_after_another_are_all_kept():
+    names: dict = {}
+    exec(block("IncrementalClassifier"), names)
+    X, y = names["X"], names["y"]
+    known = np.isin(y, [1, 3, 4])
+    assert names["model"].score(X[known] / 16, y[known]) > 0.99

@@ -29,7 +29,7 @@ def test_quick_run():
     for picture in result.pictures.values():
         assert json.loads(picture.to_json())["data"]
     assert result.pictures
-    assert len(messages) == 2
+    assert len(messages) == 2 * 5  # the network, and four protocols
     assert result.notes
 
 

@@ -19,6 +19,7 @@ _load, __dir__, __all__ = lazily(
         "estimators.forecaster": ["EnergyForecaster"],
         "estimators.gan": ["EnergyGAN"],
         "estimators.images": ["ImageEBM"],
+        "estimators.incremental": ["IncrementalClassifier"],
         "estimators.ranker": ["EnergyRanker"],
         "estimators.regressor": ["EnergyRegressor"],
         "estimators.sequence": ["EnergySequenceTagger"],

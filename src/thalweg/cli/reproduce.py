@@ -17,7 +17,9 @@ def reproduce(
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs, each with a seed of its own.")] = 3,
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder with real data, for a recipe that can use it; igebm also takes an .npz."),
+        typer.Option(
+            help="Folder with real data, for a recipe that can use it; igebm and continual also take an .npz."
+        ),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Make a small run, to which the targets do not apply.")

@@ -26,6 +26,7 @@ __getattr__, __dir__, __all__ = lazily(
         "densities.gaussian": ["GaussianEnergy"],
         "densities.kernel": ["KernelDensity"],
         "densities.mixture_of_experts": ["MixtureOfExperts"],
+        "densities.running": ["RunningGaussian"],
         "densities.shaped": ["ShapedDensity", "gaussian_of_classes"],
         "densities.tilted": [
             "MixtureDensity",
@@ -36,6 +37,7 @@ __getattr__, __dir__, __all__ = lazily(
         "discrete": ["BINARY", "OneHotGroups", "Sites", "all_states", "binary_states"],
         "factors.chain": ["ChainEnergy", "LabelChain"],
         "factors.graph": ["Factor", "FactorEnergy", "FactorGraph"],
+        "growing": ["GrowingEnergy"],
         "labelled": [
             "FactoredEnergy",
             "InputsGivenLabels",

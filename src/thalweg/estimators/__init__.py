@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazily(
         "distribution": ["MultivariateDistribution", "PredictiveDistribution"],
         "gan": ["EnergyGAN"],
         "images": ["ImageEBM"],
+        "incremental": ["IncrementalClassifier"],
         "ranker": ["EnergyRanker"],
         "regressor": ["EnergyRegressor"],
         "sequence": ["EnergySequenceTagger"],

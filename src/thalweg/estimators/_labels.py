@@ -28,6 +28,24 @@ def numbered(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: for labels that are missing, not one for each row, no classes, or all the same.
     """
+    labels = checked_labels(y, n_rows)
+    classes, places = np.unique(labels, return_inverse=True)
+    if len(classes) > 2 and classes.dtype.kind in "if" and classes[0] == UNLABELLED:
+        classes, places = classes[1:], places - 1
+    if len(classes) < 2:
+        raise ValueError(
+            f"all rows have the label {classes[0]!r}: a classifier can't learn from one class, give rows of "
+            "another too"
+        )
+    return classes, places
+
+
+def checked_labels(y: Any, n_rows: int) -> np.ndarray:
+    """Labels ``[n]``, one for each row.
+
+    Raises:
+        ValueError: for labels that are missing, not one for each row, or no classes.
+    """
     labels = column_or_1d(y, warn=True)
     if len(labels) != n_rows:
         raise ValueError(
@@ -43,15 +61,7 @@ def numbered(y: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
     if labels.dtype.kind == "f" and np.isinf(labels).any():
         raise ValueError("Input y contains infinity: labels are classes, such as 0, 1 and 2")
     check_kind_of_labels(labels)
-    classes, places = np.unique(labels, return_inverse=True)
-    if len(classes) > 2 and classes.dtype.kind in "if" and classes[0] == UNLABELLED:
-        classes, places = classes[1:], places - 1
-    if len(classes) < 2:
-        raise ValueError(
-            f"all rows have the label {classes[0]!r}: a classifier can't learn from one class, give rows of "
-            "another too"
-        )
-    return classes, places
+    return labels
 
 
 def check_kind_of_labels(labels: np.ndarray) -> None:

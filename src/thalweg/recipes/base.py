@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from thalweg.data.images import Images, digits, read_split
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -93,3 +95,29 @@ class Recipe:
     run: Callable[[Settings], Result]
     minutes: float
     compare: Callable[[Settings], Result] | None = None
+
+
+def archive_in(data: Path) -> Path:
+    """The ``.npz`` of images that was named, or the one of digits in a folder.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    path = data if data.is_file() else data / "mnist_12k.npz"
+    if not path.exists():
+        raise ValueError(f"{data} holds no {path.name} (X_train, y_train, X_test, y_test): name another .npz")
+    return path
+
+
+def split_for(settings: Settings) -> tuple[Images, Images]:
+    """Digits of 8 x 8, or those of the user's data: training and test images, few of them in a quick run.
+
+    Raises:
+        ValueError: if there are no labels from 0 to 9.
+    """
+    train, test = digits(seed=0) if settings.data is None else read_split(archive_in(settings.data))
+    if train.labels is None or test.labels is None or set(train.labels) != set(range(10)):
+        raise ValueError("these images have no labels from 0 to 9 (y_train, y_test)")
+    if settings.quick and settings.data is not None:
+        return train.rows(slice(0, 1000)), test.rows(slice(0, 200))
+    return train, test

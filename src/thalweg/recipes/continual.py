@@ -1,15 +1,17 @@
-"""Continual learning: ten digits in five tasks of two classes, one head, no image of earlier tasks kept."""
+"""Continual learning: ten digits in tasks, by one network that sees its own images, and by an energy a class."""
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 import torch
 from torch import Tensor, nn
 
-from thalweg.data.images import Images, digits
+from thalweg.data.images import Images
 from thalweg.energies.densities import UniformEnergy
 from thalweg.energies.labelled import LabelledEnergy
 from thalweg.energies.networks import mlp
@@ -17,7 +19,8 @@ from thalweg.energies.networks.image import UNIT_IMAGES
 from thalweg.objectives.base import Batch, Objective
 from thalweg.objectives.classification import CrossEntropy
 from thalweg.objectives.contrastive_divergence import ContrastiveDivergence
-from thalweg.recipes.base import Figure, Recipe, Result, Settings
+from thalweg.recipes.base import Figure, Recipe, Result, Settings, split_for
+from thalweg.recipes.continual_rivals import N_TASKS, compare
 from thalweg.sampling.buffer import Chains, FromNoise, ReplayBuffer, Start
 from thalweg.sampling.langevin import ColdLangevin
 from thalweg.training.feed import Stages
@@ -25,7 +28,6 @@ from thalweg.training.loop import Plan, Trainer
 from thalweg.training.progress import Messages
 
 SHAPE = (1, 8, 8)
-N_TASKS = 5
 BATCH = 64
 RATE = 2e-4
 
@@ -40,18 +42,18 @@ class RelabelledBuffer(ReplayBuffer):
         return super().draw(None, y, generator)._replace(x=x)
 
 
-def kept_chains() -> Objective:
+def kept_chains(shape: Sequence[int] = SHAPE) -> Objective:
     """The energy of an image under its label, against that of a chain's image under the same label."""
-    return _contrastive(RelabelledBuffer(_noise(), size=500, n_chains=BATCH, restart=0.05))
+    return _contrastive(RelabelledBuffer(_noise(shape), size=500, n_chains=BATCH, restart=0.05))
 
 
-def fresh_chains() -> Objective:
+def fresh_chains(shape: Sequence[int] = SHAPE) -> Objective:
     """The same with chains that start in noise at every update, so nothing at all is left of earlier tasks."""
-    return _contrastive(FromNoise(_noise()))
+    return _contrastive(FromNoise(_noise(shape)))
 
 
-def _noise() -> UniformEnergy:
-    return UniformEnergy(torch.zeros(SHAPE), torch.ones(SHAPE))
+def _noise(shape: Sequence[int]) -> UniformEnergy:
+    return UniformEnergy(torch.zeros(*shape), torch.ones(*shape))
 
 
 def _contrastive(start: Start) -> Objective:
@@ -59,24 +61,41 @@ def _contrastive(start: Start) -> Objective:
     return ContrastiveDivergence(kernel, 20, start, energy_l2=0.1, resolution=1 / 16, bounds=(0.0, 1.0))
 
 
-def network() -> LabelledEnergy:
+def network(shape: Sequence[int] = SHAPE) -> LabelledEnergy:
     """A perceptron of the pixels in [0, 1] as they are: centred to [-1, 1], more is forgotten."""
-    layers = nn.Sequential(nn.Flatten(), mlp([64, 256, 256], nn.ReLU), nn.Linear(256, 10))
+    layers = nn.Sequential(nn.Flatten(), mlp([math.prod(shape), 256, 256], nn.ReLU), nn.Linear(256, 10))
     return LabelledEnergy(layers, input_ndim=3, input_support=UNIT_IMAGES)
 
 
-METHODS = {
+METHODS: dict[str, Callable[[Sequence[int]], Objective]] = {
     "energy": kept_chains,
     "energy, fresh chains": fresh_chains,
-    "softmax": CrossEntropy,
+    "softmax": lambda shape: CrossEntropy(),
 }
+
+
+NOTES = (
+    "'class': five tasks of two digits, the answer among all ten. 'task': the same, the answer among the two of "
+    "the image's own task. 'domain': even or odd, an even and an odd digit in each task. 'permuted': five tasks "
+    "of all digits, the pixels of each in an order of their own, which is not given. Accuracy after the last "
+    "task on the test images of all. The seed draws tasks, orders, first weights and which images are stored.",
+    "'growing' is one energy a class, normalised by itself and touched by no other class: a Gaussian, that is, "
+    "quadratic discriminant analysis with a fixed ridge. 'separate' adds one for each class and task, 'mixtures' "
+    "has up to five a class. No image is stored, and the order of the classes makes no difference. Of the rivals, "
+    "LDA, QDA, naive Bayes and the means would need none either; the nearest neighbour stores all images, the two "
+    "last networks 200 and 500, from which they start anew at the end.",
+    "Published for split MNIST without stored images, mean of ten seeds (standard deviation): EWC 19.80 (.05), SI "
+    "19.67 (.09), NAS 19.52 (.29), LwF 24.17 (.33), a VAE 40.04 (1.31), an energy 64.99 (4.27) %. There one "
+    "network learns all classes, as 'energy' does here.",
+)
 
 
 def run(settings: Settings) -> Result:
     started = time.monotonic()
     n_steps = 5 if settings.quick else 100
-    train, test = digits(seed=0)
+    train, test = split_for(settings)
     assert test.labels is not None
+    shape = train.pixels.shape[1:]
     accuracy: dict[str, list[float]] = {name: [] for name in METHODS}
     # For each method and seed: [after which task, of which task].
     courses: dict[str, list[np.ndarray]] = {name: [] for name in METHODS}
@@ -85,7 +104,7 @@ def run(settings: Settings) -> Result:
     for seed in settings.seeds:
         divergences.append(0.0)
         for name, objective in METHODS.items():
-            course, messages = _one_run(objective(), train, test, n_steps, seed)
+            course, messages = _one_run(objective(shape), train, test, n_steps, seed)
             accuracy[name].append(float(course[-1] @ shares))
             courses[name].append(course)
             divergences[-1] += len(messages)
@@ -93,7 +112,8 @@ def run(settings: Settings) -> Result:
                 settings.tell(f"seed {seed}, {name}: {text}")
         settings.tell(f"seed {seed}: " + ", ".join(f"{k} {v[-1]:.3f}" for k, v in accuracy.items()))
     ratio = [e / max(s, 1e-9) for e, s in zip(accuracy["energy"], accuracy["softmax"], strict=True)]
-    targets: tuple[float | None, float | None] = (None, None) if settings.quick else (0.55, 3.0)
+    applies = not settings.quick and shape == SHAPE
+    targets: tuple[float | None, float | None] = (0.55, 3.0) if applies else (None, None)
     figures = [
         Figure("accuracy, energy (share)", accuracy["energy"], targets[0], False),
         Figure("accuracy, energy, fresh chains (share)", accuracy["energy, fresh chains"]),
@@ -104,16 +124,18 @@ def run(settings: Settings) -> Result:
         Figure("tasks 1 to 4, softmax (share)", [float(c[-1, :-1].mean()) for c in courses["softmax"]]),
     ]
     notes = [
-        "Digits 0 and 1, then 2 and 3, up to 8 and 9. A task's images are gone when the next begins; the answer "
-        "to a test image of any task is the label of lowest energy among all ten, the task is not given.",
-        f"All train one perceptron 64-256-256-10 by {n_steps} updates of {BATCH} images a task and one Adam at "
-        f"{RATE:g} whose moments go on from task to task. Pixels enter as [0, 1], not centred. Chains: 20 "
-        "Langevin steps of 0.1, gradients clipped to 1; squared energies weighted 0.1.",
+        "One network: digits 0 and 1, then 2 and 3, up to 8 and 9. A task's images are gone when the next begins; "
+        "the answer to a test image is the label of lowest energy among all ten, the task is not given.",
+        f"All train one perceptron {math.prod(shape)}-256-256-10 by {n_steps} updates of {BATCH} images a task "
+        f"and one Adam at {RATE:g} whose moments go on from task to task. Pixels enter as [0, 1], not centred. "
+        "Chains: 20 Langevin steps of 0.1, gradients clipped to 1; squared energies weighted 0.1.",
         "'energy' keeps a buffer of 500 chains from task to task: images that the model made, of earlier tasks "
         "too, which go on as counter-examples under the new labels. 'fresh chains' starts every chain in noise, "
         "so no image of any kind is kept.",
     ]
-    return Result(figures, {"Accuracy as the tasks go by": _picture(courses)}, notes, time.monotonic() - started)
+    rivals, pictures = compare(settings, train, test)
+    pictures = {"Accuracy as the tasks go by": _picture(courses), **pictures}
+    return Result([*rivals, *figures], pictures, [*notes, *NOTES], time.monotonic() - started)
 
 
 def _one_run(
@@ -124,7 +146,7 @@ def _one_run(
     assert test.labels is not None
     truth, classifies = test.labels, isinstance(objective, CrossEntropy)
     torch.manual_seed(seed)
-    energy, messages = network(), Messages()
+    energy, messages = network(train.pixels.shape[1:]), Messages()
     tasks = []
     for task in range(N_TASKS):
         rows = train.rows(np.flatnonzero(train.labels // 2 == task))
@@ -167,5 +189,5 @@ RECIPE = Recipe(
     title="Learning two digits after two others, with no image of the past",
     source="Du and Mordatch, Implicit Generation and Modeling with Energy-Based Models (2019), section 4.5",
     run=run,
-    minutes=1.5,
+    minutes=4,
 )

@@ -18,7 +18,7 @@ from thalweg.energies.labelled import LabelledEnsemble
 from thalweg.estimators.images import ImageEBM
 from thalweg.evaluation.generation import copying_ratio, frechet_distance, pca_features, precision_recall
 from thalweg.evaluation.likelihood import annealed_likelihood
-from thalweg.recipes.base import Figure, Recipe, Result, Settings
+from thalweg.recipes.base import Figure, Recipe, Result, Settings, archive_in
 
 N_SAMPLES = 1500
 N_SNAPSHOTS = 5
@@ -73,11 +73,7 @@ def images_for(settings: Settings) -> tuple[Images, Images, dict[str, np.ndarray
     others: dict[str, np.ndarray] = {}
     n_train: int | None
     if settings.data is not None:
-        path = settings.data if settings.data.is_file() else settings.data / "mnist_12k.npz"
-        if not path.exists():
-            raise ValueError(
-                f"{settings.data} holds no {path.name} (X_train, y_train, X_test, y_test): name another .npz"
-            )
+        path = archive_in(settings.data)
         (train, test), name, n_train = read_split(path), path.name, 10_000
     elif settings.paper_scale:
         (train, test), name, n_train = cifar10(), "CIFAR-10", None

@@ -17,6 +17,7 @@ from thalweg.energies.densities.class_gaussians import ClassGaussians
 from thalweg.energies.densities.gaussian import GaussianEnergy
 from thalweg.energies.densities.kernel import KernelDensity
 from thalweg.energies.densities.recurrent import RecurrentGaussian
+from thalweg.energies.densities.running import RunningGaussian
 from thalweg.energies.densities.shaped import ShapedDensity, gaussian_of_classes
 from thalweg.energies.densities.stretch import StretchDensity
 from thalweg.energies.densities.tilted import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
@@ -36,6 +37,7 @@ __all__ = [
     "MixtureDensity",
     "NumericEncoding",
     "RecurrentGaussian",
+    "RunningGaussian",
     "ShapedDensity",
     "StretchDensity",
     "TiltedEnergy",
