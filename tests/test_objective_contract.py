@@ -294,7 +294,16 @@ CASES = {
 CONTRACT = [
     pytest.param(*case[:2], k, case[3], id=f"{name}, {k}-D") for name, case in CASES.items() for k in case[2]
 ]
-CHAINS = ("ML-MCMC", "margin outside", "matching with contrast", "CD", "PCD", "improved CD", "Boltzmann learning")
+CHAINS = (
+    "ML-MCMC",
+    "margin outside",
+    "matching with contrast",
+    "CD",
+    "PCD",
+    "improved CD",
+    "tethered CD",
+    "Boltzmann learning",
+)
 ARGUMENTS = ("make_energy", "make_objective", "k", "invariant")
 contract = pytest.mark.parametrize(ARGUMENTS, CONTRACT)
 unnormalised = pytest.mark.parametrize(ARGUMENTS, [p for p in CONTRACT if p.values[3] is not None])

@@ -333,5 +333,5 @@ RECIPE = Recipe(
     title="Energies of place, shape and size learned one after another, and combined as never seen",
     source="Du, Li and Mordatch, Compositional Visual Generation with Energy Based Models (2020), section 3.4",
     run=run,
-    minutes=10,
+    minutes=13,
 )
