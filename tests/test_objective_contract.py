@@ -78,10 +78,11 @@ from thalweg.objectives import (
     SlicedScoreMatching,
     SoftmaxRanking,
     SteinDiscrepancy,
+    TetheredContrastiveDivergence,
     TiltNCE,
     logarithmic,
 )
-from thalweg.sampling import HMC, MALA, FromNoise, Langevin, RandomWalk, ReplayBuffer
+from thalweg.sampling import HMC, MALA, FromData, FromNoise, Langevin, RandomWalk, ReplayBuffer
 from thalweg.training import Plan, Trainer
 
 
@@ -227,6 +228,12 @@ CASES = {
         False,
     ),
     "improved CD": (network, lambda k: improved(k), (1, 3), False),
+    "tethered CD": (
+        network,
+        lambda k: TetheredContrastiveDivergence(Langevin(0.1), 3, FromData(2), 0.01, 2, 5.0),
+        (1, 3),
+        False,
+    ),
     "Stein": (network, lambda k: SteinDiscrepancy(critic(k)), (1, 3), True),
     "FCE": (network, lambda k: FlowContrastiveEstimation(flow(k), warm_up=0), (1, 3), False),
     "joint NCE": (network, lambda k: JointProposalNCE(mixture(k), n_samples=16), (1, 3), False),
@@ -287,7 +294,16 @@ CASES = {
 CONTRACT = [
     pytest.param(*case[:2], k, case[3], id=f"{name}, {k}-D") for name, case in CASES.items() for k in case[2]
 ]
-CHAINS = ("ML-MCMC", "margin outside", "matching with contrast", "CD", "PCD", "improved CD", "Boltzmann learning")
+CHAINS = (
+    "ML-MCMC",
+    "margin outside",
+    "matching with contrast",
+    "CD",
+    "PCD",
+    "improved CD",
+    "tethered CD",
+    "Boltzmann learning",
+)
 ARGUMENTS = ("make_energy", "make_objective", "k", "invariant")
 contract = pytest.mark.parametrize(ARGUMENTS, CONTRACT)
 unnormalised = pytest.mark.parametrize(ARGUMENTS, [p for p in CONTRACT if p.values[3] is not None])

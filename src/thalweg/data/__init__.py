@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "columns": ["Column", "KINDS", "as_text", "check_entries", "decide", "only_numbers", "read_as"],
+        "concept_worlds": ["CONCEPTS", "Concept", "Worlds"],
         "corridors": [
             "Courses",
             "Demonstrations",

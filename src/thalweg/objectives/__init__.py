@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazily(
             "ContrastiveDivergence",
             "ImprovedContrastiveDivergence",
             "LangevinML",
+            "TetheredContrastiveDivergence",
         ],
         "energy_discrepancy": ["EnergyDiscrepancy"],
         "energy_loss": ["EnergyLoss"],

@@ -202,9 +202,7 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         n_neighbours: int = 100,
     ):
         super().__init__(kernel, n_steps, start, energy_l2, resolution, bounds)
-        if not 0 < differentiable_steps <= n_steps:
-            raise ValueError(f"differentiable_steps must be in 1..{n_steps}, got {differentiable_steps}")
-        self.differentiable_steps = differentiable_steps
+        self.differentiable_steps = _checked_steps(differentiable_steps, n_steps)
         self.kl_weight = kl_weight
         self.entropy_weight = entropy_weight
         self.n_neighbours = n_neighbours
@@ -232,6 +230,53 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         entropy = nearest.clamp_min(1e-6).log().mean()
         self.metrics["entropy"] = float(entropy.detach())
         return entropy
+
+
+class TetheredContrastiveDivergence(ContrastiveDivergence):
+    """Contrastive divergence whose chains learn to end near the data: + closeness * mean (y_m - y_i)^2.
+
+    The mean is over the coordinates of y. The gradient of this term flows through the last steps of the chains, so
+    that the energy learns to be walked down in so few steps.
+
+    Args:
+        kernel, n_steps, start, energy_l2: as in :class:`ContrastiveDivergence`; every row has chains of its own,
+            which end near its data.
+        differentiable_steps: how many of the last steps the gradient flows through.
+        closeness: weight of the squared distances.
+
+    Raises:
+        ValueError: if no step leaves a graph, or more than there are; or for chains of a buffer.
+
+    Source: the loss of samples near demonstrations [Mordatch 2018]; gradients through steps [Belanger 2017].
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        n_steps: int = 10,
+        start: Start | None = None,
+        energy_l2: float = 0.0,
+        differentiable_steps: int = 10,
+        closeness: float = 1.0,
+    ):
+        super().__init__(kernel, n_steps, start, energy_l2)
+        if isinstance(start, ReplayBuffer):
+            raise ValueError("the chains of a buffer belong to no row: start them at the data or in noise")
+        self.differentiable_steps = _checked_steps(differentiable_steps, n_steps)
+        self.closeness = closeness
+
+    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        loss, _, end = self._contrast(energy, batch, generator, self.differentiable_steps)
+        data = batch.y if end.dim() == batch.y.dim() else batch.y.unsqueeze(1)
+        off = (end - data).square().reshape(len(batch.y), -1).mean(1)
+        self.metrics["distance from the data"] = float(off.detach().mean().sqrt())
+        return loss + self.closeness * off
+
+
+def _checked_steps(differentiable_steps: int, n_steps: int) -> int:
+    if not 0 < differentiable_steps <= n_steps:
+        raise ValueError(f"differentiable_steps must be in 1..{n_steps}, got {differentiable_steps}")
+    return differentiable_steps
 
 
 def _values(energy: AnyEnergy, batch: Batch, chains: Chains, end: Tensor) -> tuple[Tensor, Tensor]:

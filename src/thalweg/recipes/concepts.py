@@ -11,19 +11,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thalweg.data.shapes import SHAPES, render_sprites
-from thalweg.energies.base import ConditionalEnergy, Energy, standard_normal
-from thalweg.objectives.base import AnyEnergy, Batch, Objective, check_batch, condition
-from thalweg.sampling.chain import run_chain
-from thalweg.sampling.langevin import Langevin
+from thalweg.energies.base import ConditionalEnergy, Energy
+from thalweg.objectives.base import AnyEnergy, Batch, Objective, check_batch
+from thalweg.recipes.noisy_sprites import (
+    SIZE,
+    Denoiser,
+    DenoisingAtLevels,
+    LevelFeatures,
+    Modulated,
+    draw_down_levels,
+    noised,
+    scaled,
+    with_level,
+)
 from thalweg.training.loop import Plan, Trainer
 
-SIZE = 16
 AXIS = (0.3125, 0.4375, 0.5625, 0.6875)
 SCALES = (0.16, 0.22, 0.28)
 ROTATIONS = tuple(math.pi / 8 * i for i in range(4))
 CONCEPTS = {"shape": len(SHAPES), "place": len(AXIS) ** 2, "size": len(SCALES), "rotation": len(ROTATIONS)}
 N_UNSEEN = 48
-LOWEST, HIGHEST = 0.15, 2.5
 # What the concepts say counts this many times, because learned conditionals are too mild. Chosen on seed 0.
 WEIGHT = 5.0
 N_CHAINS = 4
@@ -59,33 +66,6 @@ def combinations() -> Combinations:
 # -- energies of noisy images -----------------------------------------------------------------------------
 
 
-def _scaled(image: Tensor, level: Tensor) -> Tensor:
-    """Noisy images ``[B, SIZE * SIZE]`` as ``[B, 1, SIZE, SIZE]`` of about unit variance."""
-    return ((image - 0.1) / (level.square() + 0.06).sqrt()).reshape(-1, 1, SIZE, SIZE)
-
-
-class _LevelFeatures(nn.Sequential):
-    def __init__(self) -> None:
-        super().__init__(nn.Linear(4, 64), nn.SiLU())
-
-    def forward(self, level: Tensor) -> Tensor:
-        log = level.log()
-        return super().forward(torch.cat([log, log.square() / 3, (2 * log).sin(), (2 * log).cos()], 1))
-
-
-class _Modulated(nn.Module):
-    """A layer whose channels are scaled and shifted by the noise level, then SiLU."""
-
-    def __init__(self, layer: nn.Module, n_channels: int):
-        super().__init__()
-        self.layer, self.modulation = layer, nn.Linear(64, 2 * n_channels)
-
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        h = self.layer(x)
-        scale, shift = self.modulation(level).reshape(len(h), -1, *([1] * (h.dim() - 2))).chunk(2, 1)
-        return F.silu(h * (1 + scale) + shift)
-
-
 class NoisySprites(ConditionalEnergy):
     """E(level, image) = |image - D(image, level)|^2 / (2 level^2), the energy of sprites blurred by noise.
 
@@ -96,21 +76,11 @@ class NoisySprites(ConditionalEnergy):
 
     def __init__(self, width: int = 32):
         super().__init__()
-        self.level = _LevelFeatures()
-        self.down = _Modulated(nn.Conv2d(1, width, 5, 2, 2), width)
-        self.deeper = _Modulated(nn.Conv2d(width, 2 * width, 3, 2, 1), 2 * width)
-        # Narrow: a wide one knows the training images by heart, and draws what was never seen worse.
-        self.dense = _Modulated(nn.Linear(32 * width, 192), 192)
-        self.spread = nn.Linear(192, 32 * width)
-        self.up = _Modulated(nn.ConvTranspose2d(2 * width, width, 4, 2, 1), width)
-        self.out = nn.ConvTranspose2d(2 * width, 1, 4, 2, 1)
+        self.level = LevelFeatures()
+        self.denoiser = Denoiser(width)
 
     def denoised(self, level: Tensor, image: Tensor) -> Tensor:
-        f = self.level(level)
-        fine = self.down(_scaled(image, level), f)
-        coarse = self.deeper(fine, f)
-        coarse = coarse + self.spread(self.dense(coarse.flatten(1), f)).reshape(coarse.shape)
-        return torch.sigmoid(self.out(torch.cat([self.up(coarse, f), fine], 1))).flatten(1)
+        return self.denoiser(image, level, self.level(level))
 
     def head(self, features: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
         return (y - self.denoised(features, y)).square().sum(-1) / (2 * features.squeeze(-1).square())
@@ -125,17 +95,17 @@ class ConceptEnergy(ConditionalEnergy):
 
     def __init__(self, n_values: int, width: int = 32):
         super().__init__()
-        self.level = _LevelFeatures()
-        self.down = _Modulated(nn.Conv2d(1, width, 5, 2, 2), width)
-        self.middle = _Modulated(nn.Conv2d(width, 2 * width, 3, 1, 1), 2 * width)
-        self.deeper = _Modulated(nn.Conv2d(2 * width, 2 * width, 3, 1, 1), 2 * width)
-        self.dense = _Modulated(nn.Linear(32 * width, 128), 128)
+        self.level = LevelFeatures()
+        self.down = Modulated(nn.Conv2d(1, width, 5, 2, 2), width)
+        self.middle = Modulated(nn.Conv2d(width, 2 * width, 3, 1, 1), 2 * width)
+        self.deeper = Modulated(nn.Conv2d(2 * width, 2 * width, 3, 1, 1), 2 * width)
+        self.dense = Modulated(nn.Linear(32 * width, 128), 128)
         self.out = nn.Linear(128, n_values)
 
     def head(self, features: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
         value, level = features[:, 0].long(), features[:, 1:]
         f = self.level(level)
-        h = F.avg_pool2d(self.middle(self.down(_scaled(y, level), f), f), 2)
+        h = F.avg_pool2d(self.middle(self.down(scaled(y, level), f), f), 2)
         logits = self.out(self.dense(self.deeper(h, f).flatten(1), f))
         return F.cross_entropy(logits, value, reduction="none")
 
@@ -143,32 +113,16 @@ class ConceptEnergy(ConditionalEnergy):
 # -- training ---------------------------------------------------------------------------------------------
 
 
-def _noised(y: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """A noise level ``[B, 1]`` for each row, log-uniform, and noise as y."""
-    part = torch.rand((len(y), 1), generator=generator, device=y.device)
-    return LOWEST * (HIGHEST / LOWEST) ** part, standard_normal(y.shape, y, generator)
-
-
-class DenoisingAtLevels(Objective):
-    """Denoising score matching for an energy that has the noise level as an input."""
-
-    def check(self, energy: AnyEnergy, batch: Batch) -> None:
-        check_batch(energy, batch._replace(x=_noised(batch.y, torch.Generator())[0]))
-
-    def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        level, noise = _noised(batch.y, generator)
-        return (level * condition(energy, level).score(batch.y + level * noise) + noise).square().sum(-1)
-
-
 class ReadingAtLevels(Objective):
     """-log p(concept | noisy image), which is what a :class:`ConceptEnergy` is."""
 
     def check(self, energy: AnyEnergy, batch: Batch) -> None:
-        check_batch(energy, batch._replace(x=torch.cat([batch.x, _noised(batch.y, torch.Generator())[0]], 1)))
+        level, _ = noised(batch.y, torch.Generator())
+        check_batch(energy, batch._replace(x=with_level(batch.x, level)))
 
     def per_row(self, energy: AnyEnergy, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        level, noise = _noised(batch.y, generator)
-        return energy(torch.cat([batch.x, level], 1), batch.y + level * noise)
+        level, noise = noised(batch.y, generator)
+        return energy(with_level(batch.x, level), batch.y + level * noise)
 
 
 class SingleConcepts(NamedTuple):
@@ -220,17 +174,11 @@ def joint(parts: SingleConcepts, labels: Tensor, level: float, weight: float = W
 def draw(
     parts: SingleConcepts, labels: Tensor, generator: torch.Generator, n_levels: int = 25, n_steps: int = 10
 ) -> Tensor:
-    """Images ``[B, SIZE * SIZE]`` by Langevin dynamics at ever lower noise; of a few chains the lowest energy."""
+    """Images ``[B, SIZE * SIZE]`` of the asked labels ``[B, 4]``, down the noise levels."""
     given = labels.repeat(N_CHAINS, 1)
-    x = 0.1 + HIGHEST * torch.randn((len(given), SIZE**2), generator=generator)
-    for level in np.geomspace(HIGHEST, LOWEST, n_levels).tolist():
-        energy = joint(parts, given, level)
-        x = run_chain(Langevin(0.3 * level**2), energy, x, n_steps, generator).position
-    # To the mean given the noisy image, or the last level's noise would stay.
-    x = run_chain(Langevin(LOWEST**2, 0.0), energy, x, 1).position
-    with torch.no_grad():
-        lowest = energy(x).reshape(N_CHAINS, -1).argmin(0)
-    return x.reshape(N_CHAINS, len(labels), -1)[lowest, torch.arange(len(labels))].clamp(0, 1)
+    return draw_down_levels(
+        lambda level: joint(parts, given, level), len(labels), N_CHAINS, generator, n_levels, n_steps
+    )
 
 
 def compose(seed: int, quick: bool) -> tuple[dict[str, float], list[np.ndarray]]:
