@@ -23,6 +23,7 @@ from thalweg.recipes import (
     robustness,
     semi_supervised,
     several_answers,
+    several_futures,
     tanks,
 )
 from thalweg.recipes.base import Figure, Recipe, Result, Settings
@@ -48,6 +49,7 @@ _MODULES = (
     energy_ood,
     robustness,
     several_answers,
+    several_futures,
     decisions,
     losses,
     faces,
