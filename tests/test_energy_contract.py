@@ -77,6 +77,7 @@ from thalweg.energies import (
     RankingMembers,
     RBMEnergy,
     RunningGaussian,
+    ReconstructionEnergy,
     ShapedDensity,
     StudentExperts,
     TiltedEnergy,
@@ -266,6 +267,7 @@ CONDITIONAL = {
         lambda: NetworkEnergy(PointNet(3, 6, width=4), 6, 1, hidden=8), CLOUDS, (1,)
     ),
     "Direct regression": ConditionalCase(lambda: DirectRegression(mlp([3, 6]), 6, 2)),
+    "Reconstruction": ConditionalCase(lambda: ReconstructionEnergy(mlp([3, 6]), 6, 2, hidden=8, slope=2.0)),
     "Module": ConditionalCase(lambda: ConditionalModuleEnergy(PairNetwork(3, 2))),
     "Module of log p": ConditionalCase(lambda: ConditionalModuleEnergy(PairNetwork(3, 1), sign=-1.0), event=(1,)),
     "Mixture": ConditionalCase(lambda: MixtureDensity(mlp([3, 6]), 6, n_targets=2, n_components=3, hidden=(5,))),

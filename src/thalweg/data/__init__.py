@@ -65,5 +65,6 @@ __getattr__, __dir__, __all__ = lazily(
             "rounded",
             "whole_numbers",
         ],
+        "wedges": ["Bounces", "render_bounces"],
     },
 )

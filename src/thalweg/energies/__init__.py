@@ -84,6 +84,7 @@ __getattr__, __dir__, __all__ = lazily(
             "activation_of",
         ],
         "networks.ranking_members": ["RankingMembers"],
+        "networks.reconstruction": ["ReconstructionEnergy"],
         "networks.residual": ["ResidualBlock", "residual_network"],
         "networks.variational": ["VariationalAutoencoder", "variational_autoencoder"],
         "products": ["multiplier", "multiply", "product", "sum_of_outer"],

@@ -169,7 +169,8 @@ def nearest_pairs(noise: Tensor, y: Tensor, x: Tensor | None = None, most: int =
     groups = torch.zeros(len(y), dtype=torch.long) if x is None else torch.unique(x, dim=0, return_inverse=True)[1]
     # On the CPU, where the assignment is solved, differences of large numbers are exact enough in double.
     z, rows = noise.detach().flatten(1).double().cpu(), y.detach().flatten(1).double().cpu()
-    for group in range(int(groups.max()) + 1):
+    # A row without its like keeps its noise.
+    for group in torch.nonzero(torch.bincount(groups.cpu()) > 1)[:, 0]:
         for own in torch.nonzero(groups == group)[:, 0].cpu().split(most):
             cost = torch.cdist(rows[own], z[own]).square().numpy()
             found[own] = own[torch.from_numpy(linear_sum_assignment(cost)[1])].to(found.device)

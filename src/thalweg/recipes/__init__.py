@@ -25,6 +25,7 @@ from thalweg.recipes import (
     robustness,
     semi_supervised,
     several_answers,
+    several_futures,
     tanks,
     trajectories,
 )
@@ -54,6 +55,7 @@ _MODULES = (
     energy_ood,
     robustness,
     several_answers,
+    several_futures,
     decisions,
     losses,
     faces,

@@ -8,6 +8,7 @@ from thalweg.energies.networks.generator import Generator, generating_network
 from thalweg.energies.networks.image import ImageEnergy, MultiscaleEnergy
 from thalweg.energies.networks.module import ConditionalModuleEnergy, ModuleEnergy
 from thalweg.energies.networks.perceptron import FixedPerceptron, PerceptronEnergy
+from thalweg.energies.networks.reconstruction import ReconstructionEnergy
 from thalweg.energies.networks.residual import residual_network
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "NetworkEnergy",
     "PerceptronEnergy",
     "PointNet",
+    "ReconstructionEnergy",
     "autoencoder_energy",
     "convnet",
     "encoding_network",
