@@ -31,6 +31,11 @@ Keep = Annotated[
     ),
 ]
 
+Horizon = Annotated[
+    int | None,
+    typer.Option(min=1, help="Number of steps to forecast. [default: those that are forecast at once]"),
+]
+
 
 def add_verbs(app: typer.Typer) -> None:
     """Give the command its verbs."""
@@ -56,6 +61,13 @@ def predict(
     samples: Annotated[int, typer.Option(min=0, help="Number of draws from p(y|x) for each row.")] = 0,
     seed: Seed = 0,
     keep: Keep = None,
+    horizon: Horizon = None,
+    draws: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Number of paths behind the mean and the quantiles of a forecast. [default: 1000]"
+        ),
+    ] = None,
 ) -> None:
     """Predict the target of each row: mean, median, mode, spread, quantiles, an interval; or its class or rank.
 
@@ -65,24 +77,47 @@ def predict(
     right, and its log loss (lower is better). A model of sequences gives the label of each row and the
     probability of each label there. A ranker gives the score of each row (higher is better) and its rank in its
     group, 1 the best, which rows of equal score share.
+
+    Of forecasts the table holds the past of each series, and may go on with rows whose targets are empty, which
+    give the inputs that are known ahead. The result goes on with its times: the mean and five quantiles of each
+    target at each step.
     """
-    options = {"quantiles": quantiles, "coverage": coverage, "samples": samples, "seed": seed, "keep": keep or []}
+    options = {
+        "quantiles": quantiles,
+        "coverage": coverage,
+        "samples": samples,
+        "seed": seed,
+        "keep": keep or [],
+        "horizon": horizon,
+        "draws": draws or 1000,
+    }
     _ask(context, "predict", run_folder, out_file, "predictions", options, table)
 
 
 def sample(
     context: typer.Context,
     run_folder: RunFolder,
-    n: Annotated[int, typer.Option("-n", min=1, help="Number of rows or images.")] = 100,
+    table: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[TABLE]", help="Of forecasts: CSV, TSV or Parquet file with the past of each series."
+        ),
+    ] = None,
+    n: Annotated[
+        int, typer.Option("-n", min=1, help="Number of rows or images, or of paths of each series.")
+    ] = 100,
     out_file: OutFile = None,
     seed: Seed = 0,
     label: Annotated[str | None, typer.Option(help="Class of the draws, for a classifier.")] = None,
+    horizon: Horizon = None,
 ) -> None:
     """Draw new rows or new images; columns that were rounded in the data are rounded.
 
-    Images are written to an .npz, or as PNG files into a folder.
+    Images are written to an .npz, or as PNG files into a folder. Of forecasts, paths that go on from the past that
+    TABLE holds are drawn, a row for each step of each path.
     """
-    _ask(context, "sample", run_folder, out_file, "rows", {"n": n, "seed": seed, "label": label})
+    options = {"table": table, "n": n, "seed": seed, "label": label, "horizon": horizon}
+    _ask(context, "sample", run_folder, out_file, "rows", options)
 
 
 def score(
@@ -92,7 +127,8 @@ def score(
 
     A higher outlier_score is odder, from 0 to 1; a higher log_prob is likelier. The first column is `row`, counted
     from 1, or the `file` of a picture. For a deep Boltzmann machine or a belief network log_prob is a lower bound.
-    A run of `thalweg fit images` has a `score` that is not normalised, of which a lower one is odder. A classifier
+    Of forecasts each series gets the mean log p of a step given all before. A run of `thalweg fit images` has a
+    `score` that is not normalised, of which a lower one is odder. A classifier
     of a table names the oddest column of each row. A row with
     gaps gets no score, and its `note` says so; fill them with `thalweg impute` first.
     """
@@ -193,9 +229,11 @@ def _ask(
     taken = settings.verbs[verb].options
     for name in options:
         if name not in taken and was_written(context, name):
-            raise ValueError(f"--{name} does not apply to a run of `thalweg fit {settings.task}`: leave it out")
-    if data is not None and not data.exists():
-        raise ValueError(f"there is no file {data}")
+            flag = "TABLE" if name == "table" else f"--{name}"
+            raise ValueError(f"{flag} does not apply to a run of `thalweg fit {settings.task}`: leave it out")
+    for path in (data, options.get("table")):
+        if path is not None and not path.exists():
+            raise ValueError(f"there is no file {path}")
     from thalweg.data.tables import check_writable
     from thalweg.runs.base import load_run
 

@@ -409,23 +409,54 @@ class EnergyForecaster(Estimator):
             ValueError: for series that do not fit the model.
         """
         check_is_fitted(self, "energy_")
-        windows = self.windows_
-        found = []
+        stretch, found = self.windows_.stretch, []
         for one in self._like_training(check_series(X, known, times)):
-            moments = np.arange(0, len(one.values) - windows.stretch, windows.stretch)
-            recent = windows.recent(one.values, moments)
-            places = moments[:, None] + 1 + np.arange(windows.stretch)
-            y = one.values[places] - last_known(recent)[:, -1:]
-            complete = ~np.isnan(y).any((1, 2)) & ~np.isnan(recent).all((1, 2))
-            if not complete.any():
-                found.append(np.nan)
-                continue
+            log_prob = self._log_prob_after(one, np.arange(0, len(one.values) - stretch, stretch))
+            complete = log_prob[~np.isnan(log_prob)]
+            found.append(float(complete.mean()) / stretch if len(complete) else np.nan)
+        return np.array(found)
+
+    def score_moments(
+        self, X: Any, moments: Sequence[np.ndarray], *, known: Any = None, times: Any = None
+    ) -> list[np.ndarray]:
+        """log p of the stretch after moments of each series given all before it, a step, in nats.
+
+        Args:
+            X, known, times: series, as in :meth:`fit`.
+            moments: of each series the places of last known states; a whole stretch follows each.
+
+        Returns:
+            of each series ``[moments]``; NaN where the stretch has a gap.
+
+        Raises:
+            ValueError: for series that do not fit the model, or moments after which a series is too short.
+        """
+        check_is_fitted(self, "energy_")
+        series, stretch = self._like_training(check_series(X, known, times)), self.windows_.stretch
+        if len(moments) != len(series):
+            raise ValueError(f"there are {len(series)} series and moments of {len(moments)}")
+        found = []
+        for i, (one, own) in enumerate(zip(series, moments, strict=True)):
+            own = np.asarray(own, dtype=int)
+            last = len(one.values) - stretch - 1
+            if len(own) and not (own.min() >= 0 and own.max() <= last):
+                raise ValueError(f"moments of series {i} must lie between 0 and {last}: {stretch} steps follow")
+            found.append(self._log_prob_after(one, own) / stretch)
+        return found
+
+    def _log_prob_after(self, one: Series, moments: np.ndarray) -> np.ndarray:
+        """log p of the stretch after each moment ``[n]``; NaN where it has a gap, or nothing is known before."""
+        windows, found = self.windows_, np.full(len(moments), np.nan)
+        recent = windows.recent(one.values, moments)
+        places = moments[:, None] + 1 + np.arange(windows.stretch)
+        y = one.values[places] - last_known(recent)[:, -1:]
+        complete = ~np.isnan(y).any((1, 2)) & ~np.isnan(recent).all((1, 2))
+        if complete.any():
             x = windows.inputs(recent, *windows.ahead(one, moments))[complete]
             inputs, target = (torch.from_numpy(part).float() for part in (x, y[complete].reshape(len(x), -1)))
             with torch.no_grad():
-                log_prob = -self.energy_(inputs, target)
-            found.append(float(log_prob.double().mean()) / windows.stretch)
-        return np.array(found)
+                found[complete] = -self.energy_(inputs, target).double().numpy()
+        return found
 
     def score(self, X: Any, y: Any = None, *, known: Any = None, times: Any = None) -> float:
         """The mean of :meth:`score_samples`: log p a step, in nats."""

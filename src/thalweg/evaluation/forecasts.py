@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from thalweg.evaluation.verdict import Check
+
+_FEW_FORECASTS = 5
 
 
 def crps_of_draws(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -51,12 +54,78 @@ def coverage_by_horizon(draws: np.ndarray, truth: np.ndarray, level: float = 0.9
     return ((low <= truth) & (truth <= high)).mean((0, 2))
 
 
-def check_forecasts(figures: Mapping[str, float], n_series: int) -> list[Check]:
+class ForecastScores(NamedTuple):
+    """How good forecasts are.
+
+    Attributes:
+        figures: "crps", "energy_score", "mae" (of the median) and "coverage" (of 90 % intervals); "crps_by_step",
+            "covered_50_by_step" and "covered_90_by_step" ``[horizon]``; "crps_of" and "mae_of" by name
+            of a column.
+        blocks: the mean CRPS of the forecasts of each block.
+    """
+
+    figures: dict[str, Any]
+    blocks: np.ndarray
+
+
+def forecast_figures(
+    draws: np.ndarray, truth: np.ndarray, scale: np.ndarray, names: Sequence[str], blocks: np.ndarray
+) -> ForecastScores:
+    """Figures of forecasts by draws.
+
+    Args:
+        draws: ``[n, m, horizon, D]``.
+        truth: ``[n, horizon, D]``.
+        scale: the unit of each column in figures over all columns ``[D]``.
+        names: of the columns.
+        blocks: the number of the block of each forecast ``[n]``; forecasts of different blocks do not overlap.
+    """
+    crps = crps_of_draws(draws, truth)
+    away = np.abs(np.median(draws, 1) - truth)
+    per_forecast = (crps / scale).mean((1, 2))
+    _, place = np.unique(blocks, return_inverse=True)
+    covered = {level: coverage_by_horizon(draws, truth, level / 100) for level in (50, 90)}
+    figures = {
+        "n_rows": len(truth),
+        "crps": float(per_forecast.mean()),
+        "energy_score": float(energy_score(draws / scale, truth / scale).mean()),
+        "mae": float((away / scale).mean()),
+        "coverage": float(covered[90].mean()),
+        "crps_by_step": (crps / scale).mean((0, 2)).tolist(),
+        **{f"covered_{level}_by_step": share.tolist() for level, share in covered.items()},
+        "crps_of": dict(zip(names, crps.mean((0, 1)).tolist(), strict=True)),
+        "mae_of": dict(zip(names, away.mean((0, 1)).tolist(), strict=True)),
+    }
+    return ForecastScores(figures, np.bincount(place, per_forecast) / np.bincount(place))
+
+
+def check_rivals(crps: float, gains: Mapping[str, tuple[float, float | None]], n: int) -> Check:
+    """Whether held-out forecasts beat every baseline, beyond the error.
+
+    Args:
+        crps: of the model.
+        gains: by name of a baseline its CRPS less the model's, and the standard error of that.
+        n: number of forecasts that do not overlap.
+    """
+    rival = min(gains, key=lambda name: gains[name][0])
+    gain, error = gains[rival][0], gains[rival][1] or 0.0
+    found = f"The CRPS of held-out forecasts is {crps / max(crps + gain, 1e-12):.2f} of that of the {rival} one"
+    if n < _FEW_FORECASTS:
+        return Check("baseline", "doubtful", f"{found}, on {n} that do not overlap: so few say little.")
+    if gain > 2 * error:
+        return Check("baseline", "passed", f"{found}, the best baseline.")
+    if gain < -(2 * error + 0.02 * crps):
+        return Check("baseline", "failed", f"{found}: it is worse. Take that one.")
+    return Check("baseline", "doubtful", f"{found}: level, within the error. The simpler one does as well here.")
+
+
+def check_forecasts(figures: Mapping[str, float], n_series: int, what: str = "series") -> list[Check]:
     """Whether forecasts of held-out moments beat the naive one, and cover as they say.
 
     Args:
         figures: "CRPS", "CRPS, naive" and "coverage" (of 90 % intervals).
         n_series: how many series they are of: moments of one series are much alike.
+        what: what is counted, if not series.
     """
     ratio = figures["CRPS"] / max(figures["CRPS, naive"], 1e-12)
     found = (
@@ -70,7 +139,7 @@ def check_forecasts(figures: Mapping[str, float], n_series: int) -> list[Check]:
     else:
         skill = Check("baseline", "passed", f"{found}.")
     covered = figures["coverage"]
-    shown = f"The 90 % intervals cover {100 * covered:.0f} % of held-out states, of {n_series} series"
+    shown = f"The 90 % intervals cover {100 * covered:.0f} % of held-out states, of {n_series} {what}"
     error = np.sqrt(0.09 / max(n_series, 1))
     if abs(covered - 0.9) > 0.1 + 2 * error:
         return [skill, Check("coverage", "failed", f"{shown}: the stated uncertainty is wrong. Do not use it.")]

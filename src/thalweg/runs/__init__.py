@@ -14,6 +14,7 @@ TASKS = {
     "density": "thalweg.runs.settings.density:DensitySettings",
     "classifier": "thalweg.runs.settings.classifier:ClassifierSettings",
     "sequence": "thalweg.runs.settings.sequence:SequenceSettings",
+    "forecast": "thalweg.runs.settings.forecast:ForecastSettings",
     "ranker": "thalweg.runs.settings.ranker:RankerSettings",
     "images": "thalweg.runs.settings.images:ImageSettings",
     "generator": "thalweg.runs.settings.generator:GeneratorSettings",

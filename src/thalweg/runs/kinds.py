@@ -228,3 +228,22 @@ class RankerFigures(TableFigures):
     groups: Count
     test_groups: Count
     group_rows: list[Count]
+
+
+class ForecastFigures(TableFigures):
+    table: str
+    time: str
+    targets: list[str]
+    series: str | None
+    known: list[str]
+    style: Literal["number", "date", "month", "quarter"]
+    grid: dict[str, Any]
+    cycles: list[str]
+    horizon: Annotated[int, Least(1)]
+    season: Count
+    n_series: Count
+    test_series: Count
+    forecasts: Count
+    apart: Count
+    whole_series: bool
+    scale: list[float]
