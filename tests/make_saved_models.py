@@ -16,6 +16,7 @@ from thalweg import (
     DeepBoltzmannMachine,
     EnergyClassifier,
     EnergyDensity,
+    EnergyForecaster,
     EnergyGAN,
     EnergyRanker,
     EnergyRegressor,
@@ -29,6 +30,7 @@ from thalweg import (
 ROWS = load_iris().data[::3]
 BITS = (ROWS.mean(0) < ROWS).astype(float)
 IMAGES = (load_digits().images[:40] / 16).astype(np.float32)[:, None]
+WAVES = [np.sin(np.arange(30) * rate)[:, None] for rate in (0.5, 0.6, 0.7, 0.8)]
 SEQUENCES = [["the", "dog", "barks"], ["a", "cat"], ["the", "cat", "sleeps"]] * 4
 TAGS = [["D", "N", "V"], ["D", "N"], ["D", "N", "V"]] * 4
 TINY = {"n_members": 2, "hidden": (4,), "max_epochs": 2, "random_state": 0}
@@ -79,6 +81,10 @@ MODELS = {
     "vae-table": (
         lambda: EnergyVAE(hidden=(4,), max_steps_pretraining=5, max_steps=2, n_steps=2, random_state=0).fit(ROWS),
         lambda m: np.concatenate([m.score_samples(ROWS[:5]), m.sample(2, random_state=0).ravel()]),
+    ),
+    "forecaster": (
+        lambda: EnergyForecaster(stretch=3, window=3, n_members=2, hidden=(4,), max_steps=5, random_state=0).fit(WAVES),
+        lambda m: np.concatenate([m.score_samples(WAVES), m.sample(WAVES[0], 4, random_state=0).ravel()]),
     ),
     "restricted": (
         lambda: RestrictedBoltzmannMachine(3, **MACHINE).fit(BITS), lambda m: m.score_samples(BITS[:5])

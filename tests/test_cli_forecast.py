@@ -109,7 +109,8 @@ def test_the_figures_are_those_of_the_model(months):
     ours = run.figures["scores"]["thalweg"]
     assert ours["log_prob"] == pytest.approx(log_prob.mean(), rel=1e-4)
     drawn = np.stack([
-        run.model.predict(values[: t + 1], 12, known=known[: t + 13], n_draws=2000, random_state=1) for t in moments
+        run.model.predict(values[: t + 1], 12, known=known[: t + 13], n_draws=2000, random_state=1)
+        for t in moments
     ])  # fmt: skip
     truth = np.stack([values[t + 1 : t + 13] for t in moments])
     assert ours["mae"] == pytest.approx(np.abs(drawn - truth).mean(), rel=0.1)

@@ -79,6 +79,7 @@ from thalweg.energies import (
     ReconstructionEnergy,
     RunningGaussian,
     ShapedDensity,
+    StretchDensity,
     StudentExperts,
     TiltedEnergy,
     TiltedMixtureEnsemble,
@@ -278,6 +279,7 @@ CONDITIONAL = {
     "Ensemble without tilts": ConditionalCase(
         lambda: TiltedMixtureEnsemble(3, 2, (8,), n_components=2, n_tilts=0), event=(1,)
     ),
+    "Stretch": ConditionalCase(lambda: StretchDensity(3, 2, n_links=1, n_members=2, hidden=(5,))),
     "Labelled": ConditionalCase(lambda: labelled(3), event=None),
     "Labelled perceptron": ConditionalCase(lambda: LabelledPerceptron((1, 12, 12), 3, (6,)), IMAGES, None),
     "Anchored": ConditionalCase(lambda: AnchoredEnergy(labelled(3), gaussians_of(3), 0.3), event=None),

@@ -19,6 +19,7 @@ from make_saved_models import BITS, IMAGES, MODELS, ROWS, TINY
 from thalweg import (
     EnergyClassifier,
     EnergyDensity,
+    EnergyForecaster,
     EnergyGAN,
     EnergyRanker,
     EnergyRegressor,
@@ -71,7 +72,7 @@ def test_parameters_are_kept_cloned_and_named_alike(cls):
     if cls in TRAINED:
         assert {k: params[k] for k in SHARED} == SHARED
         assert "hidden" in params
-        assert "max_epochs" in params or cls in (EnergyGAN, EnergyVAE, ImageEBM)
+        assert "max_epochs" in params or cls in (EnergyForecaster, EnergyGAN, EnergyVAE, ImageEBM)
     assert not {"n_iter", "n_epochs", "n_components"} & set(params) or cls in (
         EnergyRegressor,
         IncrementalClassifier,
@@ -229,7 +230,7 @@ def test_draws_and_filled_gaps_have_the_shapes_that_all_have(fitted, name):
 @every_class
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_rows_that_are_not_finite_are_refused(cls, bad):
-    if cls in (EnergyClassifier, EnergyRanker, EnergyRegressor) and np.isnan(bad):
+    if cls in (EnergyClassifier, EnergyForecaster, EnergyRanker, EnergyRegressor) and np.isnan(bad):
         return  # gaps are taken
     X, y = (IMAGES[:10].copy(), None) if cls is ImageEBM else (BITS[:30].copy(), np.arange(30.0) % 2)
     X[0, ..., 0] = bad
