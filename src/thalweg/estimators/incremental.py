@@ -52,8 +52,8 @@ class IncrementalClassifier(ClassifierMixin, Estimator):
 
     Columns must be numbers, in units in which ``noise_std`` makes sense: pixels in [0, 1], or columns divided by
     a typical spread of theirs that is known beforehand. A scaler that is refitted on the way moves the ground
-    under the energies that are there. Constant columns are taken, and classes of one row. The label -1 is one like
-    others.
+    under the energies that are there. With hundreds of columns probabilities are far too sure. Constant columns
+    are taken, and classes of one row. The label -1 is one like others.
 
     Args:
         noise_std: standard deviation of the noise, in the units of the columns; one number, or one for each
