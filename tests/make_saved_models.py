@@ -83,7 +83,7 @@ MODELS = {
         lambda m: np.concatenate([m.score_samples(ROWS[:5]), m.sample(2, random_state=0).ravel()]),
     ),
     "forecaster": (
-        lambda: EnergyForecaster(stretch=3, window=3, n_members=2, hidden=(4,), max_steps=5, random_state=0).fit(WAVES),
+        lambda: EnergyForecaster(stretch=3, n_members=2, hidden=(4,), max_steps=5, random_state=0).fit(WAVES),
         lambda m: np.concatenate([m.score_samples(WAVES), m.sample(WAVES[0], 4, random_state=0).ravel()]),
     ),
     "restricted": (

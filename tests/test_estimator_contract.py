@@ -90,6 +90,8 @@ def test_what_follows_the_data_is_keyword_only(cls):
         "y",
         "classes",
         "groups",
+        "past",
+        "horizon",
         "v",
         "label",
         "n_samples",
@@ -202,6 +204,10 @@ def test_draws_and_filled_gaps_have_the_shapes_that_all_have(fitted, name):
     event = IMAGES.shape[1:] if name.endswith("images") else (1,) if name.startswith("regressor") else (4,)
     if name.startswith("regressor"):
         assert model.sample(ROWS[:5, :3], n_samples=3, random_state=0).shape == (5, 3)
+    elif name == "forecaster":
+        drawn = model.sample(np.zeros(3), 4, 6, random_state=0)
+        assert drawn.shape == (6, 4, 1)
+        np.testing.assert_array_equal(drawn, model.sample(np.zeros(3), 4, 6, random_state=0))
     elif hasattr(model, "sample"):
         steps = {} if name.startswith(("density", "gan", "incremental", "vae-images")) else {"n_steps": 5}
         drawn = model.sample(6, random_state=0, **steps)

@@ -28,6 +28,7 @@ __getattr__, __dir__, __all__ = lazily(
         "densities.mixture_of_experts": ["MixtureOfExperts"],
         "densities.running": ["RunningGaussian"],
         "densities.shaped": ["ShapedDensity", "gaussian_of_classes"],
+        "densities.stretch": ["StretchDensity"],
         "densities.tilted": [
             "MixtureDensity",
             "TiltedEnergy",

@@ -16,7 +16,6 @@ from thalweg.energies.densities.basic import (
 from thalweg.energies.densities.class_gaussians import ClassGaussians
 from thalweg.energies.densities.gaussian import GaussianEnergy
 from thalweg.energies.densities.kernel import KernelDensity
-from thalweg.energies.densities.recurrent import RecurrentGaussian
 from thalweg.energies.densities.running import RunningGaussian
 from thalweg.energies.densities.shaped import ShapedDensity, gaussian_of_classes
 from thalweg.energies.densities.stretch import StretchDensity
@@ -36,7 +35,6 @@ __all__ = [
     "KernelDensity",
     "MixtureDensity",
     "NumericEncoding",
-    "RecurrentGaussian",
     "RunningGaussian",
     "ShapedDensity",
     "StretchDensity",
