@@ -92,6 +92,7 @@ def test_what_follows_the_data_is_keyword_only(cls):
         "groups",
         "past",
         "horizon",
+        "moments",
         "v",
         "label",
         "n_samples",

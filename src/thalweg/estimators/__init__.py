@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazily(
         "deep": ["DeepBoltzmannMachine"],
         "density": ["EnergyDensity"],
         "distribution": ["MultivariateDistribution", "PredictiveDistribution"],
+        "forecaster": ["EnergyForecaster"],
         "gan": ["EnergyGAN"],
         "images": ["ImageEBM"],
         "incremental": ["IncrementalClassifier"],
