@@ -64,8 +64,8 @@ def _targets(figures: dict[str, list[float]]) -> dict[str, tuple[float, bool]]:
 
 def _pendulum(seed: int, quick: bool) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     rng = np.random.RandomState(100 + seed)
-    n = 60 if quick else N_DRAWN
-    train, true = pendulum(N_TRAIN, N_STEPS, rng), pendulum(N_TRUE, N_STEPS, rng)
+    n, n_train, n_true = (60, 40, 200) if quick else (N_DRAWN, N_TRAIN, N_TRUE)
+    train, true = pendulum(n_train, N_STEPS, rng), pendulum(n_true, N_STEPS, rng)
     model = forecaster(seed, quick, stretch=15, window=15).fit(train)
     network = recurrent(train, seed, quick)
     first, generator = true[:1, :1], torch.Generator().manual_seed(seed)
@@ -76,11 +76,11 @@ def _pendulum(seed: int, quick: bool) -> tuple[dict[str, float], dict[str, np.nd
     }
     scale = true.std((0, 1))
     found = {}
-    features = pca_features((true[:, 1:] / scale).reshape(N_TRUE, -1), 20)
+    features = pca_features((true[:, 1:] / scale).reshape(n_true, -1), 20)
     for who, paths in drawn.items():
         flat = (paths / scale).reshape(n, -1)
         found[f"pendulum: distance, {who}"] = frechet_distance(
-            flat, (true[:, 1:] / scale).reshape(N_TRUE, -1), features
+            flat, (true[:, 1:] / scale).reshape(n_true, -1), features
         )
         ends = paths[:, -1, 0]
         found[f"pendulum: right share off one half, {who}"] = abs(float((ends > 0).mean()) - 0.5)
