@@ -42,7 +42,7 @@ def test_a_ball_turns_by_a_right_angle_where_it_meets_the_wedge_and_keeps_its_sp
     assert forked.max() < 0.95
 
 
-def test_no_ball_runs_into_the_wedge_but_on_the_way_that_is_impossible():
+def test_no_ball_runs_into_the_wedge_nor_turns_far_from_it():
     films = render_bounces(300, 6, one_sided=0.5, noise=0.0)
     axis = (np.arange(16) + 0.5) / 16
     inside = np.where(films.scene > GREY - 1e-3, 0.0, 9.0)  # pixels that lie in the wedge with their whole square
@@ -54,7 +54,6 @@ def test_no_ball_runs_into_the_wedge_but_on_the_way_that_is_impossible():
         # As it turns the centre is sqrt(2) radii from the edge, and is seen within half a step of there; the edge
         # is up to a pixel and a half before the first that is all wedge.
         assert distance[right].max() < 2**0.5 * RADIUS + 0.07 + 1.5 / 16
-        assert distance[~right].min() < RADIUS
 
 
 def test_half_of_the_films_that_branch_go_left_and_the_others_to_their_side():
@@ -125,7 +124,7 @@ def test_matched_given_x_the_flow_finds_two_points_that_x_moves_half_of_the_time
     with torch.no_grad():
         for weight in noise.parameters():
             weight.zero_()
-    Trainer(Plan(60, batch_size=100, learning_rate=5e-3, clip_norm=5.0)).fit(energy, EnergyMatching(noise), batch)
+    Trainer(Plan(40, batch_size=100, learning_rate=5e-3, clip_norm=5.0)).fit(energy, EnergyMatching(noise), batch)
     asked = torch.tensor([[0.6], [1.0], [1.4]])
     start = noise.given(asked).sample(400, generator).movedim(1, 0)
     ends = run_chain(Heun(0.05), energy.eval().given(asked).detach(), start, 24, generator).position
@@ -160,7 +159,7 @@ def test_figures_of_the_truth_of_one_branch_and_of_the_blur():
     assert found["both branches found (share)"] > 0.98
     assert found["share to the left, in a film off 1/2"] == pytest.approx(0.098, abs=0.02)
     assert found["share to the left, off 1/2"] < 4.5 * 0.5 / math.sqrt(n * float(forked.sum()))
-    assert found["best draw's error over squared error's"] < 0.02  # the camera's noise
+    assert found["error of the best draw, relative"] < 0.02  # the camera's noise
 
     one = several_futures.measure(branches[:, :1].expand(-1, n, -1), films, reference)
     assert one["both branches found (share)"] == 0
@@ -168,12 +167,12 @@ def test_figures_of_the_truth_of_one_branch_and_of_the_blur():
 
     blur = several_futures.measure(mean, films, reference)
     assert blur["on a branch (share)"] == 0
-    assert blur["best draw's error over squared error's"] == pytest.approx(1)
+    assert blur["error of the best draw, relative"] == pytest.approx(1)
     assert blur["sharpness"] < 0.7
     assert blur["one way only, draws on it (share)"] == pytest.approx(1)
     # The blur is half way from branch to branch, and no other answer has a lower mean squared error of both.
     apart = (branches[:, 0] - branches[:, 1]).square().mean(-1)[forked].mean().sqrt()
-    assert blur["root-mean-square from the nearer branch"] == pytest.approx(float(apart) / 2, rel=1e-3)
+    assert blur["distance from the nearer branch"] == pytest.approx(float(apart) / 2, rel=1e-3)
 
 
 def test_the_next_frames_follow_the_past_in_the_rows():
@@ -190,14 +189,15 @@ def test_the_next_frames_follow_the_past_in_the_rows():
 @pytest.mark.slow
 def test_quick_run():
     messages = []
-    result = several_futures.RECIPE.run(Settings(seeds=(0, 1), quick=True, tell=messages.append))
+    result = several_futures.RECIPE.run(Settings(seeds=(0,), quick=True, tell=messages.append))
     figures = {f.name: f for f in result.figures}
     assert len(figures) == len(result.figures)
-    assert all(len(f.values) == 2 and np.isfinite(f.values).all() for f in result.figures)
+    assert max(map(len, figures)) <= 50
+    assert all(len(f.values) == 1 and np.isfinite(f.values).all() for f in result.figures)
     assert all(f.target is None for f in result.figures)  # a quick run is not judged
     assert all(json.loads(picture.to_json())["data"] for picture in result.pictures.values())
     assert result.pictures
-    assert len(messages) == 2
+    assert len(messages) == 1
     assert result.notes
     assert RECIPES["several-futures"] is several_futures.RECIPE
     for model in ("energy", "latent"):

@@ -39,7 +39,7 @@ LEAST_SHARPNESS = 0.75
 TARGETS = {
     "both branches found (share)": (0.95, False),
     "share to the left, off 1/2": (0.05, True),
-    "best draw's error over squared error's": (1 / 3, True),
+    "error of the best draw, relative": (1 / 3, True),
     "sharpness": (0.8, False),
 }
 NOTES = [
@@ -52,12 +52,13 @@ NOTES = [
     "wedge alone, over the same of the true frames; 1 is right, the mean of both branches has about 1/2, "
     "noise adds to it.",
     "Share to the left: of all draws, by the nearer branch; in a film, the mean distance of its own share from "
-    f"1/2, which is about .098 for {N_DRAWS} fair draws. Best draw's error: the least mean squared error of a "
-    "pixel among a film's draws, against the frames that followed, over that of the squared-error network.",
+    f"1/2, which is about .098 for {N_DRAWS} fair draws. Error of the best draw: the least mean squared error of "
+    "a pixel among a film's draws, against the frames that followed, over that of the feed-forward network. "
+    "Distance from the nearer branch: root-mean-square, of a pixel.",
     "Energy: its gradient carries noise to frames (energy matching, given the past). Latent: an answer and a "
     f"probability for each of {N_LATENT} values of z, by maximum likelihood, the answers first; its draws are "
-    "without pixel noise. Squared error: a network of as many weights. Neighbours: the futures of the training "
-    f"films with the nearest pasts, one or {N_DRAWS}.",
+    "without pixel noise. Feed-forward: a network of about as many weights, by squared error. Neighbours: "
+    f"the futures of the one or {N_DRAWS} training films with the nearest pasts. Settings come from other films.",
 ]
 
 # Futures for pasts x [N, 3, H, W]: [N, M, D] of scaled pixels, M = 1 where a model has one answer.
@@ -76,8 +77,8 @@ def run(settings: Settings) -> Result:
         draws = {}
         for model, draw in _models(rows(train), rows(held_out), seed, settings.quick).items():
             draws[model] = SCALE * draw(x) + MEAN
-        reference = _best_errors(draws["squared error"], test)[_forked(test)].mean()
-        figures.setdefault("squared error: mean squared error", []).append(float(reference))
+        reference = _best_errors(draws["feed-forward"], test)[_forked(test)].mean()
+        figures.setdefault("feed-forward: mean squared error", []).append(float(reference))
         for model, drawn in draws.items():
             for what, value in measure(drawn, test, float(reference)).items():
                 figures.setdefault(f"{model}: {what}", []).append(value)
@@ -138,7 +139,7 @@ def _models(train: Batch, held_out: Batch, seed: int, quick: bool) -> dict[str, 
     return {
         "energy": flow,
         "latent": lambda x: latent.draw_answers(latent.features(x), N_DRAWS, generator),
-        "squared error": lambda x: direct.features(x).detach().unsqueeze(1),
+        "feed-forward": lambda x: direct.features(x).detach().unsqueeze(1),
         "1-NN": lambda x: neighbours(x, 1),
         f"{N_DRAWS}-NN": lambda x: neighbours(x, N_DRAWS),
     }
@@ -186,8 +187,8 @@ def measure(draws: Tensor, test: Bounces, reference: float) -> dict[str, float]:
             "share to the left, in a film off 1/2": float((left - 0.5).abs().mean()),
         }
     return out | {
-        "best draw's error over squared error's": float(_best_errors(draws, test)[forked].mean()) / reference,
-        "root-mean-square from the nearer branch": float(nearest[forked].square().mean().sqrt()),
+        "error of the best draw, relative": float(_best_errors(draws, test)[forked].mean()) / reference,
+        "distance from the nearer branch": float(nearest[forked].square().mean().sqrt()),
         "sharpness": float(sharp[forked].mean()),
         "one way only, draws on it (share)": float(right_way[~forked].float().mean()),
     }
@@ -219,17 +220,14 @@ def _edges(frames: Tensor) -> Tensor:
 # -- pictures -------------------------------------------------------------------------------------------------
 
 
-def _film(test: Bounces, draws: dict[str, Tensor], n: int = 8) -> go.Figure:
-    """For each of a few films: three frames of the past, of both branches, and of each model's answers."""
-    titles = ["past", "left", "right", *["energy"] * 3, *["latent"] * 2, "squared error", "1-NN"]
+def _film(test: Bounces, draws: dict[str, Tensor]) -> go.Figure:
+    """For a few films, the last two with one future: the past, both branches, and the answers of the models."""
+    titles = ["past", "left", "right", *["energy"] * 3, *["latent"] * 2, "network", "1-NN"]
+    forked = _forked(test)
     shown = []
-    for i in range(n):
-        answers = [
-            *draws["energy"][i, :3],
-            *draws["latent"][i, :2],
-            draws["squared error"][i, 0],
-            draws["1-NN"][i, 0],
-        ]
+    for i in [*forked.nonzero()[:6, 0].tolist(), *(~forked).nonzero()[:2, 0].tolist()]:
+        one = [draws[model][i, 0] for model in ("feed-forward", "1-NN")]
+        answers = [*draws["energy"][i, :3], *draws["latent"][i, :2], *one]
         films = [test.past[i], *test.branches[i], *(a.reshape(N_FUTURE, SIZE, SIZE).numpy() for a in answers)]
         shown += [_strip(film) for film in films]
     return gallery(np.stack(shown), len(titles), titles + [""] * (len(shown) - len(titles)), height=70)
