@@ -74,3 +74,15 @@ def test_the_ranker_orders_answers_to_queries_that_it_has_not_seen():
     found = names["model"].score(X[~train], relevance[~train], query[~train])
     assert found > 0.95
     assert relevance[~train][ranks == 1].mean() > 1.5
+
+
+def test_the_forecaster_draws_paths_whose_quantiles_are_in_order():
+    names: dict = {}
+    exec(block("EnergyForecaster"), names)
+    model, walks = names["model"], names["walks"]
+    levels = model.predict_quantiles(walks[0], 10)
+    assert levels.shape == (5, 10, 1)
+    assert (np.diff(levels, axis=0) > 0).all()
+    # Of a random walk the spread grows with the root of the number of steps.
+    assert 1.5 < (levels[-1, 9] - levels[0, 9])[0] / (levels[-1, 0] - levels[0, 0])[0] < 6
+    assert model.score_samples(walks).shape == (20,)
