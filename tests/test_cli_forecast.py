@@ -57,7 +57,7 @@ def hours(tmp_path_factory):
     table.drop(index=[5, 30, 31, 150]).to_csv(folder / "hours.csv", index=False)
     options = (
         "--time", "hour", "--target", "load", "--target", "price", "--series", "region", "--known", "temperature",
-        "--horizon", 2, "--out", folder / "run", *SMALL,
+        "--horizon", 2, "--season", 0, "--out", folder / "run", *SMALL,
     )  # fmt: skip
     return folder, thalweg("fit", "forecast", folder / "hours.csv", *options)
 
@@ -106,13 +106,12 @@ def test_the_figures_are_those_of_the_model(months):
     folder, _ = months
     run = load_run(folder / "run")
     values = passengers()["passengers"].to_numpy()[:, None]
-    known = run.data.test[0].series.known
     moments = np.arange(76, 84)
-    (log_prob,) = run.model.score_moments([values], [moments], known=[known])
+    (log_prob,) = run.model.score_moments([values], [moments])
     ours = run.figures["scores"]["thalweg"]
     assert ours["log_prob"] == pytest.approx(log_prob.mean(), rel=1e-4)
     drawn = np.stack([
-        run.model.predict(values[: t + 1], 12, known=known[: t + 13], n_draws=500, random_state=1) for t in moments
+        run.model.predict(values[: t + 1], 12, n_draws=500, random_state=1) for t in moments
     ])  # fmt: skip
     truth = np.stack([values[t + 1 : t + 13] for t in moments])
     assert ours["mae"] == pytest.approx(np.abs(drawn - truth).mean(), rel=0.1)
@@ -311,5 +310,20 @@ def test_grids_of_dates_are_recognised_and_continued(frequency):
 def test_grids_of_numbers_are_recognised_up_to_rounding():
     assert TimeGrid.of([np.array([0, 0.33, 0.67, 1.0, 1.33])]).kind == "step"
     grid = TimeGrid.of([np.array([1990.0, 1991, 1993, 1994, 1995]), np.array([7.0, 8, 9])])
-    assert (grid.kind, grid.step, grid.in_words()) == ("step", 1.0, "every 1")
+    assert (grid.kind, grid.step, grid.in_words()) == ("step", 1.0, "a step of 1")
     assert TimeGrid.of([np.array([0.0, 1, 5, 6, 11, 30])]).kind == "uneven"
+
+
+def test_the_calendar_gives_the_cycles_that_the_season_does_not_show(tmp_path):
+    table = pd.DataFrame({"hour": pd.date_range("2024-01-01", periods=24 * 16, freq="h")})
+    table["x"] = np.random.RandomState(0).normal(size=len(table))
+    options = {"time": ["hour"], "target": ["x"]}
+    assert fitted(table, tmp_path, *options.items()).cycles == ["day of the week"]
+    assert fitted(table, tmp_path, *(options | {"calendar": False}).items()).cycles == []
+    data = fitted(table, tmp_path, *(options | {"season": 0}).items())
+    assert data.cycles == ["hour of the day", "day of the week"]
+    known = data.training[0].known
+    # Noon is opposite to midnight, and every Monday morning, with which the table begins, is like the first one.
+    np.testing.assert_allclose(known[12, :2], -known[0, :2], atol=1e-9)
+    np.testing.assert_allclose(known[24 * 7], known[0], atol=1e-9)
+    np.testing.assert_allclose((known**2).sum(1), 2.0)
