@@ -2,6 +2,7 @@
 
 import json
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,9 @@ import pytest
 from command import are_refused, stop_in_training, thalweg
 from pages import figures_of
 from pages import table as table_of
+from thalweg.data.timegrid import TimeGrid
 from thalweg.runs.base import load_run
+from thalweg.runs.forecast import ForecastRun
 from thalweg.runs.settings.forecast import ForecastSettings
 from thalweg.runs.split_series import read_split
 
@@ -25,7 +28,7 @@ def passengers(n=96, seed=0):
     return pd.DataFrame({"month": months, "passengers": level.round(1)})
 
 
-def regions(n=240, seed=0):
+def regions(n=120, seed=0):
     """Hours of two regions, whose load follows a temperature that is known ahead; two targets."""
     rng, parts = np.random.RandomState(seed), []
     for name in ("north", "south"):
@@ -51,10 +54,10 @@ def months(tmp_path_factory):
 def hours(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hours")
     table = regions()
-    table.drop(index=[5, 30, 31, 300]).to_csv(folder / "hours.csv", index=False)
+    table.drop(index=[5, 30, 31, 150]).to_csv(folder / "hours.csv", index=False)
     options = (
         "--time", "hour", "--target", "load", "--target", "price", "--series", "region", "--known", "temperature",
-        "--horizon", 3, "--out", folder / "run", *SMALL,
+        "--horizon", 2, "--season", 0, "--out", folder / "run", *SMALL,
     )  # fmt: skip
     return folder, thalweg("fit", "forecast", folder / "hours.csv", *options)
 
@@ -103,14 +106,12 @@ def test_the_figures_are_those_of_the_model(months):
     folder, _ = months
     run = load_run(folder / "run")
     values = passengers()["passengers"].to_numpy()[:, None]
-    known = run.data.test[0].series.known
     moments = np.arange(76, 84)
-    (log_prob,) = run.model.score_moments([values], [moments], known=[known])
+    (log_prob,) = run.model.score_moments([values], [moments])
     ours = run.figures["scores"]["thalweg"]
     assert ours["log_prob"] == pytest.approx(log_prob.mean(), rel=1e-4)
     drawn = np.stack([
-        run.model.predict(values[: t + 1], 12, known=known[: t + 13], n_draws=2000, random_state=1)
-        for t in moments
+        run.model.predict(values[: t + 1], 12, n_draws=500, random_state=1) for t in moments
     ])  # fmt: skip
     truth = np.stack([values[t + 1 : t + 13] for t in moments])
     assert ours["mae"] == pytest.approx(np.abs(drawn - truth).mean(), rel=0.1)
@@ -121,15 +122,15 @@ def test_the_figures_are_those_of_the_model(months):
 
 def test_several_series_and_targets_with_inputs_known_ahead(hours, tmp_path):
     folder, done = hours
-    assert "4 of 480 stamps of the grid are missing: they are gaps." in done.out
+    assert "4 of 240 stamps of the grid are missing: they are gaps." in done.out
     assert "Inputs from the calendar: hour of the day" in done.out
     run = folder / "run"
-    past = regions().groupby("region").head(200)
+    past = regions().groupby("region").head(100)
     past.to_csv(tmp_path / "past.csv", index=False)
     refused = thalweg("predict", run, tmp_path / "past.csv", code=1).err
-    assert "series 'north' of past.csv has 0 rows after its last known state, and 3 are forecast" in refused
-    ahead = regions().groupby("region").head(210)
-    late = ahead.groupby("region").cumcount() >= 200
+    assert "series 'north' of past.csv has 0 rows after its last known state, and 2 are forecast" in refused
+    ahead = regions().groupby("region").head(110)
+    late = ahead.groupby("region").cumcount() >= 100
     ahead.loc[late, ["load", "price"]] = np.nan
     # A series that was not in training is as good as any other.
     ahead["region"] = ahead["region"].replace("south", "west")
@@ -138,16 +139,16 @@ def test_several_series_and_targets_with_inputs_known_ahead(hours, tmp_path):
     found = pd.read_csv(tmp_path / "f.csv")
     assert list(found.columns[:4]) == ["region", "hour", "step", "load_mean"]
     assert found["region"].to_list() == ["north"] * 8 + ["west"] * 8
-    assert found["hour"][8] == "2024-01-09 08:00:00"
+    assert found["hour"][8] == "2024-01-05 04:00:00"
     thalweg("sample", run, tmp_path / "ahead.csv", "-n", 3, "--out", tmp_path / "paths.csv")
     paths = pd.read_csv(tmp_path / "paths.csv")
     assert list(paths.columns) == ["region", "path", "hour", "load", "price"]
-    assert paths.groupby(["region", "path"]).size().to_list() == [3] * 6
+    assert paths.groupby(["region", "path"]).size().to_list() == [2] * 6
     scored = thalweg("score", run, tmp_path / "ahead.csv", "--out", tmp_path / "s.csv")
     assert "A lower score is odder." in scored.err
     scores = pd.read_csv(tmp_path / "s.csv")
     assert scores["region"].to_list() == ["north", "west"]
-    assert scores["steps"].to_list() == [200, 200]
+    assert scores["steps"].to_list() == [100, 100]
     assert np.isfinite(scores["log_prob"]).all()
 
 
@@ -182,12 +183,10 @@ def test_the_page_shows_the_forecasts(months, hours):
 def test_a_killed_run_is_resumed_to_the_same_model(months, tmp_path):
     folder, _ = months
     settings = ["fit", "forecast", folder / "air.csv", "--time", "month", "--target", "passengers", "--no-report",
-                "--checkpoint-seconds", 0, "--members", 2, "--threads", 1, "--steps", 60,
-                "--horizon", 3, "--window", 4, "--season", 0, "--no-calendar"]  # fmt: skip
+                "--checkpoint-seconds", 0, "--members", 2, "--threads", 1, "--steps", 40,
+                "--horizon", 2, "--window", 4, "--season", 0, "--no-calendar"]  # fmt: skip
     stop_in_training(settings, tmp_path / "killed", signal.SIGKILL)
     assert "not finished" in thalweg("info", tmp_path / "killed", code=1).err
-    told = stop_in_training([*settings, "--resume"], tmp_path / "killed", signal.SIGINT)
-    assert "thalweg fit forecast --resume" in told
     thalweg("fit", "forecast", "--resume", "--out", tmp_path / "killed", "-q", "--no-report")
     thalweg(*settings, "-q", "--out", tmp_path / "whole")
     models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("killed", "whole")]
@@ -287,3 +286,44 @@ def test_options_of_forecasts_are_for_forecasts(tmp_path):
     refused = thalweg("sample", tmp_path / "run", tmp_path / "t.csv", code=1).err
     assert "TABLE does not apply to a run of `thalweg fit density`" in refused
     assert "--horizon does not apply" in thalweg("sample", tmp_path / "run", "--horizon", 3, code=1).err
+
+
+def test_every_setting_reaches_the_model():
+    settings = ForecastSettings(data="t.csv", time=["t"], target=["x"], window=9, members=3, steps=11, seed=5,
+                                threads=7, device="mps")  # fmt: skip
+    model = ForecastRun.build(settings, SimpleNamespace(horizon=6, season=4), verbose=False)
+    expected = {"stretch": 6, "season": 4, "window": 9, "n_members": 3, "max_steps": 11, "random_state": 5,
+                "n_threads": 7, "device": "mps"}  # fmt: skip
+    assert {name: model.get_params()[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("frequency", ["MS", "ME", "QE", "YS", "W-SUN", "D", "B", "h", "30min"])
+def test_grids_of_dates_are_recognised_and_continued(frequency):
+    whole = pd.date_range("2020-01-01", periods=40, freq=frequency).to_numpy().astype("datetime64[us]")
+    kept = np.delete(whole[:30], [3, 17])
+    grid = TimeGrid.of([kept])
+    assert grid.kind != "uneven"
+    assert grid.places(kept).tolist() == [k for k in range(30) if k not in (3, 17)]
+    assert (grid.times(kept[0], np.arange(40)) == whole).all()
+
+
+def test_grids_of_numbers_are_recognised_up_to_rounding():
+    assert TimeGrid.of([np.array([0, 0.33, 0.67, 1.0, 1.33])]).kind == "step"
+    grid = TimeGrid.of([np.array([1990.0, 1991, 1993, 1994, 1995]), np.array([7.0, 8, 9])])
+    assert (grid.kind, grid.step, grid.in_words()) == ("step", 1.0, "a step of 1")
+    assert TimeGrid.of([np.array([0.0, 1, 5, 6, 11, 30])]).kind == "uneven"
+
+
+def test_the_calendar_gives_the_cycles_that_the_season_does_not_show(tmp_path):
+    table = pd.DataFrame({"hour": pd.date_range("2024-01-01", periods=24 * 16, freq="h")})
+    table["x"] = np.random.RandomState(0).normal(size=len(table))
+    options = {"time": ["hour"], "target": ["x"]}
+    assert fitted(table, tmp_path, *options.items()).cycles == ["day of the week"]
+    assert fitted(table, tmp_path, *(options | {"calendar": False}).items()).cycles == []
+    data = fitted(table, tmp_path, *(options | {"season": 0}).items())
+    assert data.cycles == ["hour of the day", "day of the week"]
+    known = data.training[0].known
+    # Noon is opposite to midnight, and every Monday morning, with which the table begins, is like the first one.
+    np.testing.assert_allclose(known[12, :2], -known[0, :2], atol=1e-9)
+    np.testing.assert_allclose(known[24 * 7], known[0], atol=1e-9)
+    np.testing.assert_allclose((known**2).sum(1), 2.0)

@@ -16,8 +16,18 @@ import pytest
 from command import call, thalweg
 from thalweg._sealed import read_sealed
 
-TASKS = ("regression", "density", "classifier", "sequence", "ranker", "boltzmann", "images", "generator")
-PREDICTING = ("regression", "classifier", "sequence", "ranker")
+TASKS = (
+    "regression",
+    "density",
+    "classifier",
+    "sequence",
+    "ranker",
+    "boltzmann",
+    "images",
+    "generator",
+    "forecast",
+)
+PREDICTING = ("regression", "classifier", "sequence", "ranker", "forecast")
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "regression": ("-t", "y", "--epochs", 1, "--members", 1),
     "density": ("--epochs", 1, "--members", 1),
@@ -27,6 +37,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "boltzmann": ("--epochs", 1, "--hidden", 2),
     "images": ("--steps", 1, "--threads", 1),
     "generator": ("--steps", 2, "--threads", 1),
+    "forecast": ("--time", "t", "-t", "y", "--horizon", 2, "--steps", 2, "--members", 2, "--threads", 1),
 }
 
 
@@ -37,6 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     table = pd.DataFrame(rng.normal(size=(40, 2)), columns=["a", "b"])
     table.assign(y=table["a"] + rng.normal(size=40)).to_csv(folder / "t.csv", index=False)
+    table.assign(y=table["a"], t=range(40)).to_csv(folder / "series.csv", index=False)
     labels = np.where(table["a"] > 0, 1, 0)
     groups = np.repeat([f"g{i}" for i in range(8)], 5)
     table.assign(y=labels, group=groups).to_csv(folder / "grouped.csv", index=False)
@@ -48,6 +60,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def data_of(folder: Path, task: str) -> Path:
     names = {"images": "p.npz", "classifier": "grouped.csv", "sequence": "grouped.csv", "ranker": "grouped.csv"}
+    names["forecast"] = "series.csv"
     return folder / names.get(task, "t.csv")
 
 
@@ -136,7 +149,8 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 }
 NAMES = {
     task: ["fit.json", "figures.json", "model/config.json", "model/model.safetensors"]
-    + ([] if task in ("boltzmann", "images") else ["training_rows.parquet", "test_rows.parquet"])
+    + ([] if task in ("boltzmann", "images", "forecast") else ["training_rows.parquet"])
+    + ([] if task in ("boltzmann", "images") else ["test_rows.parquet"])
     for task in TASKS
 }
 # Two tasks have all kinds of files between them; the others are slow and alike.

@@ -82,3 +82,15 @@ def test_classes_that_come_one_after_another_are_all_kept():
     X, y = names["X"], names["y"]
     known = np.isin(y, [1, 3, 4])
     assert names["model"].score(X[known] / 16, y[known]) > 0.99
+
+
+def test_the_forecaster_draws_paths_whose_quantiles_are_in_order():
+    names: dict = {}
+    exec(block("EnergyForecaster"), names)
+    model, walks = names["model"], names["walks"]
+    levels = model.predict_quantiles(walks[0], 10)
+    assert levels.shape == (5, 10, 1)
+    assert (np.diff(levels, axis=0) > 0).all()
+    # Of a random walk the spread grows with the root of the number of steps.
+    assert 1.5 < (levels[-1, 9] - levels[0, 9])[0] / (levels[-1, 0] - levels[0, 0])[0] < 6
+    assert model.score_samples(walks).shape == (20,)

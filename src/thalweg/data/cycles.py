@@ -19,13 +19,21 @@ _CYCLES = {
 _ORIGIN = np.datetime64("2001-01-01", "us")
 
 
-def cycles_of(grid: TimeGrid, series: Sequence[np.ndarray]) -> list[str]:
-    """The cycles that series with these times can show, by name; none where times are numbers."""
+def cycles_of(grid: TimeGrid, series: Sequence[np.ndarray], season: int = 0) -> list[str]:
+    """The cycles that series with these times can show, by name; none where times are numbers.
+
+    Args:
+        season: steps of a season; a cycle that is as long is left out, since the season shows it.
+    """
     if not grid.dates:
         return []
     longest = max((times[-1] - times[0]) / np.timedelta64(1, "s") for times in series if len(times))
     return [
-        name for name, (length, n, largest) in _CYCLES.items() if grid.seconds <= largest and longest >= n * length
+        name
+        for name, (length, n, largest) in _CYCLES.items()
+        if grid.seconds <= largest
+        and longest >= n * length
+        and abs(season * grid.seconds - length) > 0.01 * length
     ]
 
 

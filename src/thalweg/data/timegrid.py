@@ -123,7 +123,7 @@ class TimeGrid:
         return int(steps) if steps.is_integer() and 2 <= steps <= _MOST_STEPS_A_DAY else 0
 
     def in_words(self) -> str:
-        """Such as "every month", "every 2 hours", "every 0.5"."""
+        """Such as "every month", "every 2 hours", "a step of 0.5"."""
         if self.kind == "uneven":
             return "at uneven times"
         if self.kind == "workdays":
@@ -133,7 +133,7 @@ class TimeGrid:
             names = {3: (1, "quarter"), 12: (1, "year")}
             count, unit = names.get(months, (months // 12, "year") if months % 12 == 0 else (months, "month"))
         elif not self.dates:
-            return f"every {self.step:g}"
+            return f"a step of {self.step:g}"
         else:
             units = ((7 * _DAY, "week"), (_DAY, "day"), (_HOUR, "hour"), (_MINUTE, "minute"), (1.0, "second"))
             size, unit = next((pair for pair in units if self.step % pair[0] == 0), units[-1])

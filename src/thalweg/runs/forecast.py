@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from thalweg.data.tables import write_table
 from thalweg.data.timegrid import TimeGrid
 from thalweg.estimators.forecaster import EnergyForecaster
 from thalweg.evaluation.forecast_baselines import NaiveForecast, stretches_after
@@ -125,7 +126,7 @@ class ForecastRun(Run):
         test["held_out"] = np.concatenate(
             [np.arange(len(own.series.values))[-seen:] >= own.begins for own in shown]
         )
-        cls.keep_rows(folder, _as_rows(data.training[:_MOST_SHOWN], _FEWEST_STEPS), test, settings.seed)
+        write_table(test, folder / "test_rows.parquet")
         origin = ("table", "time", "targets", "series", "known", "grid", "horizon", "season", "scores")
         cls.keep_model(folder, model, {name: figures[name] for name in origin}, settings)
 

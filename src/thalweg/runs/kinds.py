@@ -230,6 +230,13 @@ class RankerFigures(TableFigures):
     group_rows: list[Count]
 
 
+class GridEntry(TypedDict):
+    kind: Literal["step", "months", "workdays", "uneven"]
+    step: Annotated[float, Least(0)]
+    dates: bool
+    day: Annotated[int, Least(1)]
+
+
 class ForecastFigures(TableFigures):
     table: str
     time: str
@@ -237,8 +244,8 @@ class ForecastFigures(TableFigures):
     series: str | None
     known: list[str]
     style: Literal["number", "date", "month", "quarter"]
-    grid: dict[str, Any]
-    cycles: list[str]
+    grid: GridEntry
+    cycles: list[Literal["hour of the day", "day of the week", "day of the year"]]
     horizon: Annotated[int, Least(1)]
     season: Count
     n_series: Count

@@ -91,12 +91,13 @@ def read_split(settings: ForecastSettings) -> SplitSeries:
             raise ValueError(f"the target {target!r} of {path.name} has no value at all")
         if (values == values[0]).all():
             raise ValueError(f"the target {target!r} of {path.name} never changes: leave it out")
-    grid = TimeGrid.of([long.times[rows] for rows in long.series.values()])
-    cycles = cycles_of(grid, [long.times[rows] for rows in long.series.values()]) if settings.calendar else []
+    each = [long.times[rows] for rows in long.series.values()]
+    grid = TimeGrid.of(each)
+    season, of_season = _season(settings, grid, max(int(grid.places(times)[-1]) + 1 for times in each))
+    cycles = cycles_of(grid, each, season) if settings.calendar else []
     series, of_grid = on_grid(long, roles, grid, cycles)
     series = [one.cut(len(one.values)) for one in series]
     longest = max(len(one.values) for one in series)
-    season, of_season = _season(settings, grid, longest)
     horizon = settings.horizon or max(1, min(season or _DEFAULT_HORIZON, longest // 4))
     usable, of_length = _long_enough(series, horizon, path.name)
     remarks = [*long.remarks, *_of_times(grid, cycles, settings), *of_grid, *of_season, *of_length]
@@ -191,7 +192,8 @@ def _split(
 def _held_out(one: OneSeries, begins: int, horizon: int, settings: ForecastSettings) -> HeldOut:
     """The moments from which all that is forecast is held out, and before which there is a past to see."""
     moments = whole_moments(one.values, horizon)
-    first = begins - 1 if begins else min(settings.window or 4 * horizon, len(one.values) - horizon - 1) - 1
+    seen = min(settings.window or 4 * horizon, len(one.values) // 2)
+    first = begins - 1 if begins else min(seen, len(one.values) - horizon) - 1
     later = moments[moments >= max(first, 0)]
     return HeldOut(one, later if len(later) else moments[-1:] if not begins else later, begins)
 
