@@ -32,7 +32,7 @@ SIZE = 16
 N_INPUTS, N_TARGETS = N_PAST * SIZE**2, N_FUTURE * SIZE**2
 MEAN, SCALE = 0.1, 0.25  # by which all frames are shifted and scaled for the networks
 NOISE = 0.6  # standard deviation of the noise that flows to frames, of scaled pixels
-N_STEPS, STEP_SIZE = 12, 0.1  # of the flow: a fifth longer than the lines that it learned from
+N_STEPS, STEP_SIZE = 11, 0.1  # of the flow: a tenth longer than the lines that it learned from
 N_LATENT = 6  # more than there are futures: their number is not known to the model
 # A draw of less sharpness is a blur, on no branch.
 LEAST_SHARPNESS = 0.75
