@@ -37,6 +37,8 @@ from thalweg.training.loop import Plan, Trainer
 from thalweg.training.progress import BarProgress
 
 _MOST_ROWS = 50_000
+# Of so few moments networks fit noise within some tens of updates.
+_FEW_MOMENTS = 1000
 _DEFAULT_STRETCH = 20
 # Of the window, in stretches.
 _STRETCHES_SEEN = 4
@@ -65,7 +67,8 @@ class EnergyForecaster(Estimator):
         hidden: widths of the layers of each network.
         dropout: probability of dropping a hidden unit in training.
         batch_size, learning_rate, weight_decay, max_steps: settings of the training.
-        patience: validations, of which there is one every 50 updates, without a better figure before it ends.
+        patience: validations without a better figure before it ends. There is one every 50 updates; every 10 where
+            there are fewer than 1000 moments, which networks soon know by heart.
         device, devices, num_nodes, strategy, precision: see :class:`lightning_fabric.Fabric`; ``device`` is its
             accelerator. Several processes share every batch.
         n_threads: number of PyTorch threads; None chooses by the size of the work.
@@ -173,7 +176,7 @@ class EnergyForecaster(Estimator):
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
             warmup_steps=50,
-            validate_every=max(1, round(50 / per_epoch)),
+            validate_every=max(1, round((10 if len(x) < _FEW_MOMENTS else 50) / per_epoch)),
             patience=self.patience,
             clip_norm=5.0 * math.sqrt(self.n_members * n_links),
             checkpoint_seconds=checkpoint_seconds,
