@@ -100,7 +100,7 @@ class EnergyForecaster(Estimator):
         season: int | None = None,
         n_links: int | None = None,
         n_members: int = 4,
-        hidden: Sequence[int] = (128, 128),
+        hidden: Sequence[int] = (64, 64),
         dropout: float = 0.1,
         batch_size: int = 256,
         learning_rate: float = 2e-3,

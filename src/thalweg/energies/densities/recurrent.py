@@ -30,6 +30,8 @@ class RecurrentGaussian(ConditionalDensity):
     location: Tensor
     scale: Tensor
     step: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(self, series: Tensor, width: int = 64, log_std_floor: float = -6.0):
         super().__init__()
@@ -37,6 +39,9 @@ class RecurrentGaussian(ConditionalDensity):
         self.register_buffer("location", series.mean((0, 1)))
         self.register_buffer("scale", series.std((0, 1)))
         self.register_buffer("step", series.diff(dim=1).std((0, 1)))
+        low, high = series.amin((0, 1)), series.amax((0, 1))
+        self.register_buffer("low", low - (high - low))
+        self.register_buffer("high", high + (high - low))
         self.network = nn.GRU(2 * n_columns, width, batch_first=True)
         self.out = nn.Linear(width, 2 * n_columns)
         self.log_std_floor = log_std_floor
@@ -58,7 +63,11 @@ class RecurrentGaussian(ConditionalDensity):
         return mean, log_std.clamp(self.log_std_floor, 6.0), memory
 
     def draws_after(self, past: Tensor, horizon: int, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n paths that go on from each past ``[B, t, D]``, ``[B, n, horizon, D]``."""
+        """n paths that go on from each past ``[B, t, D]``, ``[B, n, horizon, D]``.
+
+        Paths of a network that learned single steps may run away: no state gets farther from those of the training
+        than these are apart.
+        """
         with torch.no_grad():
             last_steps = past.diff(dim=1, prepend=past[:, :1])
             mean, log_std, memory = self._next(past, last_steps)
@@ -67,7 +76,7 @@ class RecurrentGaussian(ConditionalDensity):
             for _ in range(horizon):
                 noise = torch.randn(mean.shape, generator=generator, device=mean.device)
                 step = (mean + log_std.exp() * noise) * self.step
-                state = state + step
+                state = torch.maximum(torch.minimum(state + step, self.high), self.low)
                 path.append(state)
                 mean, log_std, memory = self._next(state, step, memory)
             return torch.cat(path, 1).reshape(len(past), n, horizon, -1)

@@ -18,6 +18,9 @@ from thalweg.energies.densities.tilted import TiltedMixtureEnsemble
 _FARTHEST = 4.0
 # A direction that hardly varies counts as varying by this share of the one that varies most.
 _NARROWEST = 1e-4
+# Of the ridge, in shares of the rows. As noise of its root on the inputs; with less, small errors of a draw grow
+# without bound where the past of the next stretch is a draw itself.
+_STRENGTHS = 10.0 ** np.arange(-3, 2)
 _ROWS_AT_ONCE = 8192
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -190,7 +193,7 @@ def _ridge(x: np.ndarray, y: np.ndarray, strength: float) -> np.ndarray:
 def _best_ridge(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> tuple[float, np.ndarray]:
     """The strength of a ridge whose errors on rows of other folds are least, and these errors."""
     found = []
-    for strength in 10.0 ** np.arange(-6, 2):
+    for strength in _STRENGTHS:
         errors = y.copy()
         for k in np.unique(fold):
             own = fold == k
