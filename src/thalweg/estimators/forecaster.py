@@ -64,7 +64,7 @@ class EnergyForecaster(Estimator):
         n_links: how many directions of a stretch, those that vary most, have an energy of their own; the others
             are Gaussian. None is 8, and 4 more for each further column up to 40.
         n_members: members of the ensemble, and folds; at least 2.
-        hidden: widths of the layers of each network.
+        hidden: widths of the layers of each network; None is (128, 128) for one column, (64, 64) for several.
         dropout: probability of dropping a hidden unit in training.
         batch_size, learning_rate, weight_decay, max_steps: settings of the training.
         patience: validations without a better figure before it ends. There is one every 50 updates; every 10 where
@@ -100,7 +100,7 @@ class EnergyForecaster(Estimator):
         season: int | None = None,
         n_links: int | None = None,
         n_members: int = 4,
-        hidden: Sequence[int] = (64, 64),
+        hidden: Sequence[int] | None = None,
         dropout: float = 0.1,
         batch_size: int = 256,
         learning_rate: float = 2e-3,
@@ -196,7 +196,8 @@ class EnergyForecaster(Estimator):
         self._check_training()
         check_counts(self, "batch_size", "max_steps", "patience")
         check_count("n_members", self.n_members, least=2)
-        check_widths(self.hidden)
+        if self.hidden is not None:
+            check_widths(self.hidden)
         for name in ("stretch", "window", "n_links"):
             if getattr(self, name) is not None:
                 check_counts(self, name)
@@ -260,13 +261,14 @@ class EnergyForecaster(Estimator):
 
     def _density(self, n_inputs: int) -> StretchDensity:
         windows = self.windows_
+        hidden = self.hidden if self.hidden is not None else (128, 128) if windows.n_columns == 1 else (64, 64)
         n_links = self.n_links or min(40, 8 + 4 * (windows.n_columns - 1))
         return StretchDensity(
             n_inputs,
             windows.stretch * windows.n_columns,
             n_links,
             self.n_members,
-            check_widths(self.hidden),
+            check_widths(hidden),
             dropout=self.dropout,
         )
 
