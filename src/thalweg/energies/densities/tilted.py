@@ -432,17 +432,19 @@ class TiltedMixtureEnsemble(ConditionalDensity):
         """A copy of some members as an ensemble of their own."""
         index = torch.tensor(list(members), device=self.out.weight.device)
         layers = [layer.weight for layer in self.hidden]
-        part = TiltedMixtureEnsemble(
-            layers[0].shape[1],
-            len(index),
-            [weight.shape[2] for weight in layers],
-            self.n_components,
-            self.n_tilts,
-            self.dropout.probability,
-            self.log_std_floor,
-            self.atoms.tolist(),
-            self.limits,
-        )
+        # First weights, which are replaced, take none of the caller's random numbers.
+        with torch.random.fork_rng(devices=[]):
+            part = TiltedMixtureEnsemble(
+                layers[0].shape[1],
+                len(index),
+                [weight.shape[2] for weight in layers],
+                self.n_components,
+                self.n_tilts,
+                self.dropout.probability,
+                self.log_std_floor,
+                self.atoms.tolist(),
+                self.limits,
+            )
         part.to(index.device).train(self.training)
         part.load_state_dict({name: value[index] for name, value in self.state_dict().items()})
         return part
