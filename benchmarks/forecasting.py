@@ -33,6 +33,7 @@ from statsmodels.tsa.statespace.sarimax import SARIMAX
 
 from thalweg import EnergyForecaster
 from thalweg.data.windows import Series, Windows
+from thalweg.evaluation.forecast_baselines import NaiveForecast
 from thalweg.evaluation.forecasts import coverage_by_horizon, crps_of_draws, energy_score
 from thalweg.recipes.trajectories import recurrent
 
@@ -87,30 +88,14 @@ def energy(task: Task, seed: int) -> np.ndarray:
     return model.fit(list(task.train)).sample(task.pasts(), HORIZON, N_DRAWS, random_state=seed)
 
 
-def naive(task: Task, seed: int) -> np.ndarray:
-    rng, pasts = np.random.RandomState(seed), task.pasts()
-    last = np.stack([past[-1] for past in pasts])[:, None, None]
-    followed = np.concatenate(
-        [
-            task.train[:, t + 1 : t + 1 + HORIZON] - task.train[:, t : t + 1]
-            for t in range(task.train.shape[1] - HORIZON)
-        ]
-    )
-    return last + followed[rng.randint(len(followed), size=(len(pasts), N_DRAWS))]
+def naive(task: Task, seed: int, season: int = 0) -> np.ndarray:
+    """The last value, or that of one season ago, and the errors that such a forecast makes in training."""
+    model, rng = NaiveForecast(HORIZON, season).fit(list(task.train), seed), np.random.RandomState(seed)
+    return np.concatenate([model.draws(past, np.array([len(past) - 1]), N_DRAWS, rng) for past in task.pasts()])
 
 
 def seasonal_naive(task: Task, seed: int) -> np.ndarray:
-    """What was a season ago, and the errors that this makes in training."""
-    rng, s = np.random.RandomState(seed), task.season
-    steps = np.arange(HORIZON) % s - s
-    errors = np.concatenate(
-        [
-            task.train[:, t + 1 : t + 1 + HORIZON] - task.train[:, t + 1 + steps]
-            for t in range(s, task.train.shape[1] - HORIZON)
-        ]
-    )
-    before = np.stack([past[len(past) + steps] for past in task.pasts()])[:, None]
-    return before + errors[rng.randint(len(errors), size=(len(before), N_DRAWS))]
+    return naive(task, seed, task.season)
 
 
 def _each(task: Task, simulate: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

@@ -10,7 +10,13 @@ from thalweg import EnergyForecaster
 from thalweg.data.windows import Series, Windows, last_known
 from thalweg.energies.densities import StretchDensity
 from thalweg.estimators._series import check_series
-from thalweg.evaluation.forecasts import check_forecasts, coverage_by_horizon, crps_of_draws, energy_score
+from thalweg.evaluation.forecasts import (
+    check_intervals,
+    check_skill,
+    coverage_by_horizon,
+    crps_of_draws,
+    energy_score,
+)
 from thalweg.evaluation.verdict import FailedModelWarning
 
 SMALL = {"hidden": (24,), "n_members": 2, "max_steps": 200, "n_threads": 1, "random_state": 0}
@@ -106,7 +112,7 @@ def test_the_density_of_a_stretch_integrates_to_one_and_draws_follow_it(density,
     if n_links == 1:
         torch.manual_seed(1)
         other = StretchDensity(1, 2, n_links=1, n_members=2, hidden=(8,), n_tilts=2).eval()
-        for name in ("input_mean", "input_scale", "regression", "mean", "whitening", "colouring"):
+        for name in ("input_mean", "input_scale", "regression", "mean", "directions", "spread"):
             getattr(other, name).copy_(getattr(energy, name))
         energy = other
     places, mass = on_a_grid(energy, x)
@@ -368,7 +374,8 @@ def test_coverage_counts_truths_within_intervals_at_each_step():
     ],
 )
 def test_a_forecast_that_is_no_better_than_the_naive_one_says_so(figures, states):
-    assert [check.state for check in check_forecasts(figures, 100)] == states
+    checks = check_skill(figures["CRPS"], figures["CRPS, naive"]), check_intervals(figures["coverage"], 100)
+    assert [check.state for check in checks] == states
 
 
 def test_a_failed_forecaster_warns():

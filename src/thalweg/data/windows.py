@@ -111,11 +111,7 @@ class Windows:
 
     def rows(self, series: list[Series], most: int, rng: np.random.RandomState) -> Rows:
         """All moments that are followed by a whole stretch without gaps, or a random part of them."""
-        where = [
-            (i, t)
-            for i, one in enumerate(series)
-            for t in np.flatnonzero(self._followed(one.values))
-        ]  # fmt: skip
+        where = [(i, t) for i, one in enumerate(series) for t in whole_moments(one.values, self.stretch)]
         if not where:
             return Rows(np.zeros((0, 0)), np.zeros((0, 0)), np.zeros(0, int), np.zeros(0, int))
         index = np.array(where)
@@ -126,21 +122,16 @@ class Windows:
             moments = index[index[:, 0] == i, 1]
             recent = self.recent(series[i].values, moments)
             x.append(self.inputs(recent, *self.ahead(series[i], moments)))
-            last = last_known(recent)[:, -1]
-            ahead = series[i].values[moments[:, None] + 1 + np.arange(self.stretch)]
-            y.append((ahead - last[:, None]).reshape(len(moments), -1))
+            y.append(self.after(series[i].values, moments, recent).reshape(len(moments), -1))
         return Rows(np.concatenate(x), np.concatenate(y), index[:, 0], index[:, 1])
 
-    def _followed(self, values: np.ndarray) -> np.ndarray:
-        """At which steps something is known up to then, and all of the stretch after it ``[T]``."""
-        complete = ~np.isnan(values).any(1)
-        total = np.concatenate([[0], np.cumsum(complete)])
-        found, n = np.zeros(len(values), dtype=bool), len(values) - self.stretch
-        if n > 0:
-            moments = np.arange(n)
-            whole = total[moments + 1 + self.stretch] - total[moments + 1] == self.stretch
-            found[:n] = whole & np.logical_or.accumulate(~np.isnan(values).all(1))[:n]
-        return found
+    def after(self, values: np.ndarray, moments: np.ndarray, recent: np.ndarray) -> np.ndarray:
+        """The stretch after each moment less the last state that is known there ``[n, stretch, D]``.
+
+        Args:
+            recent: of :meth:`recent`.
+        """
+        return stretches_after(values, moments, self.stretch) - last_known(recent)[:, -1:]
 
     def recent(self, values: np.ndarray, moments: np.ndarray) -> np.ndarray:
         """The states up to each moment ``[n, reach, D]``; NaN before the series begins."""
@@ -166,3 +157,18 @@ def last_known(states: np.ndarray) -> np.ndarray:
     first = np.where(there.any(1), there.argmax(1), 0)[:, None]
     found = np.take_along_axis(states, np.where(before >= 0, before, first), 1)
     return np.nan_to_num(found, nan=0.0)
+
+
+def whole_moments(values: np.ndarray, horizon: int) -> np.ndarray:
+    """The places in states ``[T, D]`` after which a whole horizon is known, and up to which something is."""
+    complete = ~np.isnan(values).any(1)
+    total = np.concatenate([[0], np.cumsum(complete)])
+    moments = np.arange(max(0, len(values) - horizon))
+    whole = total[moments + 1 + horizon] - total[moments + 1] == horizon
+    begun = np.logical_or.accumulate(~np.isnan(values).all(1))
+    return moments[whole & begun[moments]]
+
+
+def stretches_after(values: np.ndarray, moments: np.ndarray, horizon: int) -> np.ndarray:
+    """The states after each moment ``[n, horizon, D]``."""
+    return values[moments[:, None] + 1 + np.arange(horizon)]

@@ -29,7 +29,7 @@ from thalweg.estimators._base import (
 )
 from thalweg.estimators._held_out import NestedFigure, judging_rows
 from thalweg.estimators._series import as_many, check_series
-from thalweg.evaluation.forecasts import check_forecasts, crps_of_draws
+from thalweg.evaluation.forecasts import check_intervals, check_skill, crps_of_draws
 from thalweg.evaluation.verdict import check_rows, check_training
 from thalweg.objectives.base import Batch
 from thalweg.objectives.likelihood import MaximumLikelihood
@@ -118,6 +118,11 @@ class EnergyForecaster(Estimator):
     ):
         self._keep(locals())
 
+    @property
+    def n_columns_(self) -> int:
+        """D, the numbers of a state."""
+        return self.windows_.n_columns
+
     # -- training ------------------------------------------------------------------------------------
 
     def fit(
@@ -152,7 +157,6 @@ class EnergyForecaster(Estimator):
         series = check_series(X, known, times)
         rng = check_random_state(self.random_state)
         seed = draw_seed(rng)
-        self.n_columns_ = series[0].values.shape[1]
         self.windows_ = self._windows(series)
         rows = self.windows_.rows(series, _MOST_ROWS, np.random.RandomState(seed % 2**32))
         self._check_rows(series, rows)
@@ -215,7 +219,7 @@ class EnergyForecaster(Estimator):
                 np.median(np.concatenate([np.diff(one.times) for one in series if one.times is not None]))
             )
         n_known = 0 if first.known is None else first.known.shape[1]
-        return Windows(self.n_columns_, n_known, window, stretch, self.season or 0, step)
+        return Windows(first.values.shape[1], n_known, window, stretch, self.season or 0, step)
 
     def _check_rows(self, series: list[Series], rows: Rows) -> None:
         stretch = self.windows_.stretch
@@ -299,7 +303,9 @@ class EnergyForecaster(Estimator):
             "CRPS, naive": float((crps_of_draws(other, y) / scale).mean()),
             "coverage": float(((low <= y) & (y <= high)).mean()),
         }
-        return check_forecasts(self.held_out_, n_series)
+        figures = self.held_out_
+        skill = check_skill(figures["CRPS"], figures["CRPS, naive"])
+        return [skill, check_intervals(figures["coverage"], n_series)]
 
     # -- forecasts -----------------------------------------------------------------------------------
 
@@ -453,8 +459,7 @@ class EnergyForecaster(Estimator):
         """log p of the stretch after each moment ``[n]``; NaN where it has a gap, or nothing is known before."""
         windows, found = self.windows_, np.full(len(moments), np.nan)
         recent = windows.recent(one.values, moments)
-        places = moments[:, None] + 1 + np.arange(windows.stretch)
-        y = one.values[places] - last_known(recent)[:, -1:]
+        y = windows.after(one.values, moments, recent)
         complete = ~np.isnan(y).any((1, 2)) & ~np.isnan(recent).all((1, 2))
         if complete.any():
             x = windows.inputs(recent, *windows.ahead(one, moments))[complete]
@@ -503,7 +508,6 @@ class EnergyForecaster(Estimator):
 
     def _rebuild(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.windows_ = Windows(**config["windows"])
-        self.n_columns_ = self.windows_.n_columns
         self.held_out_ = dict(config["held_out"])
         self.energy_ = self._density(int(config["n_inputs"]))
 
@@ -518,16 +522,15 @@ class _HeldOutLinks(NestedFigure):
         rows, weights = rows[:, : self.max_rows], weights[:, : self.max_rows]
         self.rows = rows.repeat_interleave(n_links, 0)
         self.weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(n_links, 0)
-        self.x, self.y, self.members, self.n_links = x, y, rows, n_links
+        self.x, self.y, self.members = x, y, rows
 
     def _of_rows(self, energy: nn.Module) -> tuple[Tensor, Tensor]:
         assert isinstance(energy, StretchDensity)
         device = energy.mean.device
         values = []
         for k, rows in enumerate(self.members):
-            features = energy.features(self.x[rows].to(device))
-            log_prob = energy.link_log_prob(features, energy.errors(features, self.y[rows].to(device)))
-            values.append(-log_prob[:, k * self.n_links : (k + 1) * self.n_links])
+            alone, features = energy.alone(k), energy.features(self.x[rows].to(device))
+            values.append(-alone.link_log_prob(features, alone.errors(features, self.y[rows].to(device))))
         return torch.cat(values, 1), self.weights.T
 
 

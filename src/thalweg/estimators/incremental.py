@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -211,9 +211,8 @@ class IncrementalClassifier(ClassifierMixin, Estimator):
 
     def energies(self, X: Any) -> np.ndarray:
         """E_y(x) = -log p(x|y) in nats ``[n, classes]``, in the order of ``classes_``; log Z_y is 0."""
-        with torch.no_grad():
-            parts = [self.energy_.energies_given_labels(x) for x in self._rows(X).split(_ROWS_AT_ONCE)]
-        return torch.cat(parts).numpy()
+        rows = self._rows(X)
+        return _in_parts(self.energy_.energies_given_labels, rows)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """log p(x) ``[n]`` in nats, of all classes together as they came; normalised exactly."""
@@ -273,8 +272,8 @@ class IncrementalClassifier(ClassifierMixin, Estimator):
 
     def _log_joint(self, X: Any) -> np.ndarray:
         """log p(x, y) ``[n, classes]``."""
-        counts = self.class_count_ if hasattr(self, "energy_") else np.ones(1)
-        return -self.energies(X) + np.log(counts / counts.sum())
+        rows = self._rows(X)
+        return -_in_parts(self.energy_.energies, rows)
 
     def _rows(self, X: Any) -> Tensor:
         check_is_fitted(self, "energy_")
@@ -297,6 +296,12 @@ class IncrementalClassifier(ClassifierMixin, Estimator):
         self.energy_ = GrowingEnergy(
             [[RunningGaussian(noise_std) for _ in range(n)] for n in config["n_components"]]
         )
+
+
+def _in_parts(energies: Callable[[Tensor], Tensor], rows: Tensor) -> np.ndarray:
+    """Energies of many rows ``[n, classes]``, some at a time."""
+    with torch.no_grad():
+        return torch.cat([energies(x) for x in rows.split(_ROWS_AT_ONCE)]).numpy()
 
 
 def _check_same_kind(known: np.ndarray, found: np.ndarray) -> None:

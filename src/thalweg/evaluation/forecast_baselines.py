@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from thalweg.data.windows import last_known
+from thalweg.data.windows import last_known, stretches_after, whole_moments
 
 
 class NaiveForecast:
@@ -63,18 +63,3 @@ class NaiveForecast:
         """Paths ``[moments, n, horizon, D]`` that go on from each moment of a series."""
         chosen = rng.randint(len(self.errors_), size=(len(moments), n))
         return self.middle(values, moments)[:, None] + self.errors_[chosen]
-
-
-def whole_moments(values: np.ndarray, horizon: int) -> np.ndarray:
-    """The places after which a whole horizon is known, and at or before which something is."""
-    complete = ~np.isnan(values).any(1)
-    total = np.concatenate([[0], np.cumsum(complete)])
-    moments = np.arange(max(0, len(values) - horizon))
-    whole = total[moments + 1 + horizon] - total[moments + 1] == horizon
-    begun = np.logical_or.accumulate(~np.isnan(values).all(1))
-    return moments[whole & begun[moments]]
-
-
-def stretches_after(values: np.ndarray, moments: np.ndarray, horizon: int) -> np.ndarray:
-    """The states after each moment ``[n, horizon, D]``."""
-    return values[moments[:, None] + 1 + np.arange(horizon)]

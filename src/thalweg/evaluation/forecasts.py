@@ -119,30 +119,32 @@ def check_rivals(crps: float, gains: Mapping[str, tuple[float, float | None]], n
     return Check("baseline", "doubtful", f"{found}: level, within the error. The simpler one does as well here.")
 
 
-def check_forecasts(figures: Mapping[str, float], n_series: int, what: str = "series") -> list[Check]:
-    """Whether forecasts of held-out moments beat the naive one, and cover as they say.
-
-    Args:
-        figures: "CRPS", "CRPS, naive" and "coverage" (of 90 % intervals).
-        n_series: how many series they are of: moments of one series are much alike.
-        what: what is counted, if not series.
-    """
-    ratio = figures["CRPS"] / max(figures["CRPS, naive"], 1e-12)
+def check_skill(crps: float, naive: float) -> Check:
+    """Whether forecasts of held-out moments beat the naive one: both are CRPS."""
+    ratio = crps / max(naive, 1e-12)
     found = (
         f"The CRPS of held-out moments is {ratio:.2f} of that of a naive forecast, the last value and the "
         "increments that followed others"
     )
     if ratio > 1.02:
-        skill = Check("baseline", "failed", f"{found}: it is worse. Take the naive forecast.")
-    elif ratio > 0.98:
-        skill = Check("baseline", "doubtful", f"{found}: no better. The series may be random walks.")
-    else:
-        skill = Check("baseline", "passed", f"{found}.")
-    covered = figures["coverage"]
-    shown = f"The 90 % intervals cover {100 * covered:.0f} % of held-out states, of {n_series} {what}"
-    error = np.sqrt(0.09 / max(n_series, 1))
+        return Check("baseline", "failed", f"{found}: it is worse. Take the naive forecast.")
+    if ratio > 0.98:
+        return Check("baseline", "doubtful", f"{found}: no better. The series may be random walks.")
+    return Check("baseline", "passed", f"{found}.")
+
+
+def check_intervals(covered: float, n: int, what: str = "series") -> Check:
+    """Whether 90 % intervals of forecasts cover as they say.
+
+    Args:
+        covered: the share of held-out states within them.
+        n: how many series they are of, say: moments of one series are much alike.
+        what: what is counted.
+    """
+    shown = f"The 90 % intervals cover {100 * covered:.0f} % of held-out states, of {n} {what}"
+    error = np.sqrt(0.09 / max(n, 1))
     if abs(covered - 0.9) > 0.1 + 2 * error:
-        return [skill, Check("coverage", "failed", f"{shown}: the stated uncertainty is wrong. Do not use it.")]
+        return Check("coverage", "failed", f"{shown}: the stated uncertainty is wrong. Do not use it.")
     if abs(covered - 0.9) > 0.05 + error:
-        return [skill, Check("coverage", "doubtful", f"{shown}: the stated uncertainty is rough.")]
-    return [skill, Check("coverage", "passed", f"{shown}.")]
+        return Check("coverage", "doubtful", f"{shown}: the stated uncertainty is rough.")
+    return Check("coverage", "passed", f"{shown}.")

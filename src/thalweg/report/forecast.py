@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from thalweg.evaluation.forecast_baselines import stretches_after, whole_moments
+from thalweg.data.windows import stretches_after, whole_moments
 from thalweg.report import charts, forecast_charts
 from thalweg.report.forecast_charts import Panel
 from thalweg.report.page import Card, Tile, checks_of, footer_of, render_page

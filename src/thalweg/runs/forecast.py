@@ -12,9 +12,10 @@ import pandas as pd
 
 from thalweg.data.tables import write_table
 from thalweg.data.timegrid import TimeGrid
+from thalweg.data.windows import stretches_after
 from thalweg.estimators.forecaster import EnergyForecaster
-from thalweg.evaluation.forecast_baselines import NaiveForecast, stretches_after
-from thalweg.evaluation.forecasts import check_forecasts, check_rivals, forecast_figures
+from thalweg.evaluation.forecast_baselines import NaiveForecast
+from thalweg.evaluation.forecasts import check_intervals, check_rivals, forecast_figures
 from thalweg.evaluation.verdict import Check, check_doubts, check_held_out
 from thalweg.runs.base import Run, Tell, TextTable
 from thalweg.runs.folder import listed
@@ -108,9 +109,8 @@ class ForecastRun(Run):
         cls, model: EnergyForecaster, data: SplitSeries, figures: dict[str, Any], settings: ForecastSettings
     ) -> list[Check]:
         scores, apart = figures["scores"], figures["apart"]
-        ours, naive = scores[MODEL_NAME], scores["naive"]
-        held_out = {"CRPS": ours["crps"], "CRPS, naive": naive["crps"], "coverage": ours["coverage"]}
-        _, coverage = check_forecasts(held_out, apart, "forecasts that do not overlap")
+        ours = scores[MODEL_NAME]
+        coverage = check_intervals(ours["coverage"], apart, "forecasts that do not overlap")
         gains = {name: (entry["crps_gain"], entry["crps_gain_error"]) for name, entry in scores.items()
                  if name != MODEL_NAME}  # fmt: skip
         rivals = check_rivals(ours["crps"], gains, apart)

@@ -32,6 +32,7 @@ from thalweg.runs.tables import (
     gains_of,
     model_settings,
     read_typed,
+    rows_by_name,
     rows_of,
     with_error,
 )
@@ -198,7 +199,9 @@ class SequenceRun(Run):
             raise ValueError(f"the table lacks {name!r}, which says to which sequence a row belongs")
         columns = self.model.encoder_.table
         X = cells.again(kinds, self.settings.missing, None if columns is None else columns.texts)
-        names, sequences = _grouped(cells.again({name: "text"}, self.settings.missing)[name], path.name)
+        names, sequences = rows_by_name(
+            cells.again({name: "text"}, self.settings.missing)[name], path.name, "sequence"
+        )
         frames = [X.iloc[rows] for rows in sequences]
         probabilities = np.empty((len(X), len(self.classes)))
         prediction = np.empty(len(X), dtype=object)
@@ -287,7 +290,7 @@ def _read(settings: SequenceSettings) -> Elements:
         )
     places = {label: k for k, label in enumerate(classes)}
     labels = np.array([places.get(label, UNKNOWN) for label in written])
-    names_of, sequences = _grouped(typed.table[sequence], name)
+    names_of, sequences = rows_by_name(typed.table[sequence], name, "sequence")
     if settings.bio:
         _refuse_loose_tags(written.to_numpy(), sequences, name)
     training, test = _split(labels, sequences, settings, name)
@@ -315,18 +318,6 @@ def _refuse_loose_tags(labels: np.ndarray, sequences: Sequence[np.ndarray], file
                     "or leave --bio out"
                 )
             before = label
-
-
-def _grouped(column: pd.Series, file: str) -> tuple[list[str], list[np.ndarray]]:
-    """The names of the sequences, in the order in which they come first, and the rows of each."""
-    gaps = column.isna().to_numpy()
-    if gaps.any():
-        row = int(np.flatnonzero(gaps)[0]) + 1
-        raise ValueError(f"row {row} of {file} belongs to no sequence: {column.name!r} is empty there")
-    codes, names = pd.factorize(column.astype(object))
-    order = np.argsort(codes, kind="stable")
-    cuts = np.cumsum(np.bincount(codes, minlength=len(names)))[:-1]
-    return [str(n) for n in names], np.split(order, cuts)
 
 
 def _split(

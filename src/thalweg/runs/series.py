@@ -15,7 +15,7 @@ from thalweg.data.cycles import cycle_inputs
 from thalweg.data.tables import Cells, read_cells
 from thalweg.data.timegrid import TimeGrid
 from thalweg.runs.folder import listed
-from thalweg.runs.tables import fingerprint_of, refuse_unknown_columns
+from thalweg.runs.tables import fingerprint_of, refuse_unknown_columns, rows_by_name
 
 # How months and quarters are written; both are read as dates.
 _STYLES = {"month": r"\d{4}-\d{2}", "quarter": r"\d{4}-?Q[1-4]"}
@@ -126,7 +126,7 @@ def read_long(
         _times(found[roles.time], file),
         np.stack([numbers.get(name, none) for name in roles.targets], 1),
         np.stack([numbers[name] for name in roles.known], 1) if roles.known else np.zeros((len(none), 0)),
-        _grouped(found[roles.series].values, file) if roles.series else {"": np.arange(len(none))},
+        _series_of(found[roles.series].values, file) if roles.series else {"": np.arange(len(none))},
         style or ("date" if found[roles.time].kind == "date" else "number"),
         {name: column.kind for name, column in found.items()},
         [remark for column in found.values() for remark in column.remarks],
@@ -308,16 +308,9 @@ def _times(column: Column, file: str) -> np.ndarray:
     )
 
 
-def _grouped(column: pd.Series, file: str) -> dict[str, np.ndarray]:
-    """The rows of each series, in the order in which they come first."""
-    gaps = column.isna().to_numpy()
-    if gaps.any():
-        row = int(np.flatnonzero(gaps)[0]) + 1
-        raise ValueError(f"row {row} of {file} belongs to no series: {column.name!r} is empty there")
-    codes, names = pd.factorize(column.astype(object))
-    order = np.argsort(codes, kind="stable")
-    cuts = np.cumsum(np.bincount(codes, minlength=len(names)))[:-1]
-    return dict(zip(map(str, names), np.split(order, cuts), strict=True))
+def _series_of(column: pd.Series, file: str) -> dict[str, np.ndarray]:
+    """The rows of each series by its name."""
+    return dict(zip(*rows_by_name(column, file, "series"), strict=True))
 
 
 def _refuse_disorder(long: LongTable, roles: Roles) -> None:

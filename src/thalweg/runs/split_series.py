@@ -11,7 +11,8 @@ import numpy as np
 
 from thalweg.data.cycles import cycles_of
 from thalweg.data.timegrid import TimeGrid
-from thalweg.evaluation.forecast_baselines import NaiveForecast, whole_moments
+from thalweg.data.windows import whole_moments
+from thalweg.evaluation.forecast_baselines import NaiveForecast
 from thalweg.runs.folder import listed
 from thalweg.runs.series import LongTable, OneSeries, Roles, on_grid, read_long
 from thalweg.runs.settings.forecast import ForecastSettings

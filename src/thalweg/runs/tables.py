@@ -369,6 +369,25 @@ def rows_of(table: pd.DataFrame, keep: Sequence[str]) -> pd.DataFrame:
     return found
 
 
+def rows_by_name(column: pd.Series, file: str, what: str) -> tuple[list[str], list[np.ndarray]]:
+    """The names in a column, in the order in which they come first, and the rows of each.
+
+    Args:
+        what: what is named, such as "sequence".
+
+    Raises:
+        ValueError: for a row without a name.
+    """
+    gaps = column.isna().to_numpy()
+    if gaps.any():
+        row = int(np.flatnonzero(gaps)[0]) + 1
+        raise ValueError(f"row {row} of {file} belongs to no {what}: {column.name!r} is empty there")
+    codes, names = pd.factorize(column.astype(object))
+    order = np.argsort(codes, kind="stable")
+    cuts = np.cumsum(np.bincount(codes, minlength=len(names)))[:-1]
+    return [str(name) for name in names], np.split(order, cuts)
+
+
 def places_of(images: Images) -> pd.DataFrame:
     """What says which image is meant: its file in a folder, or its place in an array, from 1."""
     if images.files is None:

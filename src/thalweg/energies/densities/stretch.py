@@ -51,8 +51,8 @@ class StretchDensity(ConditionalDensity):
     input_scale: Tensor
     regression: Tensor
     mean: Tensor
-    whitening: Tensor
-    colouring: Tensor
+    directions: Tensor
+    spread: Tensor
 
     def __init__(
         self,
@@ -74,8 +74,8 @@ class StretchDensity(ConditionalDensity):
         self.register_buffer("input_scale", torch.ones(n_inputs))
         self.register_buffer("regression", torch.zeros(n_inputs, n_numbers))
         self.register_buffer("mean", torch.zeros(n_numbers))
-        self.register_buffer("whitening", torch.eye(n_numbers))
-        self.register_buffer("colouring", torch.eye(n_numbers))
+        self.register_buffer("directions", torch.eye(n_numbers))
+        self.register_buffer("spread", torch.ones(n_numbers))
         self.register_buffer("earlier", torch.ones(self.n_links, self.n_links).tril(-1), persistent=False)
 
     earlier: Tensor
@@ -101,8 +101,8 @@ class StretchDensity(ConditionalDensity):
         self._set("input_scale", np.where(varies, scale, np.inf))
         self._set("regression", _ridge(f, y - centre, ridge))
         self._set("mean", centre)
-        self._set("whitening", directions.T / spread)
-        self._set("colouring", spread[:, None] * directions)
+        self._set("directions", directions)
+        self._set("spread", spread)
 
     def _set(self, name: str, value: np.ndarray) -> None:
         buffer = getattr(self, name)
@@ -126,12 +126,12 @@ class StretchDensity(ConditionalDensity):
             links = self.link_log_prob(rows, e).reshape(len(rows), self.n_members, self.n_links).sum(-1)
             rest = e[:, self.n_links :]
             gaussian = -0.5 * rest.square().sum(-1) - rest.shape[1] * _HALF_LOG_2PI
-            found.append(links + (gaussian + torch.linalg.slogdet(self.whitening)[1]).unsqueeze(-1))
+            found.append(links + (gaussian - self.spread.log().sum()).unsqueeze(-1))
         return torch.cat(found).reshape(len(features), *shape, self.n_members)
 
     def errors(self, features: Tensor, y: Tensor) -> Tensor:
         """What the linear forecast misses of y ``[B, K]``, in numbers of unit variance ``[B, K]``."""
-        return (y - self.mean - features @ self.regression) @ self.whitening
+        return (y - self.mean - features @ self.regression) @ self.directions.mT / self.spread
 
     def link_log_prob(self, features: Tensor, e: Tensor) -> Tensor:
         """log p of each link's number given x and those before it ``[B, n_members * n_links]``, member by member.
@@ -160,11 +160,15 @@ class StretchDensity(ConditionalDensity):
         """n draws of y for each row ``[B, n, K]``: an equal share, give or take one, from each member."""
         assert isinstance(features, Tensor)
         with torch.no_grad():
-            repeated = features.repeat_interleave(n, 0)
-            pieces = [self._drawn(rows, generator) for rows in repeated.split(_ROWS_AT_ONCE)]
+            repeated, n_all = features.repeat_interleave(n, 0), self.n_members * self.n_links
+            links = [self.links.of_members(range(k, n_all, self.n_links)) for k in range(self.n_links)]
+            pieces = [self._drawn(rows, links, generator) for rows in repeated.split(_ROWS_AT_ONCE)]
         return torch.cat(pieces).reshape(len(features), n, -1)
 
-    def _drawn(self, f: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _drawn(
+        self, f: Tensor, links: Sequence[TiltedMixtureEnsemble], generator: torch.Generator | None
+    ) -> Tensor:
+        """A draw for each row ``[N, K]``, number by number; each of the links has that number of all members."""
         n, m = len(f), self.n_members
         # Rows in a random order, dealt out to the members in turn; a few are drawn twice to fill the last deal.
         order = torch.randperm(n, generator=generator, device=f.device)
@@ -173,8 +177,7 @@ class StretchDensity(ConditionalDensity):
         e = torch.randn((*dealt.shape, len(self.mean)), generator=generator, device=f.device)
         e[..., : self.n_links] = 0.0
         single = self.links.of_members([0])
-        for k in range(self.n_links):
-            link = self.links.of_members(range(k, m * self.n_links, self.n_links))
+        for k, link in enumerate(links):
             before = e[..., : self.n_links].clamp(-_FARTHEST, _FARTHEST)
             found = link.features(torch.cat([f[dealt], before], -1))
             # Each member's rows as rows of one member.
@@ -182,7 +185,7 @@ class StretchDensity(ConditionalDensity):
             e[..., k] = single.sample(own, generator).reshape(-1, m).T
         drawn = torch.empty((n, len(self.mean)), device=f.device)
         drawn[dealt.flatten()] = e.flatten(0, 1)
-        return drawn @ self.colouring + self.mean + f @ self.regression
+        return (drawn * self.spread) @ self.directions + self.mean + f @ self.regression
 
 
 def _ridge(x: np.ndarray, y: np.ndarray, strength: float) -> np.ndarray:
