@@ -140,6 +140,10 @@ def test_several_series_and_targets_with_inputs_known_ahead(hours, tmp_path):
     assert list(found.columns[:4]) == ["region", "hour", "step", "load_mean"]
     assert found["region"].to_list() == ["north"] * 8 + ["west"] * 8
     assert found["hour"][8] == "2024-01-05 04:00:00"
+    for target in ("load", "price"):
+        levels = found[[f"{target}_{q:g}" for q in (0.05, 0.25, 0.5, 0.75, 0.95)]].to_numpy()
+        assert (np.diff(levels, axis=1) >= 0).all()
+        assert ((levels[:, 0] < found[f"{target}_mean"]) & (found[f"{target}_mean"] < levels[:, -1])).all()
     thalweg("sample", run, tmp_path / "ahead.csv", "-n", 3, "--out", tmp_path / "paths.csv")
     paths = pd.read_csv(tmp_path / "paths.csv")
     assert list(paths.columns) == ["region", "path", "hour", "load", "price"]
@@ -178,6 +182,11 @@ def test_the_page_shows_the_forecasts(months, hours):
     assert len(truth) == 6
     # The first of them starts at the last state that was learned from.
     np.testing.assert_allclose(truth[0]["y"], passengers()["passengers"][76:89], rtol=1e-5)
+    # Every one has the values of its own months.
+    of_month = dict(zip(passengers()["month"], passengers()["passengers"], strict=True))
+    for trace in truth:
+        own = [of_month[stamp[:7]] for stamp in trace["x"]]
+        np.testing.assert_allclose(trace["y"], own, rtol=1e-5)
 
 
 def test_a_killed_run_is_resumed_to_the_same_model(months, tmp_path):

@@ -7,9 +7,10 @@ import torch
 from scipy import stats
 
 from thalweg import EnergyForecaster
-from thalweg.data.windows import Series, Windows, last_known
+from thalweg.data.windows import Series, Windows, last_known, stretches_after
 from thalweg.energies.densities import StretchDensity
 from thalweg.estimators._series import check_series
+from thalweg.evaluation.forecast_baselines import NaiveForecast
 from thalweg.evaluation.forecasts import (
     check_intervals,
     check_skill,
@@ -363,6 +364,21 @@ def test_coverage_counts_truths_within_intervals_at_each_step():
     assert covered[1] < 0.01
     normal = stats.norm.ppf(0.95)
     assert normal == pytest.approx(1.645, abs=1e-3)
+
+
+def test_naive_forecasts_go_on_with_the_last_value_or_with_the_last_season():
+    periodic = np.tile([1.0, 5.0, 2.0, 7.0], 6)[:, None]
+    moments = np.array([7, 10])
+    seasonal = NaiveForecast(6, season=4).fit([periodic])
+    # Errors are drawn from those of other moments, and the first season alone has any.
+    np.testing.assert_array_equal(seasonal.middle(periodic, moments), stretches_after(periodic, moments, 6))
+    last = NaiveForecast(6).fit([periodic])
+    np.testing.assert_array_equal(last.middle(periodic, moments)[:, :, 0], [[7.0] * 6, [2.0] * 6])
+    at_last = periodic[: len(periodic) - 6]
+    np.testing.assert_array_equal(last.errors_ + at_last[:, None], stretches_after(periodic, np.arange(18), 6))
+    drawn = last.draws(periodic, moments, 50, np.random.RandomState(0))
+    assert drawn.shape == (2, 50, 6, 1)
+    assert set(drawn[0, :, 0, 0] - 7) <= set(last.errors_[:, 0, 0])
 
 
 @pytest.mark.parametrize(
