@@ -370,7 +370,7 @@ def test_naive_forecasts_go_on_with_the_last_value_or_with_the_last_season():
     periodic = np.tile([1.0, 5.0, 2.0, 7.0], 6)[:, None]
     moments = np.array([7, 10])
     seasonal = NaiveForecast(6, season=4).fit([periodic])
-    # Errors are drawn from those of other moments, and the first season alone has any.
+    # Where a whole season lies before, what follows a periodic series is known exactly.
     np.testing.assert_array_equal(seasonal.middle(periodic, moments), stretches_after(periodic, moments, 6))
     last = NaiveForecast(6).fit([periodic])
     np.testing.assert_array_equal(last.middle(periodic, moments)[:, :, 0], [[7.0] * 6, [2.0] * 6])
