@@ -4,11 +4,15 @@ import torch
 from torch import nn
 
 from thalweg.energies import (
+    AnyOrderDensity,
+    Column,
+    ConditionalBlock,
     GaussianEnergy,
     GaussianMixtureEnergy,
     MixtureDensity,
     NetworkEnergy,
     NoisyGenerator,
+    RowEncoding,
     TiltedEnergy,
     TiltedMixtureEnsemble,
     mlp,
@@ -109,3 +113,18 @@ def posterior_precision(generator: NoisyGenerator) -> torch.Tensor:
 # Orthogonal columns, so that z given x has independent coordinates.
 ORTHOGONAL = torch.tensor([[0.8, 0.5], [0.8, -0.5], [0.0, 0.5]], dtype=torch.float64)
 SHIFT = torch.tensor([0.3, -0.2, 1.0], dtype=torch.float64)
+
+
+def any_order_density(
+    columns: list[Column], n_members: int = 2, seed: int = 0, n_tilts: int = 3
+) -> AnyOrderDensity:
+    """Networks with random weights, one block for every column, in evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoding = RowEncoding(columns)
+        blocks = [
+            ConditionalBlock([d], columns, encoding, n_members, (6,), 0.0, n_components=2, n_tilts=n_tilts)
+            for d in range(len(columns))
+        ]
+    numbers = [d for d, c in enumerate(columns) if not c.n_levels]
+    return perturbed(AnyOrderDensity(columns, blocks, numbers))

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from thalweg.data.encoding import TableEncoder
+from thalweg.data.rows import edges_of
 from thalweg.data.target import TargetScale, find_atoms, location_and_scale, rounded
-from thalweg.energies import NumericEncoding
+from thalweg.energies import Column, RowEncoding
 
 
 def encoded(values, new) -> tuple[dict, np.ndarray]:
@@ -65,13 +66,35 @@ def test_short_and_wide_tables_have_fewer_pieces(rows, columns, pieces):
     assert {len(column["edges"]) - 1 for column in encoder.columns} == {pieces}
 
 
-def test_the_differentiable_encoding_is_the_tables_far_beyond_the_values_seen_too():
+def test_the_encoding_of_rows_is_the_tables_far_beyond_the_values_seen_too():
     rng = np.random.default_rng(0)
-    table = pd.DataFrame({"a": rng.gamma(2.0, 3.0, 400), "b": 1.0, "c": rng.normal(size=400)})
+    table = pd.DataFrame({"a": rng.gamma(2.0, 3.0, 400), "c": rng.normal(size=400)})
     encoder = TableEncoder().fit(table)
-    new = pd.DataFrame({"a": [-1e3, -5.0, 0.1, 9.0, 80.0, 1e3], "b": 1.0, "c": [0.0, 9.0, -9.0, 3.1, -3.1, 1.0]})
-    found = NumericEncoding(encoder.columns)(torch.tensor(new.to_numpy(), dtype=torch.float32))
-    np.testing.assert_allclose(found.numpy(), encoder.transform(new), rtol=1e-4, atol=1e-4)
+    columns = [
+        Column(mean=float(x.mean()), std=float(x.std(ddof=0)), edges=tuple(edges_of(x.to_numpy(), 6)))
+        for _, x in table.items()
+    ]
+    new = pd.DataFrame({"a": [-1e3, -5.0, 0.1, 9.0, 80.0, 1e3], "c": [0.0, 9.0, -9.0, 3.1, -3.1, 1.0]})
+    encoding = RowEncoding(columns)
+    found = encoding(torch.tensor(new.to_numpy(), dtype=torch.float32))
+    # The table's encoder goes column by column and has no indicators of what is known.
+    order = [0, *range(2, 8), 1, *range(8, 14)]
+    np.testing.assert_allclose(found[:, order].numpy(), encoder.transform(new), rtol=1e-4, atol=1e-4)
+    assert (found[:, 14:] == 1).all()
+
+
+def test_what_is_unknown_of_a_row_is_zero_in_its_encoding():
+    columns = [Column(edges=(-1.0, 0.0, 1.0)), Column(n_levels=3), Column(n_levels=40)]
+    encoding = RowEncoding(columns)
+    row = torch.tensor([[0.5, 2.0, 39.0]]).repeat(8, 1)
+    unknown = torch.tensor([[bool(k & 1 << d) for d in range(3)] for k in range(8)])
+    found = encoding(row.masked_fill(unknown, torch.nan))
+    owner = encoding.owner
+    assert (found[unknown[:, owner]] == 0).all()
+    np.testing.assert_array_equal(found[~unknown[:, owner]], encoding(row)[~unknown[:, owner]])
+    # One indicator for its level, none for the fortieth of forty, and one that it is known.
+    assert found[0, owner == 1].tolist() == [0, 0, 1, 1]
+    assert found[0, owner == 2].sum() == 1
 
 
 # -- the scale of a target --------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from parts import (
     targets,
 )
 from thalweg.energies import (
-    AutoregressiveEnergy,
     ConditionalEnergy,
     ConditionalModuleEnergy,
     Disjunction,
@@ -34,7 +33,6 @@ from thalweg.energies import (
     LabelledEnergy,
     MixtureDensity,
     NetworkEnergy,
-    NumericEncoding,
     PerceptronEnergy,
     RBMEnergy,
     TiltedEnergy,
@@ -259,19 +257,6 @@ def test_the_roughness_of_a_tilt_weighs_each_cosine_by_the_square_of_its_number(
     slope = -(tilts[..., None, :] * math.sqrt(2) * j * torch.sin(math.pi * u[:, None] * j)).sum(-1)
     torch.testing.assert_close(energy.roughness(features), slope.square().mean(-1), rtol=1e-5, atol=1e-8)
     assert energy.roughness(features)[0].tolist() == pytest.approx([1.0, 4 * 0.25 + 9 * 4.0])
-
-
-@pytest.mark.parametrize("curved", [False, True])
-def test_a_link_of_a_chain_integrates_to_one_in_its_own_units(curved):
-    """Also where it is one of asinh((x - location) / scale)."""
-    link = perturbed(TiltedMixtureEnsemble(1, n_members=2, hidden=(8,), n_components=2, n_tilts=2))
-    location, scale = torch.tensor([3.0]), torch.tensor([0.5])
-    chain = AutoregressiveEnergy([link], [NumericEncoding([])], location, scale, curved=[curved])
-    z = torch.linspace(-12, 12, 6001)
-    x = location + scale * (torch.sinh(z) if curved else z)
-    with torch.no_grad():
-        density = chain.log_prob(x[:, None]).exp().double()
-    assert float(torch.trapezoid(density, x.double())) == pytest.approx(1, abs=1e-3)
 
 
 def test_each_member_may_see_rows_of_its_own():

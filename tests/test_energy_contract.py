@@ -15,6 +15,7 @@ from torch.distributions import constraints
 from parts import (
     VECTORS,
     PairNetwork,
+    any_order_density,
     correlated_mixture,
     gaussian,
     gaussian_mixture,
@@ -24,14 +25,16 @@ from parts import (
 from thalweg import energies
 from thalweg.energies import (
     AnchoredEnergy,
+    AnyOrderDensity,
     AutoencoderEnergy,
-    AutoregressiveEnergy,
     BernoulliEnergy,
     BoltzmannMachine,
     CategoricalEnergy,
+    CellConditional,
     ChainEnergy,
     ClampedEnergy,
     ClassGaussians,
+    Column,
     ConditionalEnergy,
     ConditionalModuleEnergy,
     ConditionalWithoutLatent,
@@ -61,6 +64,7 @@ from thalweg.energies import (
     LatentNetwork,
     LatentSampling,
     LatentSpaceEnergy,
+    Levels,
     LogisticEnergy,
     LogitEnergy,
     MixtureDensity,
@@ -69,7 +73,6 @@ from thalweg.energies import (
     MultiscaleEnergy,
     NetworkEnergy,
     NoisyGenerator,
-    NumericEncoding,
     OneHotGroups,
     PairwiseEnergy,
     PerceptronEnergy,
@@ -83,6 +86,7 @@ from thalweg.energies import (
     StudentExperts,
     TiltedEnergy,
     TiltedMixtureEnsemble,
+    TiltedMixtures,
     UniformEnergy,
     WithoutLatent,
     autoencoder_energy,
@@ -105,11 +109,8 @@ def flow() -> FlowEnergy:
     return FlowEnergy(zuko.flows.NSF(2, bins=4, transforms=1, hidden_features=(6,)), 0.5, 2.0)
 
 
-def chain_rule() -> AutoregressiveEnergy:
-    column = {"kind": "number", "mean": 0.0, "std": 1.0, "edges": [-1.0, 0.0, 1.0]}
-    encodings = [NumericEncoding([]), NumericEncoding([column])]
-    parts = [TiltedMixtureEnsemble(n, 2, (6,), n_components=2, n_tilts=2) for n in (1, 3)]
-    return AutoregressiveEnergy(parts, encodings, torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.5]))
+def any_order() -> AnyOrderDensity:
+    return any_order_density([Column(edges=(-1.0, 0.0, 1.0)), Column()], n_tilts=2)
 
 
 def labelled(n_inputs: int = 2) -> LabelledEnergy:
@@ -149,7 +150,7 @@ UNCONDITIONAL = {
     "Ranking members": Case(lambda: RankingMembers(2, 3, (6,))),
     "Logistic": Case(lambda: LogisticEnergy(2)),
     "Flow": Case(flow),
-    "Autoregressive": Case(chain_rule, every_parameter=False),
+    "Any order": Case(any_order, every_parameter=False),
     "Bernoulli": Case(lambda: BernoulliEnergy(torch.tensor([0.2, 0.7, 0.5])), (3,)),
     "Categorical": Case(lambda: CategoricalEnergy(torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.2, 0.2]])), (6,)),
     "Perceptron": Case(lambda: PerceptronEnergy(2, (6, 5))),
@@ -257,6 +258,8 @@ def ring() -> FactorGraph:
     return FactorGraph([2] * 4, [*pairs, ((0, 2, 3), torch.randn(2, 2, 2, generator=seeded(9)))])
 
 
+# Of two networks for each of four rows.
+OUTPUTS = torch.linspace(-1, 1, 64).reshape(4, 2, 8)
 CONDITIONAL = {
     "Network": ConditionalCase(lambda: NetworkEnergy(mlp([3, 6]), 6, 2, hidden=8)),
     "Network with layers on y": ConditionalCase(
@@ -279,6 +282,9 @@ CONDITIONAL = {
     "Ensemble without tilts": ConditionalCase(
         lambda: TiltedMixtureEnsemble(3, 2, (8,), n_components=2, n_tilts=0), event=(1,)
     ),
+    "Tilted mixtures": ConditionalCase(lambda: TiltedMixtures(2, 2, 2), OUTPUTS, (1,)),
+    "Levels": ConditionalCase(lambda: Levels(2, 8), OUTPUTS, (1,), discrete=True),
+    "Cell": ConditionalCase(lambda: CellConditional(TiltedMixtures(2, 2, 2)), OUTPUTS.flatten(1), (1,)),
     "Stretch": ConditionalCase(lambda: StretchDensity(3, 2, n_links=1, n_members=2, hidden=(5,))),
     "Labelled": ConditionalCase(lambda: labelled(3), event=None),
     "Labelled perceptron": ConditionalCase(lambda: LabelledPerceptron((1, 12, 12), 3, (6,)), IMAGES, None),

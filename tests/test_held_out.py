@@ -9,7 +9,7 @@ from torch import nn
 
 from thalweg import EnergyDensity, EnergyRegressor
 from thalweg.energies import GaussianEnergy, GaussianMixtureEnergy, MixtureDensity
-from thalweg.estimators._chain import stacked
+from thalweg.estimators._any_order import stacked
 from thalweg.estimators._conditional import HeldOutFigure
 from thalweg.estimators._held_out import NestedFigure
 from thalweg.estimators._whole_rows import HeldOutLikelihood

@@ -10,18 +10,15 @@ from torch import nn
 from torch.distributions import Normal
 
 from thalweg.energies import (
-    AutoregressiveEnergy,
     ConditionalEnergy,
     GaussianEnergy,
     GaussianMixtureEnergy,
     MixtureDensity,
     NetworkEnergy,
-    NumericEncoding,
-    TiltedMixtureEnsemble,
     mlp,
 )
 from thalweg.inference.ascent import gradient_ascent
-from thalweg.inference.completion import Candidates, complete, denoise
+from thalweg.inference.completion import Candidates, denoise
 from thalweg.inference.importance import adaptive_importance_sample, importance_sample
 from thalweg.inference.quadrature import normalise
 from thalweg.sampling.diagnostics import LARGEST_PARETO_K
@@ -505,22 +502,3 @@ def test_candidates_for_a_row_with_noise_are_weighed_as_its_posterior_whatever_t
     assert ((found.mean() - mean).abs() < 5 * (variance * 40 / n).sqrt()).all()
     spread = (found.weights.unsqueeze(-1) * (found.x - mean.unsqueeze(1)).square()).sum(1)
     assert ((spread / variance - 1).abs() < 5 * math.sqrt(2 * 40 / n)).all()
-
-
-def test_gaps_are_filled_by_an_atom_as_often_as_its_mass_says():
-    """Two columns without one another, of which the first has an atom that no draw of the mixture can be."""
-    torch.manual_seed(0)
-    atom, n = 0.5, 10_000
-    first = TiltedMixtureEnsemble(1, 2, (6,), n_components=2, n_tilts=2, atoms=[atom]).eval()
-    second = TiltedMixtureEnsemble(1, 2, (6,), n_components=2, n_tilts=2).eval()
-    none = NumericEncoding([])
-    chain = AutoregressiveEnergy([first, second], [none, none], torch.zeros(2), torch.ones(2))
-    mixture = GaussianMixtureEnergy(torch.zeros(1, 2), 1.5 * torch.eye(2)[None])
-    generator = torch.Generator().manual_seed(0)
-    mass = float(first.masses(first.features(torch.zeros(1, 1)))[0, 0].detach())
-    assert 0.1 < mass < 0.9
-    for known in ([False, False], [False, True]):
-        found = complete(chain, mixture, torch.zeros(1, 2), torch.tensor([known]), n, generator)
-        share = float((found.weights * (found.x[..., 0] == atom)).sum())
-        slack = 5 * math.sqrt(mass * (1 - mass) / float(found.effective_sample_size))
-        assert abs(share - mass) < slack < 0.08

@@ -11,10 +11,7 @@ from torch import nn
 from thalweg import EnergyDensity, EnergyRegressor
 from thalweg.data.target import TargetScale, find_atoms, find_resolution
 from thalweg.energies import (
-    AutoregressiveEnergy,
     ConditionalEnergy,
-    GaussianMixtureEnergy,
-    NumericEncoding,
     TiltedMixtureEnsemble,
 )
 from thalweg.energies.base import align
@@ -378,8 +375,7 @@ def test_a_zero_inflated_column_of_a_density_stays_what_it_is():
         rows = np.c_[np.full(len(grid), place), grid]
         joint = np.exp(model.score_samples(rows))
         at_zero = np.exp(model.score_samples(np.array([[place, 0.0]])))[0]
-        first = model.energy_.inner.conditional_log_prob(model.energy_.forth(torch.from_numpy(rows[:1])), 0)
-        marginal = float(first.detach().exp()) / float(model.energy_.scale[0])
+        marginal = np.exp(model.score_samples([[place, np.nan]]))[0]
         assert np.trapezoid(joint, grid) + at_zero == pytest.approx(marginal, rel=5e-3)
 
 
@@ -400,9 +396,7 @@ def test_a_rounded_column_with_an_atom_is_a_density_over_its_cells():
     for place in (-0.5, 0.5):
         points = np.c_[np.full(len(grid), place), grid]
         joint = np.exp(model.score_samples(points))
-        inner = model.energy_.inner
-        first = inner.conditional_log_prob(model.energy_.forth(torch.from_numpy(points[:1])), 0)
-        alone = float(first.detach().exp()) / float(model.energy_.scale[0])
+        alone = np.exp(model.score_samples([[place, np.nan]]))[0]
         assert np.trapezoid(joint, grid) == pytest.approx(alone, rel=0.01)
     log_prob = held_out_log_prob(model, rows(2000, 1), model.resolution_, 0)
     own = model.held_out_log_prob_
@@ -440,28 +434,6 @@ def test_a_baseline_of_rows_is_a_distribution_beside_atoms():
     assert np.isfinite(log_prob).all()
     assert -log_prob.mean() > entropy
     assert log_prob.mean() > alone.mean()
-
-
-def test_a_mixture_has_a_share_beside_atoms_and_none_at_them():
-    """log p at an atom: the ensemble's share of its mass; spread over the cell, where the column is rounded."""
-    torch.manual_seed(0)
-    atom, share, cell = 0.5, 0.3, 0.1
-    ensemble = TiltedMixtureEnsemble(1, 2, (6,), n_components=2, n_tilts=2, atoms=[atom]).eval()
-    mixture = GaussianMixtureEnergy(torch.zeros(1, 1), torch.ones(1, 1, 1))
-    x = torch.tensor([[atom], [1.2]])
-    features = ensemble.features(torch.zeros(2, 1))
-    mass, density = ensemble.masses(features)[0, 0], ensemble.log_density(features, x).exp()
-    other = mixture.log_prob(x).exp()
-    flat = torch.zeros(1)
-    for cells, at in (
-        ([0.0], (1 - share) * mass),
-        ([cell], (1 - share) * (mass / cell + density[0]) + share * other[0]),
-    ):
-        chain = AutoregressiveEnergy(
-            [ensemble], [NumericEncoding([])], flat, flat + 1, mixture, torch.tensor([share]), cells=cells
-        )
-        found = chain.conditional_log_prob(x, 0).exp()
-        torch.testing.assert_close(found, torch.stack([at, (1 - share) * density[1] + share * other[1]]))
 
 
 @pytest.mark.parametrize("curved", [False, True])
@@ -506,26 +478,6 @@ def test_an_atom_is_a_mode_in_the_place_that_its_mass_gives_it():
         ensemble.out.bias[:, :, 1] = np.log(0.0005 / 0.9995)
     hardly = PredictiveDistribution(ensemble, x, scale, bounds, atoms=[2.0])
     np.testing.assert_allclose(hardly.modes()[0], [0.0], atol=1e-3)
-
-
-@pytest.mark.parametrize("curved", [False, True])
-@torch.no_grad()
-def test_the_mass_of_an_atom_is_spread_over_its_rounding_cell_and_no_further(curved):
-    """Half a step to either side of the atom; the whole is 1."""
-    torch.manual_seed(0)
-    location, scale, atom, cell = 1.0, 2.0, 0.5, 0.2
-    ensemble = TiltedMixtureEnsemble(1, 2, (6,), n_components=2, n_tilts=2, atoms=[atom]).eval()
-    mass = float(ensemble.masses(ensemble.features(torch.zeros(1, 1)))[0, 0])
-    at = location + scale * (np.sinh(atom) if curved else atom)
-
-    def chain(cells):
-        where = torch.tensor([location]), torch.tensor([scale])
-        return AutoregressiveEnergy([ensemble], [NumericEncoding([])], *where, curved=[curved], cells=cells)
-
-    x = at + cell * torch.tensor([[-0.6], [-0.45], [0.45], [0.6]])
-    # Off the atom itself, without cells, it is the continuous part alone.
-    over = chain([cell]).log_prob(x).exp() - chain([0.0]).log_prob(x).exp()
-    torch.testing.assert_close(over, mass / cell * torch.tensor([0.0, 1.0, 1.0, 0.0]), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("curved", [False, True])

@@ -9,7 +9,14 @@ __getattr__, __dir__, __all__ = lazily(
         "base": ["ConditionalEnergy", "Conditioned", "Energy", "check_energy"],
         "composition": ["Disjunction", "WeightedSum"],
         "conditioning": ["ClampedEnergy"],
-        "densities.autoregressive": ["AutoregressiveEnergy", "NumericEncoding"],
+        "densities.any_order": [
+            "AnyOrderDensity",
+            "CellConditional",
+            "Column",
+            "ConditionalBlock",
+            "Levels",
+            "RowEncoding",
+        ],
         "densities.basic": [
             "BernoulliEnergy",
             "CategoricalEnergy",
@@ -33,6 +40,7 @@ __getattr__, __dir__, __all__ = lazily(
             "MixtureDensity",
             "TiltedEnergy",
             "TiltedMixtureEnsemble",
+            "TiltedMixtures",
             "floored",
         ],
         "discrete": ["BINARY", "OneHotGroups", "Sites", "all_states", "binary_states"],

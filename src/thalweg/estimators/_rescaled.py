@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from thalweg.energies.base import Energy
-from thalweg.energies.densities import AutoregressiveEnergy, GaussianMixtureEnergy
+from thalweg.energies.densities import GaussianMixtureEnergy
+from thalweg.energies.densities.any_order import AnyOrderDensity
 
 _FARTHEST = 1e12
 
@@ -37,7 +38,7 @@ class Rescaled(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         z, log_scale = self.forth(x), self.scale.log()
-        if isinstance(self.inner, AutoregressiveEnergy):
+        if isinstance(self.inner, AnyOrderDensity):
             return self.inner(z) + self.inner.log_volume(z, log_scale)
         return self.inner(z) + log_scale.sum()
 

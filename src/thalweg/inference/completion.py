@@ -14,7 +14,6 @@ from torch import Tensor
 
 from thalweg.energies.base import Energy
 from thalweg.energies.densities import GaussianMixtureEnergy
-from thalweg.energies.densities.autoregressive import AutoregressiveEnergy
 
 
 class Candidates(NamedTuple):
@@ -123,69 +122,22 @@ def complete(
 ) -> Candidates:
     """Weighted draws of p(missing | known).
 
-    An energy that is a chain of conditionals draws half of the candidates itself, each coordinate from those
-    before it; the mixture, which knows those behind it as well, draws the other half. Of any other energy all
-    come from the mixture.
-
     Args:
         known: ``[rows, D]``; what is missing may be anything finite.
         mask: True where known ``[rows, D]``.
-
-    Source: weights by the mixture of both proposals [Veach 1995, sec. 3.2].
     """
     with torch.no_grad():
-        n_own = n_candidates // 2 if isinstance(energy, AutoregressiveEnergy) else 0
         x = known.unsqueeze(1).repeat(1, n_candidates, 1)
         patterns, which = torch.unique(mask, dim=0, return_inverse=True)
-        guesses = []
+        log_guess = torch.empty(x.shape[:2], dtype=torch.float64)
         for p, pattern in enumerate(patterns):
             rows = torch.nonzero(which == p)[:, 0]
             observed, free = torch.nonzero(pattern)[:, 0], torch.nonzero(~pattern)[:, 0]
             guess = posterior(mixture, known[rows][:, observed], observed, torch.zeros(len(observed)), free)
-            drawn = guess.draw(n_candidates - n_own, generator).to(x.dtype)
-            x[rows[:, None, None], torch.arange(n_own, n_candidates)[:, None], free] = drawn
-            guesses.append((rows, free, guess))
-        if isinstance(energy, AutoregressiveEnergy):
-            log_joint, log_own = _follow(energy, x, mask, n_own, generator)
-        else:
-            log_joint, log_own = -energy(x).double(), None
-        log_guess = torch.empty(log_joint.shape, dtype=torch.float64)
-        for rows, free, guess in guesses:
-            log_guess[rows] = guess.log_prob(x[rows][:, :, free].double())
-            if isinstance(energy, AutoregressiveEnergy):
-                # A mixture never draws an atom.
-                drawn_atom = energy.at_atoms(x[rows])[:, :, free].any(-1)
-                log_guess[rows] = log_guess[rows].masked_fill(drawn_atom, -torch.inf)
-        if log_own is not None:
-            # A guess fills the unknown with what it was drawn from, and is weighed as a draw of both halves.
-            log_guess = torch.logaddexp(log_own, log_guess)
-        return Candidates(x, torch.softmax(log_joint - log_guess, 1).to(x.dtype))
-
-
-def _follow(
-    energy: AutoregressiveEnergy, x: Tensor, mask: Tensor, n_own: int, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """Along the chain: draw what is missing of the first n_own candidates (in place) and add up log p.
-
-    Returns log p(known, missing), but for what all candidates of a row share, and the part of it that is the
-    missing coordinates' own, each ``[rows, n]``.
-    """
-    rows, n, d = x.shape
-    log_joint, log_own = torch.zeros(rows, n, dtype=torch.float64), torch.zeros(rows, n, dtype=torch.float64)
-    begun = torch.zeros(rows, dtype=torch.bool)
-    for k in range(d):
-        missing = ~mask[:, k]
-        if missing.any() and n_own:
-            drawn = energy.conditional_draw(x[missing, :n_own].flatten(0, 1), k, generator)
-            x[missing, :n_own, k] = drawn.reshape(-1, n_own)
-        begun = begun | missing
-        if not begun.any():
-            continue
-        pieces = x[begun].flatten(0, 1).split(8192)
-        log_prob = torch.cat([energy.conditional_log_prob(piece, k) for piece in pieces]).reshape(-1, n).double()
-        log_joint[begun] += log_prob
-        log_own[begun] += torch.where(missing[begun, None], log_prob, 0.0)
-    return log_joint, log_own
+            drawn = guess.draw(n_candidates, generator).to(x.dtype)
+            x[rows[:, None, None], torch.arange(n_candidates)[:, None], free] = drawn
+            log_guess[rows] = guess.log_prob(drawn.double())
+        return Candidates(x, torch.softmax(-energy(x).double() - log_guess, 1).to(x.dtype))
 
 
 def denoise(

@@ -38,6 +38,7 @@ __getattr__, __dir__, __all__ = lazily(
             "minimum_classification_error",
             "perceptron",
         ],
+        "masked_likelihood": ["MaskedLikelihood"],
         "noise": ["TargetNoise"],
         "noise_contrastive": [
             "ConditionalNCE",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from thalweg.energies.base import Features
 from thalweg.energies.densities.stretch import StretchDensity
-from thalweg.energies.densities.tilted import MixtureDensity, TiltedMixtureEnsemble
+from thalweg.energies.densities.tilted import MixtureDensity, TiltedMixtureEnsemble, TiltedMixtures
 from thalweg.objectives.base import AnyEnergy, Batch, Objective, as_conditional
 
 
@@ -87,7 +87,7 @@ class GridLikelihood(Objective):
 
 
 def rounded_log_prob(
-    energy: TiltedMixtureEnsemble,
+    energy: TiltedMixtures,
     features: Features,
     y: Tensor,
     resolution: float,

@@ -1,6 +1,6 @@
 """Energies whose normaliser is known: log Z is 0 or in closed form, and one can draw from them."""
 
-from thalweg.energies.densities.autoregressive import AutoregressiveEnergy, NumericEncoding
+from thalweg.energies.densities.any_order import AnyOrderDensity, ConditionalBlock
 from thalweg.energies.densities.basic import (
     BernoulliEnergy,
     CategoricalEnergy,
@@ -22,10 +22,11 @@ from thalweg.energies.densities.stretch import StretchDensity
 from thalweg.energies.densities.tilted import MixtureDensity, TiltedEnergy, TiltedMixtureEnsemble
 
 __all__ = [
-    "AutoregressiveEnergy",
+    "AnyOrderDensity",
     "BernoulliEnergy",
     "CategoricalEnergy",
     "ClassGaussians",
+    "ConditionalBlock",
     "ConditionalDensity",
     "Density",
     "FlowEnergy",
@@ -34,7 +35,6 @@ __all__ = [
     "GivenDensity",
     "KernelDensity",
     "MixtureDensity",
-    "NumericEncoding",
     "RunningGaussian",
     "ShapedDensity",
     "StretchDensity",

@@ -145,8 +145,8 @@ class TiltedEnergy(ConditionalEnergy):
         return self.proposal.landmarks(features[:3])
 
 
-class TiltedMixtureEnsemble(ConditionalDensity):
-    """An ensemble of tilted mixtures for one-dimensional y, each normalised exactly; the default model.
+class TiltedMixtures(ConditionalDensity):
+    """The mixture of tilted mixtures for one-dimensional y whose parameters are given, each normalised exactly.
 
     Member k has a mixture q_k(y|x) and tilts it in the coordinate u = F_k(y|x), the mixture's own
     distribution function, which lies in [0, 1] for every row::
@@ -155,21 +155,20 @@ class TiltedMixtureEnsemble(ConditionalDensity):
         r_k(x, u) = sum_j a_kj(x) sqrt(2) cos(pi j u)
 
     so that the normaliser is one smooth integral over the unit interval, with the same quadrature nodes
-    for all rows: maximum likelihood needs no samples. The ensemble is the mixture of its members,
-    E(x, y) = -log mean_k p_k(y|x), with log Z(x) = 0. Members share no weights; they run as one batched
-    product.
+    for all rows: maximum likelihood needs no samples. Of several members it is the mixture,
+    E(x, y) = -log mean_k p_k(y|x), with log Z(x) = 0.
 
     Where y has atoms, values v_a that it takes with positive probability, a member is the point masses w_ka(x) at
     these and the tilted mixture with the rest of the probability. E is then -log of a density with respect to the
     counting measure on the atoms plus the length elsewhere: a log mass at an atom, a log density between them.
 
+    What it is given is ``[B, n_members, n_parameters]``, the outputs of networks:
+    :class:`TiltedMixtureEnsemble` has networks of its own.
+
     Args:
-        n_inputs: width of x.
-        n_members: networks in the ensemble.
-        hidden: widths of the hidden layers.
+        n_members: members of the mixture.
         n_components: Gaussians in each member's mixture.
         n_tilts: cosines in the tilt; 0 leaves the mixture as it is.
-        dropout: probability of dropping a hidden unit in training.
         log_std_floor: no Gaussian gets narrower than exp of this.
         atoms: values that y takes with positive probability (a censored target's limit).
         limits: the least and the largest value of y, beyond which the mixture is cut off; None is no limit.
@@ -182,12 +181,9 @@ class TiltedMixtureEnsemble(ConditionalDensity):
 
     def __init__(
         self,
-        n_inputs: int,
-        n_members: int = 8,
-        hidden: Sequence[int] = (128, 128),
+        n_members: int,
         n_components: int = 5,
         n_tilts: int = 8,
-        dropout: float = 0.1,
         log_std_floor: float = -6.0,
         atoms: Sequence[float] = (),
         limits: Sequence[float | None] = (None, None),
@@ -197,18 +193,7 @@ class TiltedMixtureEnsemble(ConditionalDensity):
         self.limits = (limits[0], limits[1])
         self.n_components = n_components
         self.n_tilts = n_tilts
-        self.dropout = Dropout(dropout)
         self.log_std_floor = log_std_floor
-        sizes = [n_inputs, *hidden]
-        self.hidden: Any = nn.ModuleList(
-            BatchedLinear(n_members, a, b, gain=1.4) for a, b in itertools.pairwise(sizes)
-        )
-        n_out = 3 * n_components + len(atoms) + n_tilts
-        self.out = BatchedLinear(n_members, sizes[-1], n_out, gain=0.1)
-        with torch.no_grad():
-            spread = torch.linspace(-1.0, 1.0, n_components) if n_components > 1 else torch.zeros(1)
-            first = n_components + len(atoms)
-            self.out.bias[:, :, first : first + n_components] = spread
         for name, n in (("nodes", self.n_nodes), ("nodes_evaluating", self.n_nodes_evaluating)):
             self.register_buffer(name, (torch.arange(n, dtype=torch.float64) + 0.5) / n, persistent=False)
         self.register_buffer("atoms", torch.tensor([float(a) for a in atoms]).double(), persistent=False)
@@ -217,17 +202,20 @@ class TiltedMixtureEnsemble(ConditionalDensity):
     nodes_evaluating: Tensor
     atoms: Tensor
 
+    @property
+    def n_parameters(self) -> int:
+        """Numbers that a member is given."""
+        return 3 * self.n_components + len(self.atoms) + self.n_tilts
+
+    def first_parameters(self) -> Tensor:
+        """Where the training of networks begins ``[n_parameters]``: components beside one another."""
+        spread = torch.linspace(-1.0, 1.0, self.n_components) if self.n_components > 1 else torch.zeros(1)
+        first = self.n_components + len(self.atoms)
+        return F.pad(spread, (first, self.n_parameters - first - self.n_components))
+
     def features(self, x: Tensor) -> Features:
-        # x is [B, n_inputs], or [n_members, B, n_inputs] where every member has rows of its own.
-        h = x if x.dim() == 3 else x.unsqueeze(0).expand(self.n_members, -1, -1)
-        for layer in self.hidden:
-            h = F.silu(layer(h))
-            if self.training and self.dropout.probability:
-                # One mask for all members: an eighth of the random numbers, and they train as well.
-                h = h * self.dropout(torch.ones_like(h[0]))
         c, a = self.n_components, len(self.atoms)
-        out = self.out(h).transpose(0, 1)  # [B, n_members, n_out]
-        logits, means, log_stds, tilts = out.split([c + a, c, c, self.n_tilts], -1)
+        logits, means, log_stds, tilts = x.split([c + a, c, c, self.n_tilts], -1)
         log_weights = F.log_softmax(logits, -1)
         log_rest = torch.logsumexp(log_weights[..., :c], -1, keepdim=True)
         log_parts = torch.cat([log_weights[..., c:], log_rest], -1)
@@ -428,6 +416,62 @@ class TiltedMixtureEnsemble(ConditionalDensity):
         repeated = map_features(features, lambda f: f.repeat_interleave(n, 0))
         return self.sample(repeated, generator).reshape(-1, n, 1)
 
+    def roughness(self, features: Features) -> Tensor:
+        """sum_j (j a_kj)^2 ``[B, n_members]``: how far the tilt is from none, fast wiggles counted more."""
+        j = torch.arange(1, self.n_tilts + 1, device=features[3].device)
+        return (features[3] * j).square().sum(-1)
+
+    def landmarks(self, features: Features) -> tuple[Tensor, Tensor] | None:
+        _, means, log_stds, *_ = features
+        return means.flatten(1), log_stds.exp().flatten(1)
+
+
+class TiltedMixtureEnsemble(TiltedMixtures):
+    """An ensemble of networks, each with a tilted mixture for one-dimensional y; the default model.
+
+    The mixture of its members is :class:`TiltedMixtures`. Members share no weights; they run as one batched
+    product.
+
+    Args:
+        n_inputs: width of x.
+        n_members: networks in the ensemble.
+        hidden: widths of the hidden layers.
+        dropout: probability of dropping a hidden unit in training.
+        n_components, n_tilts, log_std_floor, atoms, limits: see :class:`TiltedMixtures`.
+    """
+
+    def __init__(
+        self,
+        n_inputs: int,
+        n_members: int = 8,
+        hidden: Sequence[int] = (128, 128),
+        n_components: int = 5,
+        n_tilts: int = 8,
+        dropout: float = 0.1,
+        log_std_floor: float = -6.0,
+        atoms: Sequence[float] = (),
+        limits: Sequence[float | None] = (None, None),
+    ):
+        super().__init__(n_members, n_components, n_tilts, log_std_floor, atoms, limits)
+        self.dropout = Dropout(dropout)
+        sizes = [n_inputs, *hidden]
+        self.hidden: Any = nn.ModuleList(
+            BatchedLinear(n_members, a, b, gain=1.4) for a, b in itertools.pairwise(sizes)
+        )
+        self.out = BatchedLinear(n_members, sizes[-1], self.n_parameters, gain=0.1)
+        with torch.no_grad():
+            self.out.bias.copy_(self.first_parameters().expand_as(self.out.bias))
+
+    def features(self, x: Tensor) -> Features:
+        # x is [B, n_inputs], or [n_members, B, n_inputs] where every member has rows of its own.
+        h = x if x.dim() == 3 else x.unsqueeze(0).expand(self.n_members, -1, -1)
+        for layer in self.hidden:
+            h = F.silu(layer(h))
+            if self.training and self.dropout.probability:
+                # One mask for all members: an eighth of the random numbers, and they train as well.
+                h = h * self.dropout(torch.ones_like(h[0]))
+        return super().features(self.out(h).transpose(0, 1))
+
     def of_members(self, members: Iterable[int]) -> TiltedMixtureEnsemble:
         """A copy of some members as an ensemble of their own."""
         index = torch.tensor(list(members), device=self.out.weight.device)
@@ -449,15 +493,6 @@ class TiltedMixtureEnsemble(ConditionalDensity):
         part.load_state_dict({name: value[index] for name, value in self.state_dict().items()})
         return part
 
-    def roughness(self, features: Features) -> Tensor:
-        """sum_j (j a_kj)^2 ``[B, n_members]``: how far the tilt is from none, fast wiggles counted more."""
-        j = torch.arange(1, self.n_tilts + 1, device=features[3].device)
-        return (features[3] * j).square().sum(-1)
-
-    def landmarks(self, features: Features) -> tuple[Tensor, Tensor] | None:
-        _, means, log_stds, *_ = features
-        return means.flatten(1), log_stds.exp().flatten(1)
-
 
 class ContinuousPart(ConditionalEnergy):
     """What an ensemble with atoms has beside them: E(x, y) = -log of its density, with Z(x) = 1 - their mass.
@@ -466,7 +501,7 @@ class ContinuousPart(ConditionalEnergy):
         ensemble: whose part it is; not a copy.
     """
 
-    def __init__(self, ensemble: TiltedMixtureEnsemble):
+    def __init__(self, ensemble: TiltedMixtures):
         super().__init__()
         self.ensemble = ensemble
         self.limits = ensemble.limits
