@@ -588,4 +588,4 @@ def test_odd_tables_are_learned_all_the_same(table):
         model = EnergyDensity(**SMALL).fit(table)
     assert np.isfinite(model.score_samples(table)).all()
     assert model.sample(5, random_state=0).shape == (5, table.shape[1])
-    assert not model.impute(table).isna().any(axis=None)
+    assert not pd.DataFrame(model.impute(table)).isna().any(axis=None)

@@ -100,6 +100,7 @@ def test_what_follows_the_data_is_keyword_only(cls):
         "noise_std",
         "input_features",
         "deep",
+        "columns",
     }
     for name, method in inspect.getmembers(cls, inspect.isfunction):
         if name.startswith("_") or not method.__module__.startswith("thalweg"):
@@ -237,7 +238,7 @@ def test_draws_and_filled_gaps_have_the_shapes_that_all_have(fitted, name):
 @every_class
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_rows_that_are_not_finite_are_refused(cls, bad):
-    if cls in (EnergyClassifier, EnergyForecaster, EnergyRanker, EnergyRegressor) and np.isnan(bad):
+    if cls in (EnergyClassifier, EnergyDensity, EnergyForecaster, EnergyRanker, EnergyRegressor) and np.isnan(bad):
         return  # gaps are taken
     X, y = (IMAGES[:10].copy(), None) if cls is ImageEBM else (BITS[:30].copy(), np.arange(30.0) % 2)
     X[0, ..., 0] = bad

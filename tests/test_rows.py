@@ -122,3 +122,14 @@ def test_a_constant_column_is_one_level_and_another_kind_later_is_refused():
         coder.codes(pd.DataFrame({"a": ["three"], "b": ["x"]}))
     with pytest.raises(ValueError, match="2 columns"):
         coder.codes(pd.DataFrame({"a": [3.0]}))
+
+
+def test_a_number_that_a_few_levels_do_not_show_is_the_odder_the_farther_off():
+    """The shares of all grid points beside the levels add up to no more than 1."""
+    coder = RowCoder().fit(mixed())
+    found = coder.log_shares(mixed().iloc[:4].assign(few=[1, 2.3, 9, 1000]))[:, 2]
+    assert found[0] == found[1] == 0
+    assert found[3] < found[2] - 5 < -5
+    away = np.r_[np.arange(-20_000, 1), np.arange(4, 20_000)]
+    total = np.exp(coder.log_shares(pd.concat([mixed().iloc[:1]] * len(away)).assign(few=away))[:, 2]).sum()
+    assert 0.2 < total <= 1

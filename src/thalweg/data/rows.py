@@ -128,8 +128,8 @@ class RowCoder:
             places = np.asarray(levels)
             nearest = np.abs(numbers[:, None] - places).argmin(1) if len(places) else np.zeros(len(numbers), int)
             off = np.abs(numbers - places[nearest])
-            slack = 0.5 * column["resolution"] + 1e-9 * np.maximum(1.0, np.abs(numbers))
-            codes = np.where(np.isnan(numbers), np.nan, np.where(off <= slack, nearest, _UNSEEN))
+            codes = np.where(off <= _slack(column, numbers), nearest, _UNSEEN)
+            codes = np.where(np.isnan(numbers), np.nan, codes)
         new = cells[codes == _UNSEEN]
         if len(new):
             warnings.warn(
@@ -140,13 +140,22 @@ class RowCoder:
         return codes
 
     def log_shares(self, table: pd.DataFrame) -> np.ndarray:
-        """log of the share that a rare text has of the level that such texts have in common ``[rows, columns]``.
+        """log of the share that a cell has of what its code stands for ``[rows, columns]``; 0 where that is all.
 
-        It is 0 for everything else.
+        Rare texts share a level by their counts. Numbers that training did not show, where it showed a few only,
+        share the probability of these as a Cauchy distribution about the median has it: the less the farther off.
         """
         found = np.zeros(table.shape)
         for d, column in enumerate(self.columns):
-            if column.get("rare"):
+            if column["levels"] is not None and column["kind"] not in ("text", "truth"):
+                levels = np.asarray(column["levels"])
+                numbers = as_numbers(column["name"], read_as(table.iloc[:, d], column["kind"]))
+                width = float(column["resolution"] or (np.diff(levels).min() if len(levels) > 1 else 1.0))
+                scale = max(float(np.ptp(levels)), width)
+                share = width / scale / (np.pi * (1 + np.square((numbers - np.median(levels)) / scale)))
+                unseen = np.abs(numbers[:, None] - levels).min(1) > _slack(column, numbers)
+                found[:, d] = np.where(unseen, np.log(share), 0.0)
+            elif column.get("rare"):
                 total = sum(column["rare"].values())
                 logs = {text: math.log(n / total) for text, n in column["rare"].items()}
                 values = read_as(table.iloc[:, d].rename(column["name"]), "text", known=column["levels"])
@@ -250,6 +259,11 @@ class RowCoder:
         coder = cls(state["resolution"])
         coder.columns = state["columns"]
         return coder
+
+
+def _slack(column: dict[str, Any], numbers: np.ndarray) -> np.ndarray:
+    """How far from a level a number may be to be of it: half a cell."""
+    return 0.5 * column["resolution"] + 1e-9 * np.maximum(1.0, np.abs(numbers))
 
 
 def edges_of(numbers: np.ndarray, n_pieces: int) -> list[float]:

@@ -200,13 +200,15 @@ class EnergyDensity(DensityMixin, Normalised, TableInputs, Estimator):
                 shutil.rmtree(old)
         rng = check_random_state(self.random_state)
         seed = draw_seed(rng)
-        self.takes_frames_ = isinstance(X, pd.DataFrame)
         self._fabric = self._make_fabric()
         how = {"resume": resume, "checkpoint_seconds": checkpoint_seconds}
         if self.objective == "auto":
             codes = self._fit_columns(self._check_table(X, reset=True), seed, folder, **how)
+            kinds = {column["kind"] for column in self.coder_.columns}
+            self.takes_frames_ = isinstance(X, pd.DataFrame) and kinds != {"number"}
         else:
             codes = self._fit_whole_rows(X, seed, folder, **how)
+            self.takes_frames_ = False
         del self._fabric
         known = self.held_out_log_prob_[~np.isnan(self.held_out_log_prob_)]
         self.validation_nll_ = -float(known.mean()) if len(known) else math.nan
@@ -449,7 +451,7 @@ class EnergyDensity(DensityMixin, Normalised, TableInputs, Estimator):
     def sample(self, n_samples: int = 1, *, random_state: RandomState = None) -> Any:
         """Draws ``[n_samples, columns]``: independent by "auto", else by importance resampling and HMC.
 
-        A DataFrame if the model was fitted to one, else an array.
+        A DataFrame if the model was fitted to one with other columns than numbers, else an array.
         """
         density = self._of_columns
         check_count("n_samples", n_samples)
@@ -460,26 +462,24 @@ class EnergyDensity(DensityMixin, Normalised, TableInputs, Estimator):
             return self._as_given(self.coder_.values(drawn, self._choices(generator)))
         inner = self.energy_.inner
         if isinstance(inner, Density):
-            return self._as_given(self._rounded(self.energy_.back(inner.sample(n_samples, generator))))
+            return self._rounded(self.energy_.back(inner.sample(n_samples, generator)))
         candidates = self.proposal_.sample(max(20_000, 10 * n_samples), generator)
         white = Whitened(inner, self.proposal_.scales[-1])
         start = white.forth(resampled(inner, self.proposal_, candidates, n_samples, generator))
         kernel = adapt_step_size(HMC(0.1), white, start[:256], 50, generator=generator).kernel
         end = white.back(run_chain(kernel, white, start, 40, generator).position)
-        return self._as_given(self._rounded(self.energy_.back(end)))
+        return self._rounded(self.energy_.back(end))
 
     @staticmethod
     def _choices(generator: torch.Generator) -> np.random.RandomState:
         return np.random.RandomState(int(torch.randint(2**31 - 1, (1,), generator=generator)))
 
     def _as_given(self, rows: Any) -> Any:
-        """Rows as a DataFrame or an array, as the training rows were."""
-        if not self.takes_frames_:
-            return rows.to_numpy() if isinstance(rows, pd.DataFrame) else rows
-        names = list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else range(rows.shape[1])
-        return (
-            rows.set_axis(names, axis=1) if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows, columns=names)
-        )
+        """Rows as a DataFrame where there are other columns than numbers, else as an array."""
+        if isinstance(rows, pd.DataFrame):
+            names = list(getattr(self, "feature_names_in_", range(rows.shape[1])))
+            return rows.set_axis(names, axis=1) if self.takes_frames_ else rows.to_numpy()
+        return rows
 
     @available_if(_has_conditionals)
     def predict(self, X: Any, columns: Any = None) -> Any:
@@ -567,8 +567,8 @@ class EnergyDensity(DensityMixin, Normalised, TableInputs, Estimator):
                 that draws are chosen from, by weight.
 
         Returns:
-            ``[rows, columns]``, or ``[n_draws, rows, columns]``. A model that was fitted to a DataFrame gives a
-            DataFrame, or a list of them.
+            ``[rows, columns]``, or ``[n_draws, rows, columns]``. A model that was fitted to a DataFrame with other
+            columns than numbers gives a DataFrame, or a list of them.
         """
         density = self._of_columns
         if n_draws is not None:
@@ -576,18 +576,17 @@ class EnergyDensity(DensityMixin, Normalised, TableInputs, Estimator):
         check_count("n_candidates", n_candidates)
         if density is None:
             filled = self._impute_whole_rows(X, n_draws, random_state, n_candidates)
-            return self._as_given(filled) if n_draws is None else self._stacked_tables(list(filled))
+            return filled
         table = self._check_table(X, reset=False)
         codes = self.coder_.codes(table)
         generator = generator_of(random_state)
         found = self._filled(density, codes, n_draws, generator, n_candidates)
         rng = self._choices(generator)
         tables = [self._put_in(table, codes, one, rng, n_draws is not None) for one in found]
-        return self._as_given(tables[0]) if n_draws is None else self._stacked_tables(tables)
-
-    def _stacked_tables(self, tables: Sequence[Any]) -> Any:
-        found = [self._as_given(one) for one in tables]
-        return found if self.takes_frames_ else np.stack(found)
+        given = [self._as_given(one) for one in tables]
+        if n_draws is None:
+            return given[0]
+        return given if self.takes_frames_ else np.stack(given)
 
     def _filled(
         self,
@@ -695,7 +694,7 @@ class EnergyDensity(DensityMixin, Normalised, TableInputs, Estimator):
             ).mean()
             for piece in torch.from_numpy(X).split(max(1, 32768 // n_candidates))
         ]
-        return self._as_given(self.energy_.back(torch.cat(cleaned)).numpy())
+        return self.energy_.back(torch.cat(cleaned)).numpy()
 
     def _numbers(self, density: AnyOrderDensity, X: Any) -> tuple[np.ndarray, GaussianMixtureEnergy]:
         """Rows to denoise as numbers, and a mixture like them."""

@@ -185,13 +185,13 @@ def _training_card(run: DensityRun) -> Card:
     head: list[str] = []
     if len(run.histories) > 1:
         text += (
-            " The density is a chain of conditionals, one for each column given those before it; the curve is "
+            " The density is a chain of conditionals, one for each column; a few train together. The curve is "
             "their sum."
         )
-        head = ["column, given those before it", "epochs", "time", "end"]
+        head = ["trained together", "epochs", "time", "end"]
         rows = [
-            [name, str(len(h.epochs)), duration(h.seconds), h.stopped]
-            for name, h in zip(run.columns, run.histories.values(), strict=True)
+            [_trained_together(run, name), str(len(h.epochs)), duration(h.seconds), h.stopped]
+            for name, h in run.histories.items()
         ]
     lines = {
         "held-out rows": (held_out + shift).tolist(),
@@ -199,6 +199,11 @@ def _training_card(run: DensityRun) -> Card:
     }
     picture = charts.curves(list(range(1, n_epochs + 1)), lines, ("epoch", "NLL, nats"), None)
     return Card("Training", text, [picture], head, rows, notes=run.model.history_.events, folded=len(rows) > 8)
+
+
+def _trained_together(run: DensityRun, part: str) -> str:
+    """The names of the columns of a part of a training, which is "column 1, 2"."""
+    return ", ".join(run.columns[int(k) - 1] for k in part.removeprefix("column ").split(", "))
 
 
 def _outliers_card(run: DensityRun) -> Card:

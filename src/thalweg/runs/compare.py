@@ -176,7 +176,7 @@ def _contender(name: str, settings: CompareSettings, data: Numbers) -> Contender
     steps = settings.steps or _steps_in(settings.seconds, name, settings, data)
     if name == "auto":
         contender = Contender(
-            name, "exact likelihood of a chain of conditionals", "an order of the columns", steps
+            name, "exact likelihood of conditionals of columns", "an order of the columns", steps
         )
     else:
         contender = Contender(name, METHODS[name].title, METHODS[name].needs, steps)
