@@ -68,6 +68,9 @@ def predict(
             min=2, help="Number of paths behind the mean and the quantiles of a forecast. [default: 1000]"
         ),
     ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns to predict by a density, separated by commas.")
+    ] = None,
 ) -> None:
     """Predict the target of each row: mean, median, mode, spread, quantiles, an interval; or its class or rank.
 
@@ -90,6 +93,7 @@ def predict(
         "keep": keep or [],
         "horizon": horizon,
         "draws": draws or 1000,
+        "columns": columns,
     }
     _ask(context, "predict", run_folder, out_file, "predictions", options, table)
 
@@ -121,7 +125,14 @@ def sample(
 
 
 def score(
-    context: typer.Context, run_folder: RunFolder, data: DataFile, out_file: OutFile = None, keep: Keep = None
+    context: typer.Context,
+    run_folder: RunFolder,
+    data: DataFile,
+    out_file: OutFile = None,
+    keep: Keep = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Of a density: name the odd cells of each row, with their nats.")
+    ] = False,
 ) -> None:
     """Score each row: log_prob in nats, and outlier_score, the share of held-out rows that are likelier.
 
@@ -132,7 +143,7 @@ def score(
     of a table names the oddest column of each row. A row with
     gaps gets no score, and its `note` says so; fill them with `thalweg impute` first.
     """
-    _ask(context, "score", run_folder, out_file, "scores", {"keep": keep or []}, data)
+    _ask(context, "score", run_folder, out_file, "scores", {"keep": keep or [], "explain": explain}, data)
 
 
 def impute(

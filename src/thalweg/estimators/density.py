@@ -10,6 +10,7 @@ import copy
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,8 @@ class EnergyDensity(DensityMixin, Normalised, TableInputs, Estimator):
         held_out_log_prob_: log p of the training rows ``[rows]``, each by weights that neither learned from the
             row nor were chosen by it: what new rows compare with. NaN of rows that all networks learned from; by
             "auto" with several members there are none. A model that was loaded has it not.
+        column_nll_: by "auto" what a known cell of each column contributes to -log p on average ``[D]``, on
+            held-out rows: what :meth:`score_columns` compares with.
         resolution_: spacing found for each column ``[D]``, 0 where it is not rounded.
         atoms_: of each column the numbers that it takes with positive probability beside others.
         history_: the :class:`~thalweg.training.history.History`; by "auto" it joins those of the columns.
@@ -297,7 +300,12 @@ class EnergyDensity(DensityMixin, Normalised, TableInputs, Estimator):
         self.energy_ = Rescaled(density.eval(), location, scale)
         volume = density.column_log_volume(torch.from_numpy(z).float(), self.energy_.scale.log()).numpy()
         shares = self.coder_.log_shares(table)
-        self.held_out_log_prob_ = (held_out - volume + np.where(np.isnan(z), 0.0, shares)).sum(1)
+        of_cells = held_out - volume + np.where(np.isnan(z), 0.0, shares)
+        self.held_out_log_prob_ = of_cells.sum(1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of a column that no held-out row has
+            usual = -np.nanmean(np.where(np.isnan(z), np.nan, of_cells), axis=0)
+        self.column_nll_ = np.nan_to_num(usual)
         self._name_columns()
         return codes
 
@@ -734,6 +742,7 @@ class EnergyDensity(DensityMixin, Normalised, TableInputs, Estimator):
             }
         return config | {
             "coder": self.coder_.state(),
+            "column_nll": self.column_nll_.tolist(),
             "columns": [
                 column._asdict() | {"log_unseen": _plain(column.log_unseen)} for column in density.columns
             ],
@@ -761,6 +770,7 @@ class EnergyDensity(DensityMixin, Normalised, TableInputs, Estimator):
             mixture = config["mixture"]
             if mixture is not None:
                 inner.mixture = empty_mixture(mixture[0], mixture[1], full=len(mixture) == 3).double()
+            self.column_nll_ = np.array(config["column_nll"])
             self._name_columns()
         else:
             self.resolution_, self.origin_ = np.array(config["resolution"]), np.array(config["origin"])

@@ -6,15 +6,16 @@ import warnings
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LinearRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeCV
 
+from thalweg.data.encoding import TableEncoder
 from thalweg.estimators.density import EnergyDensity
 from thalweg.report import charts, density_charts
 from thalweg.report.odd_cells import ODD, odd_cells
 from thalweg.report.page import Card, Tile, checks_of, footer_of, render_page
 from thalweg.report.words import duration, gain_in_words
 from thalweg.runs.base import MODEL_NAME
-from thalweg.runs.density import DensityRun
+from thalweg.runs.density import ODD_CELL, DensityRun, explained
 
 _MAX_MARGINALS = 12
 _MAX_PAIRED = 4
@@ -22,21 +23,29 @@ _MAX_CORRELATED = 30
 _MAX_SHOWN = 8
 _N_UNLIKELY = 10
 _N_DRAWS = 3000
+_MOST_HIDDEN = 400
 
 
 def report(run: DensityRun) -> str:
     """The report of a finished run as one HTML page."""
     figures = run.figures
-    draws = run.model.sample(_N_DRAWS, random_state=0)
-    data = run.training_rows[run.columns].to_numpy(np.float64)
-    cards = [_data_card(run, data, draws)]
-    if len(run.columns) == 2:
+    drawn = pd.DataFrame(run.model.sample(_N_DRAWS, random_state=0)).set_axis(run.columns, axis=1)
+    shown = run.training_rows[run.columns]
+    numbers = [name for name in run.columns if figures["kinds"][name] in ("number", "span", "date")]
+    data, draws = as_floats(shown[numbers]), as_floats(drawn[numbers])
+    whole = ~np.isnan(data).any(1)
+    plain = len(numbers) == len(run.columns) and bool(whole.all())
+    cards = [_data_card(run, numbers, data, draws)] if numbers else []
+    levels = [name for name in run.columns if name not in numbers]
+    if levels:
+        cards.append(_levels_card(levels, shown[levels], drawn[levels]))
+    if plain and len(run.columns) == 2:
         cards.append(_plane_card(run, data))
+    if len(numbers) > 1 and whole.sum() > 2:
+        cards += [_pairs_card(run, numbers, data[whole], draws), _correlations_card(numbers, data[whole], draws)]
+    cards += [_training_card(run), _outliers_card(run) if plain else _odd_rows_card(run)]
     if len(run.columns) > 1:
-        cards += [_pairs_card(run, data, draws), _correlations_card(run, data, draws)]
-    cards += [_training_card(run), _outliers_card(run)]
-    if len(run.columns) > 1:
-        cards.append(_imputation_card(run))
+        cards.append(_imputation_card(run) if plain else _hidden_cells_card(run))
     if figures["scores"]:
         cards.append(_scores_card(run))
     cards.append(_making_card(run))
@@ -48,6 +57,20 @@ def report(run: DensityRun) -> str:
         footer_of(run),
         checks_of(run),
     )
+
+
+def as_floats(table: pd.DataFrame) -> np.ndarray:
+    """Columns of numbers and dates as numbers ``[rows, columns]``, NaN for gaps; a date as a fraction of years."""
+    found = np.empty(table.shape)
+    for k, name in enumerate(table.columns):
+        column = table[name]
+        if pd.api.types.is_datetime64_any_dtype(column):
+            found[:, k] = (1970 + (column - pd.Timestamp("1970-01-01")) / pd.Timedelta(days=365.2425)).to_numpy(
+                float
+            )
+        else:
+            found[:, k] = column.to_numpy(np.float64, na_value=np.nan)
+    return found
 
 
 def _tiles(run: DensityRun) -> list[Tile]:
@@ -76,25 +99,48 @@ def _tiles(run: DensityRun) -> list[Tile]:
     return tiles
 
 
-def _data_card(run: DensityRun, data: np.ndarray, draws: np.ndarray) -> Card:
-    shown = run.columns[:_MAX_MARGINALS]
-    resolution = run.model.resolution_
-    picture = density_charts.marginals(
-        data[:, : len(shown)], draws[:, : len(shown)], shown, resolution[: len(shown)].tolist()
-    )
+def _data_card(run: DensityRun, names: list[str], data: np.ndarray, draws: np.ndarray) -> Card:
+    shown = names[:_MAX_MARGINALS]
+    steps = [run.figures["resolution"][name] for name in names]
+    picture = density_charts.marginals(data[:, : len(shown)], draws[:, : len(shown)], shown, steps[: len(shown)])
     text = (
         f"The distribution of each column in the training rows and in {_N_DRAWS:,} draws from the model. The "
         "outermost bars include all values beyond them."
     )
-    if len(shown) < len(run.columns):
-        text += f" The first {len(shown)} of {len(run.columns)} columns are shown."
+    if len(shown) < len(names):
+        text += f" The first {len(shown)} of {len(names)} columns are shown."
+    gaps = np.isnan(data).sum(0)
     rows = []
-    for k, name in enumerate(run.columns):
-        rounded = f"to {resolution[k]:g}" if resolution[k] else "no"
-        pair = [f"{m:.5g} / {d:.5g}" for m, d in zip(_moments(data[:, k]), _moments(draws[:, k]), strict=True)]
-        rows.append([name, *pair, f"{data[:, k].min():.5g} to {data[:, k].max():.5g}", rounded])
+    for k, name in enumerate(names):
+        rounded, known = f"to {steps[k]:g}" if steps[k] else "no", data[~np.isnan(data[:, k]), k]
+        pair = [f"{m:.5g} / {d:.5g}" for m, d in zip(_moments(known), _moments(draws[:, k]), strict=True)]
+        row = [name, *pair, f"{known.min():.5g} to {known.max():.5g}", rounded]
+        rows.append([*row, f"{gaps[k]:,}"] if gaps.any() else row)
     head = ["column", "mean: data / draws", "std: data / draws", "range of the data", "rounded"]
+    head += ["gaps"] if gaps.any() else []
     return Card("The data and the draws", text, [picture], head, rows, folded=len(rows) > 12)
+
+
+def _levels_card(names: list[str], data: pd.DataFrame, draws: pd.DataFrame) -> Card:
+    """Shares of texts and truth values, in the data and in draws."""
+    shares = {}
+    for name in names:
+        known = data[name].dropna().astype(str)
+        parts = [values.value_counts(normalize=True) for values in (known, draws[name].astype(str))]
+        most = parts[0].index[:_MAX_SHOWN]
+        shares[name] = [(level, *(float(part.get(level, 0.0)) for part in parts)) for level in most]
+    picture = density_charts.level_shares(dict(list(shares.items())[:_MAX_MARGINALS]))
+    rows = [
+        [name, level, f"{real:.1%}", f"{drawn:.1%}", f"{int(data[name].isna().sum()):,}"]
+        for name, found in shares.items()
+        for level, real, drawn in found
+    ]
+    text = (
+        f"How often each value occurs in the training rows, where it is known, and in {_N_DRAWS:,} draws; of each "
+        f"column the {_MAX_SHOWN} most frequent values."
+    )
+    head = ["column", "value", "data", "draws", "gaps in the column"]
+    return Card("Categories", text, [picture], head, rows, folded=len(rows) > 12)
 
 
 def _moments(values: np.ndarray) -> tuple[float, float]:
@@ -125,18 +171,17 @@ def density_on_plane(
     return axes[0], axes[1], np.exp(density).reshape(n, n)
 
 
-def _pairs_card(run: DensityRun, data: np.ndarray, draws: np.ndarray) -> Card:
+def _pairs_card(run: DensityRun, columns: list[str], data: np.ndarray, draws: np.ndarray) -> Card:
     chosen = _related(data)
-    names = [run.columns[k] for k in chosen]
-    picture = density_charts.pairs(
-        data[:, chosen], draws[:, chosen], names, run.model.resolution_[chosen].tolist()
-    )
+    names = [columns[k] for k in chosen]
+    steps = [run.figures["resolution"][name] for name in names]
+    picture = density_charts.pairs(data[:, chosen], draws[:, chosen], names, steps)
     text = (
         "Scatter plots of pairs of columns: the data above the diagonal, draws from the model below it. They "
         "should be mirror images."
     )
-    if len(chosen) < len(run.columns):
-        text += f" The {len(chosen)} most correlated of {len(run.columns)} columns are shown."
+    if len(chosen) < len(columns):
+        text += f" The {len(chosen)} most correlated of {len(columns)} columns are shown."
     return Card("Pairs", text, [picture])
 
 
@@ -155,16 +200,18 @@ def _related(data: np.ndarray) -> list[int]:
     return sorted(chosen)
 
 
-def _correlations_card(run: DensityRun, data: np.ndarray, draws: np.ndarray) -> Card:
-    n = min(len(run.columns), _MAX_CORRELATED)
-    picture = density_charts.correlations(data[:, :n], draws[:, :n], run.columns[:n])
-    off = np.abs(np.corrcoef(data[:, :n].T) - np.corrcoef(draws[:, :n].T))[np.triu_indices(n, 1)]
+def _correlations_card(names: list[str], data: np.ndarray, draws: np.ndarray) -> Card:
+    n = min(len(names), _MAX_CORRELATED)
+    picture = density_charts.correlations(data[:, :n], draws[:, :n], names[:n])
+    with np.errstate(invalid="ignore"):
+        off = np.abs(np.corrcoef(data[:, :n].T) - np.corrcoef(draws[:, :n].T))[np.triu_indices(n, 1)]
+    off = off[~np.isnan(off)] if not np.isnan(off).all() else np.zeros(1)
     text = (
         f"Linear correlations between columns. Data and draws differ by {off.mean():.3f} on average and by "
         f"{off.max():.3f} at most."
     )
-    if n < len(run.columns):
-        text += f" The first {n} of {len(run.columns)} columns are shown."
+    if n < len(names):
+        text += f" The first {n} of {len(names)} columns are shown."
     return Card("Correlations", text, [picture])
 
 
@@ -242,6 +289,103 @@ def _outliers_card(run: DensityRun) -> Card:
     return Card("Unlikely rows", text, head=head, rows=[*rows, typical], best=best)
 
 
+def _odd_rows_card(run: DensityRun) -> Card:
+    """The least likely rows of a table with levels or gaps, and which cells make them so."""
+    found = run.figures["outliers"][:_N_UNLIKELY]
+    table = pd.DataFrame([entry["values"] for entry in found], columns=run.columns)
+    for name, kind in run.figures["kinds"].items():
+        if kind == "date" and name in table:
+            table[name] = pd.to_datetime(table[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a level that was not seen is what is looked for
+        beyond = run.model.score_columns(table) - run.model.column_nll_
+    beyond[table.isna().to_numpy()] = 0.0
+    often = (beyond >= ODD_CELL).sum(0)
+    shown = sorted(np.lexsort((-beyond.max(0, initial=0.0), -often))[:_MAX_SHOWN].tolist())
+    head = ["row", "log p", "part", "odd cells", *(run.columns[k] for k in shown)]
+    rows, best = [], set()
+    reasons = explained(beyond, [charts.shortened(name) for name in run.columns])
+    for i, entry in enumerate(found):
+        cells = [_shown(entry["values"][k]) for k in shown]
+        best |= {(i, 4 + place) for place, k in enumerate(shown) if beyond[i, k] >= ODD_CELL}
+        part = "training" if entry["training"] else "test"
+        rows.append([str(entry["row"]), f"{entry['log_prob']:.2f}", part, reasons[i] or "no cell alone", *cells])
+    text = (
+        "The rows that the model finds least likely: mistakes or rarities. Rows are counted from 1 at the top of "
+        f"the table. A cell is odd, and in bold, if it is {ODD_CELL:g} nats less likely, given the cells before it, than "
+        "cells of its column are on average; the number says by how many. For a gap the average of its column is "
+        "taken. log p of training rows is that of networks that did not learn from them."
+    )
+    if len(shown) < len(run.columns):
+        text += f" The {len(shown)} of {len(run.columns)} columns with most odd cells are shown."
+    return Card("Unlikely rows", text, head=head, rows=rows, best=best)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else charts.shortened(str(value))
+
+
+def _hidden_cells_card(run: DensityRun) -> Card:
+    """Known cells of held-out rows hidden, and said from the others."""
+    rows = run.training_rows if run.test_rows is None else run.test_rows
+    which = "training" if run.test_rows is None else "test"
+    rows, training = rows[run.columns].iloc[:_MOST_HIDDEN], run.training_rows[run.columns]
+    names = [run.columns[k] for k in np.unique(np.linspace(0, len(run.columns) - 1, 2 * _MAX_SHOWN).astype(int))]
+    errors: dict[str, list[float]] = {MODEL_NAME: [], "the other columns, linearly": []}
+    table: list[list[str]] = []
+    kept, best = [], set()
+    for name in names:
+        known = rows[rows[name].notna()]
+        learned = training[training[name].notna()]
+        if len(known) < 2 or len(learned) < 10 or run.figures["kinds"][name] == "date":
+            continue
+        ours, linear, nothing, unit = _errors_of(run, name, known, learned)
+        kept.append(name)
+        for values, error in zip(errors.values(), (ours, linear), strict=True):
+            values.append(error / nothing if nothing else 1.0)
+        best.add((len(table), 1 + int(np.argmin([ours, linear, nothing]))))
+        table.append([name, *(f"{e:.4g}" for e in (ours, linear, nothing)), unit])
+    text = (
+        f"In {which} rows each column in turn is hidden where it is known, and said from the rest of the row: by the "
+        "model, by a linear or logistic regression on the other columns, and by the column's mean or most frequent "
+        "value. The picture has the error over that of the last."
+    )
+    picture = density_charts.errors_by_column(kept, errors)
+    head = ["column", *errors, "the mean or most frequent", "error"]
+    return Card("Filling gaps", text, [picture], head, table, best, folded=len(table) > 8)
+
+
+def _errors_of(
+    run: DensityRun, name: str, known: pd.DataFrame, learned: pd.DataFrame
+) -> tuple[float, float, float, str]:
+    """Errors of a hidden column: ours, a linear model's, that of knowing nothing; and what the error is."""
+    others = [c for c in run.columns if c != name]
+    encoder = TableEncoder(1).fit(learned[others])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # levels that were not seen; a regression that has not converged
+        inputs = [encoder.transform(part[others]) for part in (learned, known)]
+        found = run.model.predict(known, name)
+        if isinstance(found, pd.DataFrame) and run.figures["kinds"][name] in ("text", "truth"):
+            truth = known[name].astype(str).to_numpy()
+            said = found.columns.astype(str).to_numpy()[found.to_numpy().argmax(1)]
+            target = learned[name].astype(str)
+            line = target.iloc[:1].repeat(len(known)).to_numpy()
+            if target.nunique() > 1:
+                line = LogisticRegression(max_iter=300).fit(inputs[0], target).predict(inputs[1])
+            wrong = [float((guess != truth).mean()) for guess in (said, line, target.mode().iloc[0])]
+            return wrong[0], wrong[1], wrong[2], "share wrong"
+        truth, target = (part[name].to_numpy(np.float64) for part in (known, learned))
+        if isinstance(found, pd.DataFrame):
+            said = found.to_numpy() @ found.columns.to_numpy(np.float64)
+        else:
+            said = found.mean()
+        line = RidgeCV(np.logspace(-2, 3, 6)).fit(inputs[0], target).predict(inputs[1])
+    ours, linear, nothing = (float(np.sqrt(np.square(g - truth).mean())) for g in (said, line, target.mean()))
+    return ours, linear, nothing, "RMSE"
+
+
 def _imputation_card(run: DensityRun) -> Card:
     rows = run.training_rows if run.test_rows is None else run.test_rows
     which = "training" if run.test_rows is None else "test"
@@ -313,9 +457,10 @@ def _scores_card(run: DensityRun) -> Card:
     )
     if run.model.resolution_.any():
         notes.append("Rounded values are spread over their rounding cells, in the same way for all models.")
-    text = f"Four models are scored on the same {run.figures['test_rows']} test rows. Lower is better."
+    n_models = {3: "Three", 4: "Four"}.get(len(scores), str(len(scores)))
+    text = f"{n_models} models are scored on the same {run.figures['test_rows']} test rows. Lower is better."
     return Card(
-        "Beside three baselines", text, head=["model", "NLL", "chosen"], rows=rows,
+        f"Beside {'three' if len(scores) == 4 else 'two'} baselines", text, head=["model", "NLL", "chosen"], rows=rows,
         best={(int(np.argmin(values)), 1)}, notes=notes,
     )  # fmt: skip
 

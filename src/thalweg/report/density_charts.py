@@ -28,11 +28,12 @@ def marginals(data: np.ndarray, draws: np.ndarray, names: Sequence[str], resolut
     for k, name in enumerate(names):
         row, column = divmod(k, n_columns)
         place = {"row": row + 1, "col": column + 1}
-        low, high = span(data[:, k])
-        most = int(np.clip(2 * np.sqrt(len(data)), 8, 40))
-        edges = bin_edges(data[:, k].clip(low, high), resolution[k], most)
+        known, drawn = (v[~np.isnan(v[:, k]), k] for v in (data, draws))
+        low, high = span(known)
+        most = int(np.clip(2 * np.sqrt(len(known)), 8, 40))
+        edges = bin_edges(known.clip(low, high), resolution[k], most)
         centres = (edges[1:] + edges[:-1]) / 2
-        shares = [np.histogram(v[:, k].clip(edges[0], edges[-1]), edges)[0] / len(v) for v in (data, draws)]
+        shares = [np.histogram(v.clip(edges[0], edges[-1]), edges)[0] / len(v) for v in (known, drawn)]
         hover = "%{x:.4g}: %{y:.1%}<extra>" + plain(shortened(name))
         figure.add_bar(
             x=centres, y=shares[0], name="data", marker_color=DATA, opacity=0.75, showlegend=k == 0,
@@ -46,6 +47,34 @@ def marginals(data: np.ndarray, draws: np.ndarray, names: Sequence[str], resolut
     figure.update_annotations(font_size=13, font_color=SOFT)
     styled(figure, 70 + 190 * n_rows)
     return panelled(figure, len(names), n_columns)
+
+
+def level_shares(shares: Mapping[str, Sequence[tuple[str, float, float]]]) -> go.Figure:
+    """Bars of how often each level of a column occurs, in the data and in draws.
+
+    Args:
+        shares: of each column its levels with the two shares.
+    """
+    n_columns = min(3, len(shares))
+    n_rows = -(-len(shares) // n_columns)
+    figure = make_subplots(
+        n_rows, n_columns, subplot_titles=[plain(shortened(n)) for n in shares],
+        vertical_spacing=0.4 / n_rows, horizontal_spacing=0.07,
+    )  # fmt: skip
+    for k, found in enumerate(shares.values()):
+        row, column = divmod(k, n_columns)
+        place = {"row": row + 1, "col": column + 1}
+        names = [plain(shortened(level)) for level, _, _ in found]
+        for which, colour, label in ((1, DATA, "data"), (2, MODEL, "draws from the model")):
+            figure.add_bar(
+                x=names, y=[one[which] for one in found], name=label, marker_color=colour, showlegend=k == 0,
+                hovertemplate="%{x}: %{y:.1%}<extra>" + label + "</extra>", **place,
+            )  # fmt: skip
+        figure.update_xaxes(type="category", **place)
+        figure.update_yaxes(tickformat=".0%", rangemode="tozero", nticks=4, **place)
+    figure.update_annotations(font_size=13, font_color=SOFT)
+    styled(figure, 90 + 210 * n_rows)
+    return panelled(figure, len(shares), n_columns)
 
 
 def pairs(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from thalweg.data.encoding import TableEncoder
 from thalweg.data.tables import Cells, read_cells
 from thalweg.estimators.density import EnergyDensity
 from thalweg.evaluation.density_baselines import BASELINES, BesideAtoms
@@ -17,6 +18,7 @@ from thalweg.evaluation.row_checks import check_samples
 from thalweg.evaluation.verdict import Check, check_baselines
 from thalweg.runs.base import MODEL_NAME, Run, Tell, TextTable
 from thalweg.runs.kinds import DensityFigures
+from thalweg.runs.mixed_scores import mixed_scores
 from thalweg.runs.settings.density import DensitySettings
 from thalweg.runs.tables import (
     Numbers,
@@ -27,8 +29,11 @@ from thalweg.runs.tables import (
     few_held_out,
     gains_of,
     model_settings,
+    outlier_scores,
     read_numbers,
+    read_rows,
     refuse_counter,
+    refuse_unknown_columns,
     rows_of,
     scored,
     scored_rows,
@@ -38,6 +43,8 @@ from thalweg.runs.tables import (
 )
 
 _N_OUTLIERS = 20
+# Nats beyond the mean of its column at which a cell is odd.
+ODD_CELL = 3.0
 
 
 class DensityRun(Run):
@@ -54,7 +61,7 @@ class DensityRun(Run):
 
     @classmethod
     def read(cls, settings: DensitySettings) -> Numbers:
-        return read_numbers(settings)
+        return read_rows(settings) if settings.objective == "auto" else read_numbers(settings)
 
     @classmethod
     def build(cls, settings: DensitySettings, data: Numbers, verbose: bool) -> EnergyDensity:
@@ -69,8 +76,10 @@ class DensityRun(Run):
     @classmethod
     def measure(cls, model: EnergyDensity, data: Numbers, settings: DensitySettings, tell: Tell) -> dict[str, Any]:
         n_test = len(data.test)
-        tell("Scoring the model and three baselines on the held-out rows." if n_test else "No rows were held out.")
-        scores, seconds = _scores(model, data, settings.seed) if n_test else ({}, {})
+        tell("Scoring the model and baselines on the held-out rows." if n_test else "No rows were held out.")
+        plain = only_numbers(data.training) and only_numbers(data.test)
+        ask = _scores if plain else mixed_scores
+        scores, seconds = ask(model, data, settings.seed) if n_test else ({}, {})
         start = time.monotonic()
         rows, log_prob = _judged_rows(model, data)
         seconds["looking for outliers"] = time.monotonic() - start
@@ -84,6 +93,7 @@ class DensityRun(Run):
             "training_rows": len(data.training),
             "test_rows": n_test,
             "resolution": dict(zip(data.training.columns, model.resolution_.tolist(), strict=True)),
+            "column_nll": dict(zip(data.training.columns, _usual(model).tolist(), strict=True)),
             "log_normaliser": model.log_normaliser_,
             "log_normaliser_error": model.log_normaliser_error_,
             "validation_nll": None if np.isnan(model.validation_nll_) else model.validation_nll_,
@@ -101,8 +111,13 @@ class DensityRun(Run):
         found = checks_of_table(data.n_rows, len(data.training) + n_test, n_test, data.doubts)
         if n_test:
             found.append(check_baselines(gains_of(figures["scores"]), n_test))
-            draws = model.sample(max(200, min(n_test, 500)), random_state=settings.seed)
-            found += check_samples(draws, data.training.to_numpy(), data.test.to_numpy())
+            draws = pd.DataFrame(model.sample(max(200, min(n_test, 500)), random_state=settings.seed))
+            encoder = TableEncoder(1, 12).fit(data.training)
+            told = [encoder.transform(rows) for rows in (draws, data.training, data.test)]
+            if only_numbers(data.training):
+                told = [rows.to_numpy(np.float64) for rows in (draws, data.training, data.test)]
+            drawn, training, test = told
+            found += check_samples(drawn, training, test)
         return found
 
     @classmethod
@@ -121,16 +136,37 @@ class DensityRun(Run):
 
     def sample(self, n: int, seed: int = 0) -> pd.DataFrame:
         """n rows drawn from the model, with the training table's columns."""
-        table = pd.DataFrame(self.model.sample(n, random_state=seed), columns=self.columns)
+        drawn = self.model.sample(n, random_state=seed)
+        table = drawn if isinstance(drawn, pd.DataFrame) else pd.DataFrame(drawn, columns=self.columns)
         for name, value in self.figures["constant"].items():
             table[name] = value
         return table
 
-    def score(self, path: Path, keep: Sequence[str] = ()) -> pd.DataFrame:
-        """How likely each row of a file is (see :func:`scored_rows`), after its row and the columns to keep."""
+    def score(self, path: Path, keep: Sequence[str] = (), explain: bool = False) -> pd.DataFrame:
+        """How likely each row of a file is (see :func:`scored_rows`), after its row and the columns to keep.
+
+        Args:
+            explain: name the cells that make each row odd, with the nats that each has beyond its column's mean.
+        """
         cells = read_cells(path)
-        kept = rows_of(cells.table, keep)
-        return beside(kept, scored_rows(self.model, self._columns(cells), self.figures["held_out_log_prob"]))
+        kept, rows = rows_of(cells.table, keep), self._columns(cells)
+        if self.settings.objective != "auto":
+            if explain:
+                raise ValueError("--explain needs the conditionals of the columns: fit with the objective 'auto'")
+            return beside(kept, scored_rows(self.model, rows, self.figures["held_out_log_prob"]))
+        parts, known = self.model.score_columns(rows), rows.notna().to_numpy()
+        beyond = np.where(known, parts - self.model.column_nll_, 0.0)
+        # Of a gap the mean of its column is taken: what a row would have on average, were it known.
+        whole = -(parts + np.where(known, 0.0, self.model.column_nll_)).sum(1)
+        found = pd.DataFrame(
+            {
+                "log_prob": -parts.sum(1),
+                "outlier_score": outlier_scores(whole, self.figures["held_out_log_prob"]),
+            }
+        )
+        if explain:
+            found["odd_cells"] = pd.Series(explained(beyond, self.columns), dtype="string")
+        return beside(kept, found)
 
     def impute(self, path: Path, draws: int = 1, seed: int = 0, candidates: int = 256) -> pd.DataFrame:
         """The table of a file with the gaps in the model's columns filled by draws given the rest of the row.
@@ -141,11 +177,48 @@ class DensityRun(Run):
         refuse_counter(cells.table, draws)
         X = self._columns(cells)
         filled = self.model.impute(X, n_draws=draws, random_state=seed, n_candidates=candidates)
-        return completed_tables(cells.table, X, filled, self.figures["constant"], self.figures["kinds"])
+        return completed_tables(cells.table, X, list(filled), self.figures["constant"], self.figures["kinds"])
+
+    def predict(self, path: Path, columns: str, keep: Sequence[str] = ()) -> pd.DataFrame:
+        """What to expect in some columns of each row of a file, given what it has of the others.
+
+        Args:
+            columns: names, separated by commas.
+
+        Returns:
+            of a number the mean, the median and a central interval of 90 %, of levels the most probable one and
+            the probability of each.
+        """
+        if self.settings.objective != "auto":
+            raise ValueError("a conditional of a column needs the objective 'auto': fit with that")
+        asked = [name.strip() for name in columns.split(",") if name.strip()]
+        refuse_unknown_columns(asked, self.columns, "the model")
+        cells = read_cells(path)
+        table = cells.table.assign(**{name: None for name in asked if name not in cells.table.columns})
+        found = self.model.predict(self._columns(cells._replace(table=table)), asked)
+        parts = {}
+        for name, one in found.items():
+            if isinstance(one, pd.DataFrame):
+                parts[name] = one.columns[one.to_numpy().argmax(1)]
+                parts |= {f"p_{name}_{level}": one[level].to_numpy() for level in one.columns}
+            else:
+                low, high = one.interval(0.9).T
+                parts |= {f"{name}": one.mean(), f"median_{name}": one.median()}
+                parts |= {f"lower_{name}": low, f"upper_{name}": high}
+        return beside(rows_of(cells.table, keep), pd.DataFrame(parts))
 
     def _columns(self, cells: Cells) -> pd.DataFrame:
-        found = cells.again(self.figures["kinds"], self.settings.missing)
+        kinds = {name: self.figures["kinds"][name] for name in self.columns}
+        found = cells.again(kinds, self.settings.missing, self._texts)
+        if self.settings.objective == "auto":
+            return found.apply(lambda c: c.astype(object) if isinstance(c.dtype, pd.CategoricalDtype) else c)
         return found.apply(lambda column: column.to_numpy(np.float64, na_value=np.nan))
+
+    @property
+    def _texts(self) -> dict[str, list[str]]:
+        coder = getattr(self.model, "coder_", None)
+        columns = [] if coder is None else coder.columns
+        return {c["name"]: [*c["levels"], *c["rare"]] for c in columns if c["kind"] == "text"}
 
     # -- what is shown of it -------------------------------------------------------------------------
 
@@ -153,7 +226,11 @@ class DensityRun(Run):
         figures, model = self.figures, self.model
         n_weights = sum(p.numel() for p in model.energy_.parameters())
         error, history = figures["log_normaliser_error"], model.history_
-        columns = [f"{c} (rounded to {r:g})" if r else c for c, r in figures["resolution"].items()]
+        levels = {c["name"]: c["levels"] for c in model.coder_.columns} if hasattr(model, "coder_") else {}
+        columns = [
+            f"{c} ({len(levels[c])} levels)" if levels.get(c) else f"{c} (rounded to {r:g})" if r else c
+            for c, r in figures["resolution"].items()
+        ]
         n_parts = len(history.parts) or 1
         return {
             "density of": ", ".join(columns),
@@ -241,6 +318,26 @@ def _scores(model: EnergyDensity, data: Numbers, seed: int) -> tuple[dict[str, A
     return scores, seconds
 
 
+def explained(beyond: np.ndarray, columns: Sequence[str], most: int = 3) -> list[str | None]:
+    """Of each row the cells with most nats beyond their column's mean, oddest first, such as "age +5.1"."""
+    found: list[str | None] = []
+    for row in beyond:
+        order = [k for k in np.argsort(-row)[:most] if row[k] >= ODD_CELL]
+        found.append(", ".join(f"{columns[k]} +{row[k]:.1f}" for k in order) or None)
+    return found
+
+
+def only_numbers(table: pd.DataFrame) -> bool:
+    """Whether all columns are numbers, without gaps."""
+    kinds = [pd.api.types.is_numeric_dtype(t) and not pd.api.types.is_bool_dtype(t) for t in table.dtypes]
+    return all(kinds) and not table.isna().any(axis=None)
+
+
+def _usual(model: EnergyDensity) -> np.ndarray:
+    """What a cell of each column contributes to -log p on average; nothing of an energy of whole rows."""
+    return getattr(model, "column_nll_", np.zeros(model.n_features_in_))
+
+
 class _Unnamed:
     """A model that takes arrays, though it was fitted on a table."""
 
@@ -261,7 +358,8 @@ def _judged_rows(model: EnergyDensity, data: Numbers) -> tuple[pd.DataFrame, np.
     if len(data.test):
         rows = pd.concat([rows, data.test])
         log_prob = np.concatenate([log_prob, model.score_samples(data.test)])
-    return rows, log_prob
+    # Of a gap the mean of its column is taken: what a row would have on average, were it known.
+    return rows, log_prob - rows.isna().to_numpy() @ _usual(model)
 
 
 def _outliers(rows: pd.DataFrame, log_prob: np.ndarray, n_training: int) -> list[dict[str, Any]]:
@@ -270,12 +368,20 @@ def _outliers(rows: pd.DataFrame, log_prob: np.ndarray, n_training: int) -> list
     for i in np.argsort(log_prob, kind="stable")[:_N_OUTLIERS]:
         place = int(rows.index[i])
         entry = {"row": place + 1, "log_prob": float(log_prob[i]), "training": bool(i < n_training)}
-        found.append(entry | {"values": [float(v) for v in rows.iloc[i]]})
+        found.append(entry | {"values": [_as_json(v) for v in rows.iloc[i]]})
     return found
 
 
+def _as_json(value: Any) -> Any:
+    if value is None or value is pd.NaT or (isinstance(value, float) and np.isnan(value)):
+        return None
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    return float(value) if isinstance(value, int | float | np.number) else str(value)
+
+
 def _atoms_remarks(model: EnergyDensity, data: Numbers) -> list[str]:
-    told = atoms_in_words(data.training)
+    told = atoms_in_words(data.training.select_dtypes("number").apply(pd.to_numeric, errors="coerce"))
     if not told:
         return []
     if any(atoms_scored(model)):

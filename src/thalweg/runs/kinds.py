@@ -125,7 +125,7 @@ class Outlier(TypedDict):
     row: Count
     log_prob: float
     training: bool
-    values: list[float]
+    values: list[Any]
 
 
 class DensityFigures(TableFigures):
@@ -133,6 +133,7 @@ class DensityFigures(TableFigures):
     columns: list[str]
     constant: dict[str, Any]
     resolution: dict[str, Annotated[float, Least(0)]]
+    column_nll: dict[str, float]
     log_normaliser: float
     log_normaliser_error: Annotated[float, Least(0)]
     validation_nll: float | None

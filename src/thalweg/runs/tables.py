@@ -27,10 +27,10 @@ _FEWEST_FOR_SCORES = 19
 
 @dataclass
 class Numbers:
-    """A table ready for a density.
+    """A table ready for a model of its rows.
 
     Attributes:
-        training, test: complete rows, indexed by their places in the table.
+        training, test: rows, indexed by their places in the table.
         constant: columns that were left out because they never change, with their values.
         kinds: what each column of the table is.
         remarks: what a user should know about how the table was read.
@@ -133,9 +133,58 @@ def read_numbers(settings: Any, convert: Callable[[Typed], pd.DataFrame] = numbe
     return Numbers(training, test, constant, typed.kinds, remarks, doubts, len(table), fingerprint)
 
 
+def read_rows(settings: Any) -> Numbers:
+    """Read a table of columns of any kind, with gaps, leave out constant columns, and split the rows.
+
+    Raises:
+        ValueError: for columns that hold nothing or an infinite value, or too few rows; in words.
+    """
+    name, typed = Path(settings.data).name, read_typed(settings)
+    table, remarks = typed.table, list(typed.remarks)
+    fingerprint = fingerprint_of(table)
+    for column in table.columns:
+        if table[column].isna().all():
+            raise ValueError(f"column {column!r} has no value at all: leave it out (--drop)")
+        if pd.api.types.is_float_dtype(table[column]) and np.isinf(table[column]).any():
+            row = int(np.flatnonzero(np.isinf(table[column]))[0]) + 1
+            raise ValueError(f"column {column!r} has an infinite value (row {row}): replace or remove it")
+    known = table[table.notna().any(axis=1)]
+    if len(known) < 10:
+        raise ValueError(f"{name} has {len(known)} rows with any value: at least 10 are needed")
+    if len(known) < len(table):
+        remarks.append(f"{len(table) - len(known)} of {len(table)} rows hold nothing and were left out.")
+    with_gaps = [c for c in known.columns if known[c].isna().any()]
+    if with_gaps:
+        n = int(known.isna().any(axis=1).sum())
+        remarks.append(
+            f"{n} of {len(known)} rows have gaps (in {listed(with_gaps)}): a gap is a value that is not known, "
+            "and the rest of such a row counts; `thalweg impute` fills gaps."
+        )
+    known = known.apply(lambda c: c.astype(object) if isinstance(c.dtype, pd.CategoricalDtype) else c)
+    training_index, test_index = split_rows(len(known), settings.test_fraction, settings.seed)
+    training, test = known.iloc[training_index], known.iloc[test_index]
+    empty = [c for c in training.columns if training[c].isna().all()]
+    if empty:
+        raise ValueError(f"column {empty[0]!r} has no value in the training rows: leave it out (--drop)")
+    fixed = [c for c in training.columns if training[c].nunique(dropna=True) == 1 and training[c].notna().all()]
+    constant = {c: _as_json(training[c].iloc[0]) for c in fixed}
+    if len(constant) == training.shape[1]:
+        raise ValueError(f"{name} has no column that changes")
+    if constant:
+        remarks.append(f"Left out, because constant: {listed(list(constant))}.")
+    training, test = training.drop(columns=fixed), test.drop(columns=fixed)
+    doubts = doubts_of_columns(known[training.columns])
+    return Numbers(training, test, constant, typed.kinds, remarks, doubts, len(table), fingerprint)
+
+
 def doubts_of_columns(table: pd.DataFrame) -> list[str]:
-    """What may be wrong with columns, in sentences: they number the rows, or have values far from all others."""
+    """What may be wrong with columns, in sentences: they number or name the rows, or have values far from others."""
     doubts = []
+    for name, column in table.select_dtypes(exclude="number").items():
+        if len(column) >= 20 and column.dtype == object and column.nunique() > 0.9 * column.notna().sum():
+            doubts.append(
+                f"Column {name!r} names the rows: nearly every one has a text of its own; leave it out (--drop)."
+            )
     for name, column in table.select_dtypes("number").items():
         steps = column.diff().iloc[1:]
         if len(steps) and (steps == 1).all():
@@ -172,7 +221,7 @@ def check_columns(settings: Settings) -> None:
 
 
 def _as_json(value: Any) -> Any:
-    return value if isinstance(value, str) else float(value)
+    return str(value) if isinstance(value, str | pd.Timestamp) else float(value)
 
 
 def as_numbers(column: pd.Series) -> np.ndarray:
@@ -215,7 +264,7 @@ def fingerprint_of(table: pd.DataFrame) -> str:
 def completed_tables(
     table: pd.DataFrame,
     known: pd.DataFrame,
-    filled: np.ndarray,
+    filled: Sequence[Any] | np.ndarray,
     constant: dict[str, Any],
     kinds: Mapping[str, str],
 ) -> pd.DataFrame:
@@ -224,7 +273,7 @@ def completed_tables(
     Args:
         table: as it stands in the file.
         known: the model's columns of the table ``[rows, columns]``.
-        filled: ``[n, rows, columns]``.
+        filled: n tables ``[rows, columns]``.
         constant: columns that never changed, with their values.
         kinds: what each of the model's columns is.
     """
@@ -234,7 +283,10 @@ def completed_tables(
         for k, name in enumerate(known.columns):
             gaps = known[name].isna().to_numpy()
             if gaps.any():
-                completed[name] = _with_filled(completed[name], gaps, filled[i, :, k], kinds[name])
+                values = (
+                    filled[i].iloc[:, k].to_numpy() if isinstance(filled[i], pd.DataFrame) else filled[i][:, k]
+                )
+                completed[name] = _with_filled(completed[name], gaps, values, kinds[name])
         for name, value in constant.items():
             if name in completed.columns:
                 gaps = completed[name].isna() | (completed[name] == "")

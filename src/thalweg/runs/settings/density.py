@@ -11,21 +11,23 @@ from thalweg.runs.settings.base import MISSING_HELP, TEXT_HELP, RunSettings, Ver
 
 @dataclass(frozen=True, kw_only=True)
 class DensitySettings(RunSettings):
-    """Fit the joint density of all columns and compare it with three baselines on held-out rows.
+    """Fit the joint density of all columns and compare it with baselines on held-out rows.
 
-    Columns must hold numbers; rows with gaps are left out (`thalweg impute` fills them afterwards). After Ctrl-C,
-    `thalweg fit density --resume --out RUN` continues the run.
+    Columns may hold numbers, texts, truth values and dates, with gaps; by another objective than 'auto' they must
+    hold numbers, and rows with gaps are left out. After Ctrl-C, `thalweg fit density --resume --out RUN` continues
+    the run.
     """
 
     task = "density"
     title = "joint density of all columns"
     help = "Fit the joint density of all columns."
-    example = "thalweg fit density iris.csv --drop species --out runs/iris"
+    example = "thalweg fit density penguins.csv --out runs/penguins"
     run = "thalweg.runs.density:DensityRun"
     report = "thalweg.report.density"
     verbs: ClassVar = {
         "sample": Verb(("n", "seed"), "{run} -n 1000 --out new.csv"),
-        "score": Verb(("keep",), "{run} TABLE"),
+        "score": Verb(("keep", "explain"), "{run} TABLE --explain"),
+        "predict": Verb(("columns", "keep"), "{run} TABLE --columns COLUMN"),
         "impute": Verb(("draws", "seed", "candidates"), "{run} TABLE --out filled.csv"),
     }
 
