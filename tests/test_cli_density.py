@@ -16,7 +16,7 @@ from thalweg.runs.tables import completed_tables
 SMALL = ("--epochs", 3, "--members", 2)
 
 
-def make_table(folder: Path, n: int = 120, name: str = "flowers.csv") -> Path:
+def make_table(folder: Path, n: int = 120, name: str = "flowers.csv", gaps: bool = True) -> Path:
     """Numbers, one column rounded, one constant, one of texts, and gaps."""
     rng = np.random.default_rng(0)
     length = rng.normal(5, 1, n)
@@ -29,7 +29,8 @@ def make_table(folder: Path, n: int = 120, name: str = "flowers.csv") -> Path:
             "species": rng.choice(["a", "b"], n),
         }
     )
-    table.loc[::17, "width"] = np.nan
+    if gaps:
+        table.loc[::17, "width"] = np.nan
     path = folder / name
     table.to_csv(path, index=False)
     return path
@@ -63,11 +64,11 @@ def test_every_command_has_help_with_an_example(call) -> None:
 
 
 def test_fit_writes_a_run_and_tells_of_it(call, tmp_path: Path) -> None:
-    table, run = make_table(tmp_path), tmp_path / "run"
+    table, run = make_table(tmp_path, gaps=False), tmp_path / "run"
     done = call("fit", "density", table, "--drop", "species", "--out", run, *SMALL)
     assert done.code == 0, done.err
     for words in ("one Gaussian", "Gaussian mixture", "kernel density", "log Z exact", "'always'", "'petals' to 1",
-                  "8 of 120 rows have gaps (in 'width')", f"thalweg sample {run}"):  # fmt: skip
+                  f"thalweg sample {run}"):  # fmt: skip
         assert words in done.out, words
     assert {p.name for p in run.iterdir()} == {
         "fit.json", "figures.json", "model", "test_rows.parquet", "training_rows.parquet", "report.html",
@@ -75,7 +76,7 @@ def test_fit_writes_a_run_and_tells_of_it(call, tmp_path: Path) -> None:
     figures = json.loads((run / "figures.json").read_text())
     assert figures["columns"] == ["length", "width", "petals"]
     assert figures["constant"] == {"always": 7.0}
-    assert (figures["training_rows"], figures["test_rows"], figures["rows"]) == (101, 11, 120)
+    assert (figures["training_rows"], figures["test_rows"], figures["rows"]) == (108, 12, 120)
     assert json.loads((run / "fit.json").read_text())["task"] == "density"
 
     assert "--overwrite" in call("fit", "density", table, "--drop", "species", "--out", run, *SMALL).err
@@ -91,13 +92,16 @@ def test_fit_writes_a_run_and_tells_of_it(call, tmp_path: Path) -> None:
     assert "log Z" in call("info", run).out
 
 
-def test_figures_of_the_baselines_are_their_likelihoods(fitted) -> None:
+def test_figures_of_the_baselines_are_their_likelihoods(tmp_path: Path) -> None:
     """The Gaussian's figure, worked out by hand."""
     from scipy.stats import multivariate_normal
 
-    from thalweg.runs.base import load_run
+    from thalweg.runs.base import fit_run, load_run
+    from thalweg.runs.settings.density import DensitySettings
 
-    run = load_run(fitted[1])
+    settings = DensitySettings(data=str(make_table(tmp_path, gaps=False)), drop=["species"], epochs=3, members=2)
+    fit_run(tmp_path / "run", settings, verbose=False)
+    run = load_run(tmp_path / "run")
     training, test = (t.to_numpy() for t in (run.training_rows, run.test_rows))
     resolution = run.model.resolution_
     assert resolution.tolist() == [0.0, 0.0, 1.0]
@@ -129,16 +133,14 @@ def test_score(call, fitted, tmp_path: Path) -> None:
     table, run = fitted
     shown = call("score", run, table)
     assert shown.code == 0, shown.err
-    assert "8 of 120 rows have gaps" in shown.err
     scores = pd.read_csv(io.StringIO(shown.out))
-    assert list(scores.columns) == ["row", "log_prob", "outlier_score", "note"]
+    assert list(scores.columns) == ["row", "log_prob", "outlier_score"]
     assert scores["row"].tolist() == list(range(1, 121))
-    assert scores["log_prob"].isna().sum() == 8
-    assert set(scores["note"][scores["log_prob"].isna()]) == {"has gaps in 'width'"}
-    assert scores["note"].notna().sum() == 8
+    assert scores["log_prob"].notna().all()
     assert "A higher outlier_score is odder." in shown.err
     assert scores["outlier_score"].dropna().between(0, 1).all()
-    ranks = scores.dropna(subset="log_prob").sort_values("log_prob")["outlier_score"]
+    whole = pd.read_csv(table)["width"].notna()
+    ranks = scores[whole].sort_values("log_prob")["outlier_score"]
     assert ranks.is_monotonic_decreasing
     # A row from another world, with columns in another order.
     odd = pd.DataFrame({"petals": [5.0, 90.0], "length": [5.0, 5.0], "width": [2.5, 2.5]})
@@ -276,14 +278,11 @@ def test_a_method_that_diverges_is_counted(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda t: t.assign(length=["long"] * len(t)), "--drop 'length'"),
-        (lambda t: t.assign(length="2024-01-01"), "holds dates"),
         (lambda t: t.assign(length=np.nan), "no value at all"),
         (lambda t: t.assign(length=np.inf), "infinite value (row 1)"),
         (lambda t: t.assign(length=1e200 * t["length"]), "too large"),
         (lambda t: t[["always"]], "no column that changes"),
         (lambda t: t.iloc[:9], "at least 10"),
-        (lambda t: t.assign(width=t["width"].where(t.index < 5)), "most gaps has 'width'"),
     ],
 )
 def test_bad_tables_are_refused_in_one_line(call, tmp_path: Path, spoil, words: str) -> None:
@@ -310,7 +309,7 @@ def test_bad_arguments_are_refused_in_one_line(fitted, tmp_path: Path) -> None:
     rows.assign(petals="many").to_csv(tmp_path / "text.csv", index=False)
     cases = [
         (("fit", "density"), 1, "name the data"),
-        (("fit", "density", table), 1, "--drop 'species'"),
+        (("fit", "density", table, "--objective", "nce", "-o", tmp_path / "t"), 1, "--drop 'species'"),
         (("fit", "density", table, "--drop", "colour"), 1, "no column 'colour'"),
         (
             ("fit", "density", table, "--drop", "species", "--objective", "magic", "-o", tmp_path / "m"),
@@ -339,9 +338,7 @@ def test_bad_arguments_are_refused_in_one_line(fitted, tmp_path: Path) -> None:
 
 def test_runs_of_two_kinds_are_told_apart(call, fitted, tmp_path: Path) -> None:
     table, run = fitted
-    refused = call("predict", run, table).err
-    assert "a run of `thalweg fit density`" in refused
-    assert "can't predict: it can sample, score, impute" in refused
+    assert "name the columns to predict with --columns" in call("predict", run, table).err
     assert "a run of `thalweg fit density`" in call("fit", "regression", "--resume", "--out", run).err
     other = tmp_path / "regression"
     done = call("fit", "regression", table, "-t", "length", "-o", other, "--no-report", "-q", "--epochs", 1,
@@ -511,3 +508,127 @@ def test_filled_truth_values_are_written_as_the_column_writes_them(cells, writte
     known = pd.DataFrame({"flag": [1.0, 0.0 if cells[1] else 1.0, np.nan, np.nan]})
     filled = completed_tables(table, known, np.array([[[1.0], [0.0], [1.0], [0.0]]]), {}, {"flag": "truth"})
     assert filled["flag"].where(filled["flag"].notna(), None).tolist() == written
+
+
+# -- tables as they are -----------------------------------------------------------------------------------
+
+
+def mixed_table(n: int = 150) -> pd.DataFrame:
+    """Two kinds of things, with texts, truth values, dates and gaps."""
+    rng = np.random.default_rng(0)
+    small = rng.uniform(size=n) < 0.5
+    table = pd.DataFrame(
+        {
+            "size": np.where(small, 10, 20) + rng.normal(size=n),
+            "kind": np.where(small, "small", "large"),
+            "count": rng.poisson(np.where(small, 30, 60)),
+            "new": np.where(rng.uniform(size=n) < np.where(small, 0.9, 0.2), "true", "false"),
+            "day": (pd.Timestamp("2024-01-01") + pd.to_timedelta(rng.integers(0, 300, n), "D")).strftime(
+                "%Y-%m-%d"
+            ),
+            "where": "here",
+        }
+    )
+    table = table.astype(object)
+    for k, name in enumerate(["size", "kind", "count", "new", "day"]):
+        table.loc[k::17, name] = None
+    return table
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    from thalweg.report import write_report
+    from thalweg.runs.base import fit_run, load_run
+    from thalweg.runs.settings.density import DensitySettings
+
+    folder = tmp_path_factory.mktemp("mixed")
+    mixed_table().to_csv(folder / "things.csv", index=False)
+    settings = DensitySettings(data=str(folder / "things.csv"), epochs=25, members=2)
+    fit_run(folder / "run", settings, verbose=False)
+    write_report(load_run(folder / "run"), None)
+    return folder / "things.csv", folder / "run"
+
+
+def test_a_mixed_table_is_compared_with_classes_of_independent_columns(mixed) -> None:
+    figures = json.loads((mixed[1] / "figures.json").read_text())
+    assert figures["columns"] == ["size", "kind", "count", "new", "day"]
+    assert figures["constant"] == {"where": "here"}
+    assert figures["kinds"]["day"] == "date"
+    assert list(figures["scores"]) == ["thalweg", "independent columns", "latent classes"]
+    assert figures["scores"]["independent columns"]["nll_gain"] > 0.5
+    assert any("a gap is a value that is not known" in remark for remark in figures["remarks"])
+    page = (mixed[1] / "report.html").read_text()
+    for card in ("The data and the draws", "Categories", "Unlikely rows", "Filling gaps", "Beside two baselines"):
+        assert f"<h2>{card}</h2>" in page, card
+
+
+def test_draws_of_a_mixed_table_are_written_as_it_is(call, mixed) -> None:
+    rows = pd.read_csv(io.StringIO(call("sample", mixed[1], "-n", 50).out))
+    assert list(rows.columns) == ["size", "kind", "count", "new", "day", "where"]
+    assert rows["kind"].isin(["small", "large"]).all()
+    assert rows["new"].dtype == bool
+    assert rows["count"].dtype == np.int64
+    assert pd.to_datetime(rows["day"]).between("2023-06-01", "2025-06-01").mean() > 0.9
+    assert (rows["where"] == "here").all()
+
+
+def test_odd_cells_are_explained(call, mixed, tmp_path: Path) -> None:
+    rows = pd.DataFrame(
+        {"size": [10.2, 10.2, ""], "kind": ["small", "large", "huge"], "count": [30, 30, ""], "new": "true",
+         "day": "2024-05-01"}
+    )  # fmt: skip
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    shown = call("score", mixed[1], tmp_path / "rows.csv", "--explain")
+    assert shown.code == 0, shown.err
+    assert "'huge'" in shown.err
+    scores = pd.read_csv(io.StringIO(shown.out))
+    assert list(scores.columns) == ["row", "log_prob", "outlier_score", "odd_cells"]
+    assert scores["outlier_score"][1] > 0.9 > scores["outlier_score"][0]
+    assert scores["odd_cells"].isna().tolist() == [True, False, False]
+    assert scores["odd_cells"][2].startswith("kind +")
+    assert "odd_cells" not in call("score", mixed[1], tmp_path / "rows.csv").out
+
+
+def test_any_columns_are_predicted_from_the_others(call, mixed, tmp_path: Path) -> None:
+    rows = pd.DataFrame({"size": [10.0, 20.0], "kind": ["", ""], "new": ["", ""], "day": ["", ""]})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    shown = call("predict", mixed[1], tmp_path / "rows.csv", "--columns", "kind,count")
+    assert shown.code == 0, shown.err
+    found = pd.read_csv(io.StringIO(shown.out))
+    assert found["kind"].tolist() == ["small", "large"]
+    np.testing.assert_allclose(found["p_kind_small"] + found["p_kind_large"], 1, rtol=1e-4)
+    assert (found["lower_count"] < found["count"]).all()
+    assert (found["count"] < found["upper_count"]).all()
+    assert found["count"][0] + 10 < found["count"][1]
+    assert "'colour'" in call("predict", mixed[1], tmp_path / "rows.csv", "--columns", "colour").err
+    assert "--columns" in call("predict", mixed[1], tmp_path / "rows.csv").err
+
+
+def test_gaps_of_a_mixed_table_are_filled(call, mixed, tmp_path: Path) -> None:
+    done = call("impute", mixed[1], mixed[0], "--out", tmp_path / "filled.csv")
+    assert done.code == 0, done.err
+    before, after = pd.read_csv(mixed[0], dtype=str), pd.read_csv(tmp_path / "filled.csv", dtype=str)
+    assert after.notna().all(axis=None)
+    known = before.notna()
+    assert (after[known] == before[known]).where(known, True).all(axis=None)
+    assert set(after["new"]) == {"true", "false"}
+    assert pd.to_datetime(after["day"], format="ISO8601").notna().all()
+
+
+def test_what_a_mixed_table_can_not_be_is_told(call, tmp_path: Path) -> None:
+    table = mixed_table()
+    table.assign(empty=None).to_csv(tmp_path / "a.csv", index=False)
+    assert (
+        "column 'empty' has no value at all"
+        in call("fit", "density", tmp_path / "a.csv", "--out", tmp_path / "r").err
+    )
+    table["size"] = [np.inf, *table["size"][1:]]
+    table.to_csv(tmp_path / "b.csv", index=False)
+    assert (
+        "column 'size' has an infinite value (row 1)"
+        in call("fit", "density", tmp_path / "b.csv", "--out", tmp_path / "r").err
+    )
+    nce = call(
+        "fit", "density", tmp_path / "a.csv", "--drop", "empty", "--objective", "nce", "--out", tmp_path / "r"
+    )
+    assert "column 'kind' holds texts" in nce.err

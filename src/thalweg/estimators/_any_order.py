@@ -112,6 +112,7 @@ class HeldOutColumns(NestedFigure):
     """The negative log-likelihood of each network of a block on the rows of its own fold.
 
     Each row judges twice: with the columns before it given, as the joint density asks, and with some at random.
+    The later a column the more the first counts: what is before an early one says little of how others are used.
 
     Args:
         block: whose networks are judged.
@@ -130,7 +131,10 @@ class HeldOutColumns(NestedFigure):
         # A column of which a fold has no value is judged where it has some.
         own = np.where(own.any(0), own, known[..., None]).reshape(len(x), -1)
         rows, weights = judging_rows(own, None, seed)
-        self.rows, self.weights = rows.repeat(1, 2), weights.repeat(1, 2) / 2
+        place = torch.tensor(block.which).repeat_interleave(block.n_members) / max(1, x.shape[1] - 1)
+        parts = torch.stack([place, 1 - place], 1) if x.shape[1] > 1 else torch.tensor([[1.0, 0.0]])
+        self.rows = rows.repeat(1, 2)
+        self.weights = torch.cat([weights * parts[:, :1], weights * parts[:, 1:]], 1)
         generator = torch.Generator().manual_seed(seed)
         twice = [given_columns(block, rows.shape[1] * block.n_members, part, generator) for part in (0.0, 1.0)]
         shape = (len(block.which) * block.n_members, rows.shape[1], -1)

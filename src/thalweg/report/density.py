@@ -94,7 +94,7 @@ def _tiles(run: DensityRun) -> list[Tile]:
         else Tile("normalised", "exactly", "the density integrates to one")
     )
     n = len(run.histories)
-    many = f"{n} networks" if n > 1 else f"{len(run.model.history_.epochs)} epochs"
+    many = f"in {n} parts" if n > 1 else f"{len(run.model.history_.epochs)} epochs"
     tiles.append(Tile("training", duration(figures["seconds"]["training"]), many))
     return tiles
 
@@ -312,9 +312,9 @@ def _odd_rows_card(run: DensityRun) -> Card:
         rows.append([str(entry["row"]), f"{entry['log_prob']:.2f}", part, reasons[i] or "no cell alone", *cells])
     text = (
         "The rows that the model finds least likely: mistakes or rarities. Rows are counted from 1 at the top of "
-        f"the table. A cell is odd, and in bold, if it is {ODD_CELL:g} nats less likely, given the cells before it, than "
-        "cells of its column are on average; the number says by how many. For a gap the average of its column is "
-        "taken. log p of training rows is that of networks that did not learn from them."
+        f"the table. A cell is odd, and in bold, if it is {ODD_CELL:g} nats less likely, given the cells before "
+        "it, than cells of its column are on average; the number says by how many. For a gap the average of its "
+        "column is taken. log p of training rows is that of networks that did not learn from them."
     )
     if len(shown) < len(run.columns):
         text += f" The {len(shown)} of {len(run.columns)} columns with most odd cells are shown."
@@ -348,11 +348,11 @@ def _hidden_cells_card(run: DensityRun) -> Card:
         best.add((len(table), 1 + int(np.argmin([ours, linear, nothing]))))
         table.append([name, *(f"{e:.4g}" for e in (ours, linear, nothing)), unit])
     text = (
-        f"In {which} rows each column in turn is hidden where it is known, and said from the rest of the row: by the "
-        "model, by a linear or logistic regression on the other columns, and by the column's mean or most frequent "
-        "value. The picture has the error over that of the last."
+        f"In {which} rows each column in turn is hidden where it is known and predicted from the others: by the "
+        "model, by a linear or logistic regression, and by the column's mean or most frequent value. "
+        "The picture has the error over that of the last."
     )
-    picture = density_charts.errors_by_column(kept, errors)
+    picture = density_charts.errors_by_column(kept, errors, "error / that of knowing nothing")
     head = ["column", *errors, "the mean or most frequent", "error"]
     return Card("Filling gaps", text, [picture], head, table, best, folded=len(table) > 8)
 
@@ -360,7 +360,7 @@ def _hidden_cells_card(run: DensityRun) -> Card:
 def _errors_of(
     run: DensityRun, name: str, known: pd.DataFrame, learned: pd.DataFrame
 ) -> tuple[float, float, float, str]:
-    """Errors of a hidden column: ours, a linear model's, that of knowing nothing; and what the error is."""
+    """Errors of a hidden column: ours, a linear model's, that of knowing nothing; and their unit."""
     others = [c for c in run.columns if c != name]
     encoder = TableEncoder(1).fit(learned[others])
     with warnings.catch_warnings():
@@ -459,8 +459,9 @@ def _scores_card(run: DensityRun) -> Card:
         notes.append("Rounded values are spread over their rounding cells, in the same way for all models.")
     n_models = {3: "Three", 4: "Four"}.get(len(scores), str(len(scores)))
     text = f"{n_models} models are scored on the same {run.figures['test_rows']} test rows. Lower is better."
+    title = f"Beside {'three' if len(scores) == 4 else 'two'} baselines"
     return Card(
-        f"Beside {'three' if len(scores) == 4 else 'two'} baselines", text, head=["model", "NLL", "chosen"], rows=rows,
+        title, text, head=["model", "NLL", "chosen"], rows=rows,
         best={(int(np.argmin(values)), 1)}, notes=notes,
     )  # fmt: skip
 

@@ -158,8 +158,10 @@ def correlations(data: np.ndarray, draws: np.ndarray, names: Sequence[str]) -> g
     return panelled(figure, 2, 2, narrow=1).update_layout(margin={"t": 40})
 
 
-def errors_by_column(names: Sequence[str], errors: Mapping[str, Sequence[float]]) -> go.Figure:
-    """Bars of one error for each column and each way of filling its gaps; 1 is the column's own spread."""
+def errors_by_column(
+    names: Sequence[str], errors: Mapping[str, Sequence[float]], axis: str = "RMSE / standard deviation"
+) -> go.Figure:
+    """Bars of one error for each column and each way of filling its gaps; 1 is that of knowing nothing."""
     figure = go.Figure()
     labels = [plain(shortened(n)) for n in names]
     for (name, values), colour in zip(errors.items(), COLOURS, strict=False):
@@ -168,7 +170,7 @@ def errors_by_column(names: Sequence[str], errors: Mapping[str, Sequence[float]]
             hovertemplate="%{x}: %{y:.3f}<extra>" + name + "</extra>",
         )  # fmt: skip
     figure.add_hline(y=1, line={"color": INK, "dash": "dot", "width": 1.5})
-    figure.update_yaxes(title="RMSE / standard deviation", rangemode="tozero")
+    figure.update_yaxes(title=axis, rangemode="tozero")
     return styled(figure, 340, barmode="group")
 
 

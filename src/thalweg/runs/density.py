@@ -179,7 +179,7 @@ class DensityRun(Run):
         filled = self.model.impute(X, n_draws=draws, random_state=seed, n_candidates=candidates)
         return completed_tables(cells.table, X, list(filled), self.figures["constant"], self.figures["kinds"])
 
-    def predict(self, path: Path, columns: str, keep: Sequence[str] = ()) -> pd.DataFrame:
+    def predict(self, path: Path, columns: str | None, keep: Sequence[str] = ()) -> pd.DataFrame:
         """What to expect in some columns of each row of a file, given what it has of the others.
 
         Args:
@@ -189,6 +189,8 @@ class DensityRun(Run):
             of a number the mean, the median and a central interval of 90 %, of levels the most probable one and
             the probability of each.
         """
+        if not columns:
+            raise ValueError("name the columns to predict with --columns")
         if self.settings.objective != "auto":
             raise ValueError("a conditional of a column needs the objective 'auto': fit with that")
         asked = [name.strip() for name in columns.split(",") if name.strip()]

@@ -178,7 +178,7 @@ def read_rows(settings: Any) -> Numbers:
 
 
 def doubts_of_columns(table: pd.DataFrame) -> list[str]:
-    """What may be wrong with columns, in sentences: they number or name the rows, or have values far from others."""
+    """What may be wrong with columns, in sentences: they number or name rows, or have values far from others."""
     doubts = []
     for name, column in table.select_dtypes(exclude="number").items():
         if len(column) >= 20 and column.dtype == object and column.nunique() > 0.9 * column.notna().sum():
@@ -306,6 +306,12 @@ def _with_filled(column: pd.Series, gaps: np.ndarray, values: np.ndarray, kind: 
         numbers = column.to_numpy(np.float64, na_value=np.nan)
         return pd.Series(np.where(gaps, values.astype(np.float64), numbers), column.index)
     words: dict[Any, Any] = {}
+    if kind == "date" and column.dtype != object and not pd.api.types.is_string_dtype(column):
+        return column.where(~gaps, pd.Series(values, column.index))
+    if kind == "date":
+        dates = pd.Series(values, column.index).astype("datetime64[us]")
+        midnight = (dates.dropna() == dates.dropna().dt.normalize()).all()
+        values = dates.dt.strftime("%Y-%m-%d" if midnight else "%Y-%m-%d %H:%M:%S").to_numpy(object)
     if kind == "truth":
         texts = {str(v).casefold(): v for v in column[~gaps]}
         words = {1: texts.get("true", True), 0: texts.get("false", False)}
@@ -461,7 +467,7 @@ def beside(places: pd.DataFrame, result: pd.DataFrame) -> pd.DataFrame:
 
 def atoms_in_words(table: pd.DataFrame) -> str:
     """Columns that take some values with positive probability beside others, and the values; "" if none does."""
-    found = {name: column.to_numpy() for name, column in table.items()}
+    found = {name: column.dropna().to_numpy() for name, column in table.items()}
     atoms = {name: [] if find_resolution(x) else find_atoms(x) for name, x in found.items()}
     return ", ".join(f"{name!r} ({', '.join(f'{a:g}' for a in some)})" for name, some in atoms.items() if some)
 
