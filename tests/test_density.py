@@ -548,6 +548,20 @@ def test_a_mixed_table_with_gaps_is_scored_drawn_and_filled(mixed):
     assert expected.groupby("kind")["size"].mean().diff().abs().max() > 5
 
 
+def test_a_column_with_atoms_is_predicted_with_their_masses():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=400)
+    y = np.where(rng.uniform(size=400) < 0.5, 0.0, np.exp(x + 0.3 * rng.normal(size=400)))
+    model = EnergyDensity(**{**SMALL, "max_epochs": 30}).fit(np.c_[x, y])
+    found = model.predict(np.c_[x[:50], y[:50]], 1)
+    assert found.atoms.tolist() == [0.0]
+    # Half of the rows, to within 5 standard errors of 400.
+    assert np.abs(found.atom_masses() - 0.5).mean() < 5 * np.sqrt(0.25 / 400)
+    np.testing.assert_allclose(found.cdf(np.full(50, 1e3)), 1, atol=1e-3)
+    assert (found.cdf(np.full(50, -0.1)) == 0).all()
+    assert np.isfinite(model.predict(np.c_[x[:50], y[:50]])).all()
+
+
 def test_odd_cells_are_found_by_their_parts(mixed):
     """A large one of the size of a small one, a category never seen, a day of another century."""
     table, model = mixed

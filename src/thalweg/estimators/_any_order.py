@@ -280,18 +280,17 @@ def _with_mixture(
             known = torch.from_numpy(given[np.ix_(some, [d], numbers)][:, 0])
             known[:, k] = False
             beside[some, k] = mixture_log_prob(part, spread[some].double(), k, known)
-    limited = np.array([density.columns[d].limits != (None, None) for d in numbers])
+    # A Gaussian knows no limit and no mass on atoms.
+    apart = np.array([bool(density.columns[d].atoms) for d in numbers])
     for others in (before, beside):
-        # Where a log mass counts; the mixture has a density, and no mass on atoms. A Gaussian knows no limit.
-        others[density.is_mass(x)[:, numbers].numpy()] = -np.inf
-        others[:, limited] = -np.inf
+        others[:, apart] = -np.inf
     # The mixture's conditionals in the order of all columns are those in the order of the numbers.
     shares, mixed = stacked(np.where(judges[:, None], own[:, numbers], np.nan), before, seed)
     asked = at_random[:, numbers] + np.where(np.isnan(beside), np.nan, 0.0)
     later = np.array([best_share(asked[np.isfinite(asked[:, k]), k], beside[np.isfinite(asked[:, k]), k])
                       for k in range(len(numbers))])  # fmt: skip
     density.mixture = mixture
-    density.shares[:, numbers] = torch.as_tensor(np.where(limited, 0.0, [shares, later]), dtype=torch.float32)
+    density.shares[:, numbers] = torch.as_tensor(np.where(apart, 0.0, [shares, later]), dtype=torch.float32)
     found = own.copy()
     found[np.ix_(judges, numbers)] = mixed[judges]
     return found

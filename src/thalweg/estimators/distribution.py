@@ -15,7 +15,7 @@ from thalweg._torch_state import keeping_own_settings
 from thalweg.data.target import TargetScale
 from thalweg.energies.base import ConditionalEnergy, Conditioned, Features, map_features
 from thalweg.energies.densities.basic import ConditionalDensity
-from thalweg.energies.densities.tilted import ContinuousPart, MixtureDensity, TiltedMixtureEnsemble
+from thalweg.energies.densities.tilted import ContinuousPart, MixtureDensity, TiltedMixtures
 from thalweg.estimators._html import html_table, line_svg
 from thalweg.evaluation.regression import level_beside_atoms
 from thalweg.inference.ascent import gradient_ascent
@@ -71,7 +71,7 @@ class PredictiveDistribution:
         self._order = np.argsort(self._atoms)
         self.atoms = self._atoms[self._order]
         self._cache: dict[int, tuple[PiecewiseDensity, np.ndarray]] = {}
-        self._ensemble = copy.deepcopy(energy).double() if isinstance(energy, TiltedMixtureEnsemble) else None
+        self._ensemble = copy.deepcopy(energy).double() if isinstance(energy, TiltedMixtures) else None
         self._precise = energy
         if self._ensemble is None and x.device.type == "cpu":
             self._precise = copy.deepcopy(energy).double()
@@ -334,7 +334,7 @@ class PredictiveDistribution:
             coarse = 1e-7 * float(means.abs().max()) > 1e-4 * float(log_stds.min().exp())
             if coarse or precise:
                 return Conditioned(ContinuousPart(self._ensemble), features)
-            assert isinstance(self._energy, TiltedMixtureEnsemble)
+            assert isinstance(self._energy, TiltedMixtures)
             return Conditioned(ContinuousPart(self._energy), map_features(features, lambda f: f.to(x.dtype)))
         features = self._precise.features(x.double() if self._precise is not self._energy else x)
         return Conditioned(self._energy, map_features(features, lambda f: f.to(x.dtype)))

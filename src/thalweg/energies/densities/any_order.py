@@ -445,14 +445,24 @@ class AnyOrderDensity(Density):
         chosen = torch.rand(len(x), generator=generator, device=x.device) < self._share(x, d, given)
         return torch.where(chosen, others.to(drawn.dtype), drawn)
 
-    def cell(self, x: Tensor, d: int, given: Tensor) -> tuple[CellConditional, Tensor]:
+    def cell(self, x: Tensor, d: int, given: Tensor) -> tuple[CellConditional | TiltedMixtures, Tensor]:
         """p(x_d | those of the other columns that are given and known), of a column of numbers.
 
         Returns:
-            the conditional density, and what it is given of each row ``[N, width]``.
+            the conditional density, and what it is given of each row ``[N, ...]``: of a column with atoms the
+            networks' outputs alone.
+
+        Raises:
+            ValueError: if the mixture has a share in a column with atoms.
         """
         block, k = self.place[d]
         outs = [block.output_of(k, f * given[self.encoding.owner])[0] for _, f in self._pieces(x)]
+        if self.columns[d].atoms:
+            if self._has_share(d):
+                raise ValueError(
+                    f"column {d} has atoms, and the mixture a share in it: their sum is not known here"
+                )
+            return block.distribution, torch.cat(outs)
         found = torch.cat(outs).flatten(1)
         if self._has_share(d):
             parts = self._share(x, d, given)[:, None], *self._mixture_conditional(x, d, given)
