@@ -324,7 +324,7 @@ def _odd_rows_card(run: DensityRun) -> Card:
 def _shown(value: object) -> str:
     if value is None:
         return ""
-    return f"{value:.5g}" if isinstance(value, float) else charts.shortened(str(value))
+    return f"{value:.6g}" if isinstance(value, float) else charts.shortened(str(value))
 
 
 def _hidden_cells_card(run: DensityRun) -> Card:

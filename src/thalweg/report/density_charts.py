@@ -65,12 +65,13 @@ def level_shares(shares: Mapping[str, Sequence[tuple[str, float, float]]]) -> go
         row, column = divmod(k, n_columns)
         place = {"row": row + 1, "col": column + 1}
         names = [plain(shortened(level)) for level, _, _ in found]
+        ticks = [name if len(name) <= 9 else f"{name[:8]}…" for name in names]
         for which, colour, label in ((1, DATA, "data"), (2, MODEL, "draws from the model")):
             figure.add_bar(
                 x=names, y=[one[which] for one in found], name=label, marker_color=colour, showlegend=k == 0,
                 hovertemplate="%{x}: %{y:.1%}<extra>" + label + "</extra>", **place,
             )  # fmt: skip
-        figure.update_xaxes(type="category", **place)
+        figure.update_xaxes(type="category", tickmode="array", tickvals=names, ticktext=ticks, **place)
         figure.update_yaxes(tickformat=".0%", rangemode="tozero", nticks=4, **place)
     figure.update_annotations(font_size=13, font_color=SOFT)
     styled(figure, 90 + 210 * n_rows)
