@@ -140,7 +140,7 @@ def test_a_mixture_has_a_share_beside_atoms_and_none_at_them():
     for cell in (0.0, 0.1):
         alone = any_order_density([Column(atoms=(0.5,), cell=cell)])
         mixture = GaussianMixtureEnergy(torch.zeros(1, 1).double(), torch.ones(1, 1, 1).double())
-        both = AnyOrderDensity(alone.columns, list(alone.blocks), [0], mixture, torch.tensor([[share], [share]]))
+        both = AnyOrderDensity(alone.columns, list(alone.blocks), [0], mixture, torch.tensor([[share]] * 3))
         found, own = (d.conditional_log_prob(x, 0, given).exp() for d in (both, alone))
         wanted = (1 - share) * own + share * other * torch.tensor([1.0 if cell else 0.0, 1.0])
         torch.testing.assert_close(found, wanted)
@@ -154,7 +154,7 @@ def test_the_conditional_of_a_cell_is_that_of_the_density():
         mixture = GaussianMixtureEnergy(
             torch.zeros(1, 2).double(), torch.tensor([[[1.0, 0.0], [0.5, 1.0]]]).double()
         )
-        shares = torch.tensor([[0.0, 0.4, 0.0], [0.0, 0.7, 0.0]])
+        shares = torch.tensor([[0.0, 0.4, 0.0], [0.0, 0.7, 0.0], [0.0, 0.2, 0.0]])
         density = AnyOrderDensity(alone.columns, list(alone.blocks), [0, 1], mixture, shares)
         x, given = torch.tensor([[0.3, 0.8, 1.0], [-2.0, 0.1, torch.nan]]), torch.tensor([True, False, True])
         cell, inputs = density.cell(x, 1, given)

@@ -572,6 +572,18 @@ def test_draws_of_a_mixed_table_are_written_as_it_is(call, mixed) -> None:
     assert (rows["where"] == "here").all()
 
 
+def test_draws_of_a_mixed_table_have_what_is_given(call, mixed) -> None:
+    options = ("-n", 30, "--given", "kind=small", "--given", "new=true", "--where", "count < size * 4")
+    done = call("sample", mixed[1], *options)
+    assert done.code == 0, done.err
+    rows = pd.read_csv(io.StringIO(done.out))
+    assert (rows["kind"] == "small").all()
+    assert rows["new"].all()
+    assert (rows["count"] < rows["size"] * 4).all()
+    assert "COLUMN=VALUE" in call("sample", mixed[1], "--given", "kind").err
+    assert "no column 'colour'" in call("sample", mixed[1], "--given", "colour=red").err
+
+
 def test_odd_cells_are_explained(call, mixed, tmp_path: Path) -> None:
     rows = pd.DataFrame(
         {"size": [10.2, 10.2, ""], "kind": ["small", "large", "huge"], "count": [30, 30, ""], "new": "true",

@@ -114,13 +114,21 @@ def sample(
     seed: Seed = 0,
     label: Annotated[str | None, typer.Option(help="Class of the draws, for a classifier.")] = None,
     horizon: Horizon = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a density: COLUMN=VALUE that all draws have; repeat the option for several."),
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Of a density: a relation that all draws meet, as 'width < length'.")
+    ] = None,
 ) -> None:
     """Draw new rows or new images; columns that were rounded in the data are rounded.
 
     Images are written to an .npz, or as PNG files into a folder. Of forecasts, paths that go on from the past that
     TABLE holds are drawn, a row for each step of each path.
     """
-    options = {"table": table, "n": n, "seed": seed, "label": label, "horizon": horizon}
+    options: dict[str, Any] = {"table": table, "n": n, "seed": seed, "label": label, "horizon": horizon}
+    options |= {"given": given or [], "where": where}
     _ask(context, "sample", run_folder, out_file, "rows", options)
 
 

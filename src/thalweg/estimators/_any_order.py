@@ -287,10 +287,15 @@ def _with_mixture(
     # The mixture's conditionals in the order of all columns are those in the order of the numbers.
     shares, mixed = stacked(np.where(judges[:, None], own[:, numbers], np.nan), before, seed)
     asked = at_random[:, numbers] + np.where(np.isnan(beside), np.nan, 0.0)
-    later = np.array([best_share(asked[np.isfinite(asked[:, k]), k], beside[np.isfinite(asked[:, k]), k])
-                      for k in range(len(numbers))])  # fmt: skip
+    levels = np.array([bool(c.n_levels) for c in density.columns])
+    told = (given & levels & ~np.isnan(x.numpy())[:, None])[:, numbers].any(2)
+    later: list[list[float]] = [[best_share(asked[r, k], beside[r, k]) if r.any() else 0.0
+              for k, r in enumerate((np.isfinite(asked) & (told == known)).T)]
+             for known in (False, True)]  # fmt: skip
     density.mixture = mixture
-    density.shares[:, numbers] = torch.as_tensor(np.where(apart, 0.0, [shares, later]), dtype=torch.float32)
+    density.shares[:, numbers] = torch.as_tensor(
+        np.where(apart, 0.0, np.array([shares, *later])), dtype=torch.float32
+    )
     found = own.copy()
     found[np.ix_(judges, numbers)] = mixed[judges]
     return found

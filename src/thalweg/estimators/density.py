@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,8 @@ from thalweg.training.loop import DivergenceError, Plan, Trainer
 from thalweg.training.progress import BarProgress
 
 OBJECTIVES = ("auto", *DENSITY)
+# So many draws are made before a relation counts as one that too few meet.
+_MOST_DRAWS = 100_000
 
 
 def _has_conditionals(model: EnergyDensity) -> bool:
@@ -456,18 +458,42 @@ class EnergyDensity(DensityMixin, Normalised, TableInputs, Estimator):
         """Total log-likelihood of the rows, as scikit-learn's ``KernelDensity`` has it."""
         return float(self.score_samples(X).sum())
 
-    def sample(self, n_samples: int = 1, *, random_state: RandomState = None) -> Any:
+    def sample(
+        self,
+        n_samples: int = 1,
+        *,
+        given: Mapping[Any, Any] | None = None,
+        where: str | None = None,
+        random_state: RandomState = None,
+    ) -> Any:
         """Draws ``[n_samples, columns]``: independent by "auto", else by importance resampling and HMC.
 
         A DataFrame if the model was fitted to one with other columns than numbers, else an array.
+
+        Args:
+            given: values of columns that all draws have, as {"species": "setosa"}; others are drawn given them.
+            where: a relation that all draws meet, as "petal_width < petal_length" (see
+                :meth:`pandas.DataFrame.eval`): an energy that is infinite elsewhere. Draws that do not meet it are
+                drawn again, so that those that are left have exactly the density given it.
+            random_state: seed, or a ``RandomState``.
+
+        Raises:
+            ValueError: if a given value or the relation can't be used, or too few of 100,000 draws meet it;
+                for either by an objective other than "auto".
+
+        Warns:
+            UserWarning: if fewer than one draw in a hundred meets the relation.
         """
         density = self._of_columns
         check_count("n_samples", n_samples)
         generator = generator_of(random_state)
+        if density is None and (given or where):
+            self._need_columns("a condition on draws")
         if density is not None:
-            with torch.no_grad():
-                drawn = self.energy_.back(density.draw(n_samples, generator)).numpy()
-            return self._as_given(self.coder_.values(drawn, self._choices(generator)))
+            rows, acceptance = self._drawn(density, n_samples, given or {}, where, generator)
+            if acceptance < 0.01:
+                warnings.warn(f"{acceptance:.2g} of the draws meet {where!r}", stacklevel=2)
+            return self._as_given(rows)
         inner = self.energy_.inner
         if isinstance(inner, Density):
             return self._rounded(self.energy_.back(inner.sample(n_samples, generator)))
@@ -477,6 +503,56 @@ class EnergyDensity(DensityMixin, Normalised, TableInputs, Estimator):
         kernel = adapt_step_size(HMC(0.1), white, start[:256], 50, generator=generator).kernel
         end = white.back(run_chain(kernel, white, start, 40, generator).position)
         return self._rounded(self.energy_.back(end))
+
+    def _drawn(
+        self,
+        density: AnyOrderDensity,
+        n: int,
+        given: Mapping[Any, Any],
+        where: str | None,
+        generator: torch.Generator,
+    ) -> tuple[pd.DataFrame, float]:
+        """n draws that have what is given and meet a relation, and the share of all draws that met it."""
+        start = self._start(density, given)
+        rng, kept, n_drawn, n_met = self._choices(generator), [], 0, 0
+        names = list(getattr(self, "feature_names_in_", range(density.n_dims)))
+        while n_met < n:
+            size = n if where is None else max(n, 1000)
+            with torch.no_grad():
+                drawn = self.energy_.back(density.complete(start.repeat(size, 1), generator)).numpy()
+            rows = self.coder_.values(drawn, rng).set_axis(names, axis=1)
+            for name, value in given.items():
+                rows[name] = value
+            n_drawn += size
+            if where is not None:
+                rows = rows[_meets(rows, where)]
+            kept.append(rows)
+            n_met += len(rows)
+            if n_met < n and n_drawn >= max(_MOST_DRAWS, 10 * n) and n_met < n * n_drawn / (100 * _MOST_DRAWS):
+                raise ValueError(
+                    f"{n_met} of {n_drawn} draws meet {where!r}, and {n} were asked for: the relation is too rare "
+                    "for the model, or can't be met"
+                )
+        return pd.concat(kept, ignore_index=True).iloc[:n], n_met / n_drawn
+
+    def _start(self, density: AnyOrderDensity, given: Mapping[Any, Any]) -> Tensor:
+        """A standardised row ``[1, D]`` with what is given, unknown elsewhere."""
+        names = list(getattr(self, "feature_names_in_", range(density.n_dims)))
+        for name in given:
+            self._place(name)
+        row = pd.DataFrame({name: pd.Series([given.get(name)], dtype=object) for name in names})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            codes = self.coder_.codes(row.infer_objects())
+        for d, name in enumerate(names):
+            if name in given and np.isnan(codes[0, d]):
+                raise ValueError(f"column {name!r} is given as a gap: leave it out")
+            if name in given and density.columns[d].n_levels and codes[0, d] < 0:
+                raise ValueError(
+                    f"column {name!r} is given as {given[name]!r}, which no training row had: nothing is known of "
+                    "such rows"
+                )
+        return self.energy_.forth(torch.from_numpy(codes))
 
     @staticmethod
     def _choices(generator: torch.Generator) -> np.random.RandomState:
@@ -790,3 +866,20 @@ def _column(entry: dict[str, Any]) -> dict[str, Any]:
     lists = {name: tuple(entry[name]) for name in ("atoms", "limits", "edges")}
     log_unseen = entry["log_unseen"]
     return entry | lists | {"log_unseen": -math.inf if log_unseen is None else log_unseen}
+
+
+def _meets(rows: pd.DataFrame, where: str) -> np.ndarray:
+    """Which rows meet a relation between columns.
+
+    Raises:
+        ValueError: if it can't be read, or is no relation.
+    """
+    if "@" in where or "__" in where:
+        raise ValueError(f"{where!r} is no relation between columns")
+    try:
+        met = rows.eval(where, engine="python", local_dict={}, global_dict={})
+    except Exception as error:  # whatever pandas has to say of it
+        raise ValueError(f"{where!r} is no relation between columns: {error}") from error
+    if not isinstance(met, pd.Series) or met.dtype != bool:
+        raise ValueError(f"{where!r} is no relation between columns: it must be true or false of each row")
+    return met.to_numpy()

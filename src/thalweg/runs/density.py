@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from thalweg.data.columns import read_as
 from thalweg.data.encoding import TableEncoder
 from thalweg.data.tables import Cells, read_cells
 from thalweg.estimators.density import EnergyDensity
@@ -134,9 +135,15 @@ class DensityRun(Run):
 
     # -- verbs ---------------------------------------------------------------------------------------
 
-    def sample(self, n: int, seed: int = 0) -> pd.DataFrame:
-        """n rows drawn from the model, with the training table's columns."""
-        drawn = self.model.sample(n, random_state=seed)
+    def sample(self, n: int, seed: int = 0, given: Sequence[str] = (), where: str | None = None) -> pd.DataFrame:
+        """n rows drawn from the model, with the training table's columns.
+
+        Args:
+            given: values that all rows have, each "COLUMN=VALUE".
+            where: a relation that all rows meet.
+        """
+        conditions = {"given": self._given(given), "where": where} if given or where else {}
+        drawn = self.model.sample(n, random_state=seed, **conditions)
         table = drawn if isinstance(drawn, pd.DataFrame) else pd.DataFrame(drawn, columns=self.columns)
         for name, value in self.figures["constant"].items():
             table[name] = value
@@ -208,6 +215,18 @@ class DensityRun(Run):
                 parts |= {f"{name}": one.mean(), f"median_{name}": one.median()}
                 parts |= {f"lower_{name}": low, f"upper_{name}": high}
         return beside(rows_of(cells.table, keep), pd.DataFrame(parts))
+
+    def _given(self, given: Sequence[str]) -> dict[str, Any]:
+        found = {}
+        for text in given:
+            name, sign, value = text.partition("=")
+            if not sign or not value:
+                raise ValueError(f"--given {text!r}: write it as COLUMN=VALUE")
+            refuse_unknown_columns([name], self.columns, "the model")
+            column = pd.Series([value], name=name)
+            read = read_as(column, self.figures["kinds"][name], known=self._texts.get(name, ()))
+            found[name] = read.astype(object).iloc[0]
+        return found
 
     def _columns(self, cells: Cells) -> pd.DataFrame:
         kinds = {name: self.figures["kinds"][name] for name in self.columns}

@@ -294,8 +294,8 @@ class AnyOrderDensity(Density):
         blocks: networks, so that every column is in one of them.
         numbers: which columns the Gaussian mixture is over.
         mixture: it, in double precision; None for none.
-        shares: how much of each conditional is the mixture's, in [0, 1] ``[2, D]``: where no later column is
-            known, as in the chain, and where one is.
+        shares: how much of each conditional is the mixture's, in [0, 1] ``[3, D]``: where no later column is
+            known, as in the chain; where one is, but no level, of which the mixture knows nothing; where both are.
 
     Source: one conditional for all sets of columns [Uria 2014], as an energy [Strauss 2021]; densities of two
     kinds mixed by held-out rows [Smyth 1999].
@@ -316,7 +316,7 @@ class AnyOrderDensity(Density):
         self.blocks: Any = nn.ModuleList(blocks)
         self.place = {d: (block, k) for block in blocks for k, d in enumerate(block.which)}
         self.mixture = mixture
-        shares = torch.zeros(2, len(columns)) if shares is None else shares
+        shares = torch.zeros(3, len(columns)) if shares is None else shares
         self.register_buffer("shares", torch.as_tensor(shares, dtype=torch.float32))
 
     @property
@@ -477,8 +477,11 @@ class AnyOrderDensity(Density):
 
     def _share(self, x: Tensor, d: int, given: Tensor) -> Tensor:
         """Its share in each row ``[N]``."""
-        later = given & (torch.arange(self.n_dims, device=x.device) > d)
-        return torch.where((~x.isnan() & later).any(1), self.shares[1, d], self.shares[0, d])
+        known = ~x.isnan() & given
+        later = known[:, d + 1 :].any(1)
+        levels = torch.tensor([bool(c.n_levels) for c in self.columns], device=x.device)
+        context = torch.where(later, 1 + (known & levels).any(1).long(), 0)
+        return self.shares[:, d][context]
 
     def _mixture_log_prob(self, x: Tensor, d: int, given: Tensor) -> Tensor:
         log_weights, means, stds = self._mixture_conditional(x, d, given)

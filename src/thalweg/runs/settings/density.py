@@ -25,7 +25,7 @@ class DensitySettings(RunSettings):
     run = "thalweg.runs.density:DensityRun"
     report = "thalweg.report.density"
     verbs: ClassVar = {
-        "sample": Verb(("n", "seed"), "{run} -n 1000 --out new.csv"),
+        "sample": Verb(("n", "seed", "given", "where"), "{run} -n 1000 --out new.csv"),
         "score": Verb(("keep", "explain"), "{run} TABLE --explain"),
         "predict": Verb(("columns", "keep"), "{run} TABLE --columns COLUMN"),
         "impute": Verb(("draws", "seed", "candidates"), "{run} TABLE --out filled.csv"),
