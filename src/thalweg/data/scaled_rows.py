@@ -157,8 +157,8 @@ def _curve(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ranks = (np.cumsum(counts) - 0.5 * counts + 0.5) / (len(z) + 1)
     if len(seen) > _KNOTS:
         # Evenly in the ranks, which is where the curve is bent.
-        chosen = np.unique(np.searchsorted(ranks, np.linspace(ranks[0], ranks[-1], _KNOTS)))
-        chosen[[0, -1]] = 0, len(seen) - 1
+        wanted = np.linspace(ranks[0], ranks[-1], _KNOTS)
+        chosen = np.unique(np.rint(np.interp(wanted, ranks, np.arange(len(ranks)))).astype(int))
         seen, ranks = seen[chosen], ranks[chosen]
     lacking = _KNOTS - len(seen)
     values = 0.5 * (seen + ndtri(ranks))

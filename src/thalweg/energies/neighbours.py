@@ -1,4 +1,4 @@
-"""An energy that is low where the rows of a table lie close together: the logarithms of distances to neighbours."""
+"""An energy that is low where rows of a table lie close together: logarithms of distances to neighbours."""
 
 from __future__ import annotations
 

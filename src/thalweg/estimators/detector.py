@@ -28,17 +28,16 @@ _MOST_TWINS = 0.01
 class EnergyDetector(OutlierMixin, TableInputs, Estimator):
     """Odd rows of a table of numbers, categories, truth values and dates, with gaps.
 
-    The energy of a row says how far it is from the nearest training row and from the nearest tenth of them, each in
-    two metrics, on a logarithmic scale, and standardised by what it is for rows that were held out: see
+    The energy of a row says how far it is from the nearest training row and from the nearest tenth of them, each
+    in two metrics, on a logarithmic scale, and standardised by what it is for rows that were held out: see
     :class:`~thalweg.energies.NeighbourEnergy`. Columns are in units of their spread; two categories differ or do
     not; distances are over the cells that both rows have. A gap is not odd in itself.
 
     Energies become **p-values**: the share of rows like those of the training table that are at least as odd. They
     come from training rows that were held out, a fold at a time, and each is compared with the new row under the
-    very model that did not learn from it [Barber 2021, Vovk 2015]. So no share of odd rows has to be guessed:
-    ``alpha`` is how many false alarms are accepted, and of rows like the training rows about that share is flagged.
-    The training table may hold odd rows itself: they count among its rows, and the more of them there are the fewer
-    are flagged.
+    very model that did not learn from it [Vovk 2015]. So no share of odd rows has to be guessed: ``alpha`` is how
+    many false alarms are accepted, and of rows like the training rows about that share is flagged. The training
+    table may hold odd rows itself: they count among its rows, and the more of them there are the fewer are flagged.
 
     What is said of a row never depends on the rows beside it. A row that the model learned from is recognised and
     judged by the energy that did not learn from it, unless rows that are equal to one another are common in the
@@ -53,8 +52,8 @@ class EnergyDetector(OutlierMixin, TableInputs, Estimator):
     Attributes:
         energy_: the :class:`~thalweg.energies.NeighbourEnergy`, over rows as ``scaler_`` codes them.
         scaler_: the :class:`~thalweg.data.scaled_rows.RowScaler`.
-        held_out_scores_: scores of the training rows ``[rows]``, each by a model that did not learn from it. A model
-            that was loaded has it not.
+        held_out_scores_: scores of the training rows ``[rows]``, each by a model that did not learn from it;
+            NaN of rows beyond ``max_rows``. A model that was loaded has it not.
         held_out_p_values_: p-values of the training rows ``[rows]`` likewise.
         offset_: the score below which rows are flagged.
         history_: one record: how many rows were learned from.
@@ -122,11 +121,12 @@ class EnergyDetector(OutlierMixin, TableInputs, Estimator):
         self._calibrate(self.energy_.standardise())
         record: dict[str, float] = {"epoch": 1, "rows": len(kept), "folds": len(self.energy_.sizes)}
         self.history_ = History([record], stopped="learned in closed form")
-        by_fold = self._by_fold(codes)
+        held_out = np.concatenate(self._calibration)
         order = kept[np.argsort(folds, kind="stable")]
-        by_fold[order] = np.concatenate(self._calibration)[:, None]
-        self.held_out_scores_ = -by_fold.mean(1)
-        self.held_out_p_values_ = (1 + self._count(by_fold)) / (1 + self._n_calibration)
+        self.held_out_scores_, self.held_out_p_values_ = np.full((2, n), math.nan)
+        self.held_out_scores_[order] = -held_out
+        count = self._count(np.repeat(held_out[:, None], len(self.energy_.sizes), 1))
+        self.held_out_p_values_[order] = (1 + count) / (1 + self._n_calibration)
         self._conclude(self._checks(n, table.shape[1]))
         return self
 
@@ -188,7 +188,7 @@ class EnergyDetector(OutlierMixin, TableInputs, Estimator):
         return (1 + self._count(self._by_fold(self._codes(X)))) / (1 + self._n_calibration)
 
     def predict(self, X: Any) -> np.ndarray:
-        """-1 for rows that are flagged, those with a p-value of at most ``alpha``, and 1 for all others ``[rows]``."""
+        """-1 for rows that are flagged, whose p-value is at most ``alpha``, and 1 for all others ``[rows]``."""
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -205,9 +205,9 @@ class EnergyDetector(OutlierMixin, TableInputs, Estimator):
     def score_columns(self, X: Any) -> np.ndarray:
         """How much each cell adds to the energy of its row ``[rows, columns]``; 0 where it is a gap.
 
-        It is by how much the score of the row would rise if the cell was not known: large where the cell makes the
-        row odd, and negative where it makes it more usual. These do not add up to the score: two cells that are odd
-        only together each have what the row owes to both.
+        It is by how much the score of the row would rise if the cell was not known: large where the cell makes
+        the row odd, and negative where it makes it more usual. These do not add up to the score: two cells that
+        are odd only together each have what the row owes to both.
         """
         codes = self._codes(X)
         cells = self.energy_.by_cell(torch.from_numpy(codes)).numpy()
