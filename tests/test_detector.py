@@ -1,4 +1,4 @@
-"""The detector of odd rows: truths in closed form, honest p-values, what must not matter, and bad input in words."""
+"""The detector of odd rows: truths, honest p-values, what must not matter, and bad input in words."""
 
 import warnings
 
@@ -65,7 +65,7 @@ def mixed(n, seed, odd=0):
 
 
 def test_rows_of_a_gaussian_are_ranked_as_by_its_density(on_gaussian):
-    """Rows at the same density differ in how far their neighbours happen to be: the ranks agree, not the values."""
+    """Rows of one density differ in how far their neighbours happen to be: it is the ranks that agree."""
     X = gaussian_rows(1000, 1)
     assert stats.spearmanr(on_gaussian.score_samples(X), log_density(X)).statistic > 0.85
     # Far out, where the density is by far lower, no row is mistaken.
@@ -84,7 +84,7 @@ def test_the_energy_of_one_view_is_the_distance_to_the_neighbour():
 
 
 def test_p_values_of_new_rows_are_uniform(on_gaussian):
-    """The largest distance to a uniform distribution is within the bound of level 0.1 % for both samples' sizes."""
+    """The largest distance to the uniform distribution is within the bound of level 0.1 % for two samples."""
     p = on_gaussian.p_values(gaussian_rows(1500, 2))
     bound = 1.95 * np.sqrt(1 / 1500 + 1 / 1500)
     assert stats.kstest(p, "uniform").statistic < bound

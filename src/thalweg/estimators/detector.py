@@ -37,7 +37,7 @@ class EnergyDetector(OutlierMixin, TableInputs, Estimator):
     come from training rows that were held out, a fold at a time, and each is compared with the new row under the
     very model that did not learn from it [Vovk 2015]. So no share of odd rows has to be guessed: ``alpha`` is how
     many false alarms are accepted, and of rows like the training rows about that share is flagged. The training
-    table may hold odd rows itself: they count among its rows, and the more of them there are the fewer are flagged.
+    table may hold odd rows itself: they count among its rows, and the more there are the fewer are flagged.
 
     What is said of a row never depends on the rows beside it. A row that the model learned from is recognised and
     judged by the energy that did not learn from it, unless rows that are equal to one another are common in the
