@@ -16,6 +16,7 @@ from thalweg import (
     DeepBoltzmannMachine,
     EnergyClassifier,
     EnergyDensity,
+    EnergyDetector,
     EnergyForecaster,
     EnergyGAN,
     EnergyRanker,
@@ -56,6 +57,10 @@ MODELS = {
     ),
     "density": (lambda: EnergyDensity(**TINY).fit(ROWS), lambda m: m.score_samples(ROWS[:5])),
     "density-dsm": (lambda: EnergyDensity("dsm", **TINY).fit(ROWS), lambda m: m.score_samples(ROWS[:5])),
+    "detector": (
+        lambda: EnergyDetector(n_folds=3, random_state=0).fit(ROWS),
+        lambda m: np.concatenate([m.score_samples(ROWS[:5] + 0.1), m.p_values(ROWS[:5]), m.score_columns(ROWS[0:1])[0]]),
+    ),
     "incremental": (
         lambda: IncrementalClassifier().fit(ROWS, load_iris().target_names[load_iris().target[::3]]),
         lambda m: np.c_[m.predict_proba(ROWS[:5]), m.energies(ROWS[:5]), m.score_samples(ROWS[:5])],

@@ -71,6 +71,7 @@ from thalweg.energies import (
     MixtureOfExperts,
     ModuleEnergy,
     MultiscaleEnergy,
+    NeighbourEnergy,
     NetworkEnergy,
     NoisyGenerator,
     OneHotGroups,
@@ -122,6 +123,14 @@ def kernels() -> KernelDensity:
     return KernelDensity.of(rows, np.arange(30) % 2).float()
 
 
+def neighbours() -> NeighbourEnergy:
+    rows = torch.randn(30, 2, generator=seeded(2))
+    curve = torch.tensor([[-1.0, 0.0, 1.0]] * 2)
+    energy = NeighbourEnergy(rows, torch.arange(30) % 3, torch.zeros(2), torch.rand(2) + 0.5, (curve, curve.sin()))
+    energy.standardise()
+    return energy
+
+
 def gaussians_of(n: int) -> ClassGaussians:
     """Of three labels."""
     return ClassGaussians(torch.randn(3, n), torch.randn(3, 1, n), torch.rand(3, n) + 0.1)
@@ -147,6 +156,7 @@ UNCONDITIONAL = {
     "Uniform": Case(lambda: UniformEnergy(-torch.ones(2) * 3, torch.ones(2) * 3)),
     "Shaped": Case(lambda: ShapedDensity(correlated_mixture(), (1, 2, 1)), (1, 2, 1)),
     "Kernels": Case(kernels),
+    "Neighbours": Case(neighbours),
     "Ranking members": Case(lambda: RankingMembers(2, 3, (6,))),
     "Logistic": Case(lambda: LogisticEnergy(2)),
     "Flow": Case(flow),

@@ -19,6 +19,7 @@ from make_saved_models import BITS, IMAGES, MODELS, ROWS, TINY
 from thalweg import (
     EnergyClassifier,
     EnergyDensity,
+    EnergyDetector,
     EnergyForecaster,
     EnergyGAN,
     EnergyRanker,
@@ -34,8 +35,8 @@ from thalweg.estimators._base import Estimator
 from thalweg.training.history import History
 
 CLASSES = [getattr(thalweg, name) for name in dir(thalweg) if inspect.isclass(getattr(thalweg, name))]
-# Learned in closed form: it has no settings of a training, and no checkpoints.
-TRAINED = [cls for cls in CLASSES if cls is not IncrementalClassifier]
+# Learned in closed form: they have no settings of a training, and no checkpoints.
+TRAINED = [cls for cls in CLASSES if cls not in (EnergyDetector, IncrementalClassifier)]
 SHARED = {"device": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "32-true",
           "n_threads": None, "verbose": False, "random_state": None}  # fmt: skip
 every_class = pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
@@ -238,7 +239,8 @@ def test_draws_and_filled_gaps_have_the_shapes_that_all_have(fitted, name):
 @every_class
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_rows_that_are_not_finite_are_refused(cls, bad):
-    if cls in (EnergyClassifier, EnergyDensity, EnergyForecaster, EnergyRanker, EnergyRegressor) and np.isnan(bad):
+    with_gaps = (EnergyClassifier, EnergyDensity, EnergyDetector, EnergyForecaster, EnergyRanker, EnergyRegressor)
+    if cls in with_gaps and np.isnan(bad):
         return  # gaps are taken
     X, y = (IMAGES[:10].copy(), None) if cls is ImageEBM else (BITS[:30].copy(), np.arange(30.0) % 2)
     X[0, ..., 0] = bad

@@ -16,6 +16,7 @@ _load, __dir__, __all__ = lazily(
         "estimators.classifier": ["EnergyClassifier"],
         "estimators.deep": ["DeepBoltzmannMachine"],
         "estimators.density": ["EnergyDensity"],
+        "estimators.detector": ["EnergyDetector"],
         "estimators.forecaster": ["EnergyForecaster"],
         "estimators.gan": ["EnergyGAN"],
         "estimators.images": ["ImageEBM"],

@@ -75,6 +75,7 @@ __getattr__, __dir__, __all__ = lazily(
         "machines.fully_connected": ["BoltzmannMachine", "PairwiseEnergy", "VisibleEnergy"],
         "machines.layered": ["DBMEnergy", "LayeredMachine", "RBMEnergy"],
         "machines.units": ["Binary", "Categorical", "Gaussian", "Mixed", "MixedSupport", "Units"],
+        "neighbours": ["NeighbourEnergy", "View"],
         "networks.autoencoder": ["AutoencoderEnergy", "autoencoder_energy", "encoding_network"],
         "networks.batched": ["BatchedLinear"],
         "networks.conditional": ["DirectRegression", "NetworkEnergy", "source_network"],

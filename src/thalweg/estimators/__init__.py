@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazily(
         "classifier": ["EnergyClassifier"],
         "deep": ["DeepBoltzmannMachine"],
         "density": ["EnergyDensity"],
+        "detector": ["EnergyDetector"],
         "distribution": ["MultivariateDistribution", "PredictiveDistribution"],
         "forecaster": ["EnergyForecaster"],
         "gan": ["EnergyGAN"],
