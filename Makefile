@@ -31,7 +31,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-bench: bench-classification bench-sequences bench-ranking bench-regression bench-density bench-tables bench-sampling bench-boltzmann bench-forecasting bench-speed
+bench: bench-classification bench-sequences bench-ranking bench-regression bench-density bench-tables bench-anomaly bench-sampling bench-boltzmann bench-forecasting bench-speed
 
 # A benchmark that can use real data takes DATA=FOLDER.
 DATA ?=

@@ -5,9 +5,10 @@
 
 Two protocols, the same rows for every detector, no label used by any. *One-class*: a random half of the normal
 rows is learned from; the other half and all odd rows are scored. *Unsupervised*: all rows are learned from and
-scored, the odd ones among them. Of larger tables 3000 rows are drawn. Rivals see standardised columns; ours and the first
-three leave a row out of its own neighbours where it was learned from. ECOD and Deep SVDD are pyod's, where that is
-installed. The figure is the area under the ROC curve; ranks are means over tables of ranks in the mean over seeds.
+scored, the odd ones among them. Of larger tables 3000 rows are drawn. Rivals see standardised columns; ours and
+the first three leave a row out of its own neighbours where it was learned from. ECOD and Deep SVDD are pyod's,
+where that is installed. The figure is the area under the ROC curve; ranks are means over tables of ranks in the
+mean over seeds.
 """
 
 from __future__ import annotations

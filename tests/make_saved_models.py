@@ -59,7 +59,9 @@ MODELS = {
     "density-dsm": (lambda: EnergyDensity("dsm", **TINY).fit(ROWS), lambda m: m.score_samples(ROWS[:5])),
     "detector": (
         lambda: EnergyDetector(n_folds=3, random_state=0).fit(ROWS),
-        lambda m: np.concatenate([m.score_samples(ROWS[:5] + 0.1), m.p_values(ROWS[:5]), m.score_columns(ROWS[0:1])[0]]),
+        lambda m: np.concatenate(
+            [m.score_samples(ROWS[:5] + 0.1), m.p_values(ROWS[:5]), m.score_columns(ROWS[0:1])[0]]
+        ),
     ),
     "incremental": (
         lambda: IncrementalClassifier().fit(ROWS, load_iris().target_names[load_iris().target[::3]]),
