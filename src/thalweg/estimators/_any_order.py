@@ -154,6 +154,9 @@ class HeldOutColumns(NestedFigure):
             found.append(loss.cpu().transpose(1, 2).flatten(0, 1).T)
         return torch.cat(found), self.weights.T
 
+    def _order(self, n: int) -> Tensor:
+        return torch.arange(n) % (self.rows.shape[1] // 2)
+
     def held_out(self, block: ConditionalBlock) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """log p of each cell of the block by the network that did not learn from the row; NaN if there is none.
 
@@ -211,7 +214,7 @@ def fit_any_order(
         name = f"column {', '.join(str(d + 1) for d in block.which)}"
         histories[name] = trainer.fit(block, MaskedLikelihood(), data, validate, resume=resume)
         block.cpu().eval()
-        gain, which = _gain_of_all(block, x), block.which
+        gain, which = _gain_of_all(block, x, fold), block.which
         own[:, which], other[:, which], given[:, which] = validate.held_out(block)
         own[:, which], other[:, which] = own[:, which] + gain, other[:, which] + gain
     own = np.where(np.isnan(z), 0.0, own)
@@ -227,22 +230,26 @@ def folds_of(n: int, n_members: int, validation_fraction: float, seed: int) -> n
     return (order >= max(1, round(validation_fraction * n))).astype(int)
 
 
-def _gain_of_all(block: ConditionalBlock, x: Tensor) -> np.ndarray:
+def _gain_of_all(block: ConditionalBlock, x: Tensor, fold: np.ndarray) -> np.ndarray:
     """What a column's networks together gain over one alone ``[K]``, in nats, on rows that they have learned from.
 
-    Those say it well enough: there they differ a little less than on new ones.
+    Those say it well enough: there they differ a little less than on new ones. The network that has not learned
+    from a row is left out: beside the others it differs more than new rows make networks differ.
     """
-    if block.n_members == 1:
+    if block.n_members < 3:
         return np.zeros(len(block.which))
     total, count = torch.zeros(len(block.which)), torch.zeros(len(block.which))
     n_columns = block.encoding.n_columns
     before = (torch.arange(n_columns) < torch.tensor(block.which)[:, None]).float()[:, block.encoding.owner]
     with torch.no_grad():
-        for rows in x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:2000]].split(500):
+        for some in torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:2000].split(500):
+            rows, own = x[some], torch.from_numpy(fold)[some, None] == torch.arange(block.n_members)
             values = rows[:, block.which].T[..., None]
             features = block.encoding(rows) * before[:, None, None]
             loss, _ = block_losses(block, features, values, torch.Generator().manual_seed(0))
-            gain = torch.logsumexp(-loss, -1) - math.log(block.n_members) + loss.mean(-1)
+            n_others = block.n_members - 1
+            together = torch.logsumexp((-loss).masked_fill(own, -torch.inf), -1) - math.log(n_others)
+            gain = together + loss.masked_fill(own, 0.0).sum(-1) / n_others
             known = ~values[..., 0].isnan()
             total, count = total + torch.where(known, gain, 0.0).sum(1), count + known.sum(1)
     return (total / count.clamp(min=1)).numpy()

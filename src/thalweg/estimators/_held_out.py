@@ -58,7 +58,7 @@ class NestedFigure:
         if self.best is None:
             self.best = torch.full((n_parts, values.shape[1]), torch.inf, dtype=torch.float64)
             self.judged = values.clone()
-        part = (torch.arange(len(values)) % n_parts)[:, None]
+        part = (self._order(len(values)) % n_parts)[:, None]
         for k in range(n_parts):
             # A single row has no others to be judged by.
             judges = weights * (part != k) if n_parts > 1 else weights
@@ -67,6 +67,10 @@ class NestedFigure:
             self.best[k] = torch.where(better, figure, self.best[k])
             self.judged = torch.where(better & (part == k), values, self.judged)
         self.row_weights = weights
+
+    def _order(self, n: int) -> Tensor:
+        """Numbers by which rows fall to parts ``[n]``; a row that judges more than once has one number."""
+        return torch.arange(n)
 
     def nested(self) -> Tensor:
         """The figure of each member ``[members]``, each part of the rows by the weights best on the others."""
