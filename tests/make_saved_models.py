@@ -60,7 +60,7 @@ MODELS = {
     "detector": (
         lambda: EnergyDetector(n_folds=3, random_state=0).fit(ROWS),
         lambda m: np.concatenate(
-            [m.score_samples(ROWS[:5] + 0.1), m.p_values(ROWS[:5]), m.score_columns(ROWS[0:1])[0]]
+            [m.score_samples(ROWS[:5] + 0.1), m.p_values(ROWS[:5]), m.score_columns(ROWS[:1])[0]]
         ),
     ),
     "incremental": (

@@ -19,6 +19,7 @@ from thalweg._sealed import read_sealed
 TASKS = (
     "regression",
     "density",
+    "detector",
     "classifier",
     "sequence",
     "ranker",
@@ -31,6 +32,7 @@ PREDICTING = ("regression", "classifier", "sequence", "ranker", "forecast")
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "regression": ("-t", "y", "--epochs", 1, "--members", 1),
     "density": ("--epochs", 1, "--members", 1),
+    "detector": (),
     "classifier": ("-t", "y", "--drop", "group", "--epochs", 1, "--members", 1),
     "sequence": ("-t", "y", "-s", "group", "--epochs", 1),
     "ranker": ("-t", "y", "-g", "group", "--epochs", 1, "--members", 2),
@@ -74,6 +76,7 @@ def asked(runs: Path, task: str, run: Path, tables: bool) -> Iterator[tuple[Any,
         yield "predict", run, data_of(runs, task)
     else:
         yield "score", run, data_of(runs, task)
+    if task not in (*PREDICTING, "detector"):
         yield "sample", run, "-n", 2, "--out", run.parent / ("new.npz" if task == "images" else "new.csv")
     if task in ("density", "boltzmann"):
         yield "impute", run, runs / "t.csv"
@@ -278,6 +281,7 @@ def test_a_folder_that_can_not_be_written_is_told_in_one_line(runs, tmp_path, ta
         commands.append(("predict", runs / task, data, "--out", beneath / "p.csv"))
     else:
         commands.append(("score", runs / task, data, "--out", beneath / "p.csv"))
+    if task not in (*PREDICTING, "detector"):
         commands.append(("sample", runs / task, "--out", beneath / ("s.npz" if task == "images" else "s.csv")))
     for command in commands:
         done = call(*command)

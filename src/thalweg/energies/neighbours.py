@@ -13,8 +13,8 @@ from thalweg.energies.base import Energy
 
 # Distances that are held at once: of some rows to all.
 _BLOCK = 2**20
-# A view in which a row is more usual than others counts by this much only.
-_BELOW = 0.3
+# A view in which a row is more usual than others counts by this much only, and not beyond so many deviations.
+_BELOW, _LEAST = 0.3, -3.0
 METRICS = ("standard", "robust", "curved")
 
 
@@ -39,8 +39,9 @@ class NeighbourEnergy(Energy):
     Up to a factor and a constant, log r_k, r_k the distance to the k-th neighbour, is minus the logarithm of the
     k-th nearest neighbour's density: log p(x) = -D log r_k + constant. With k = 1 the energy follows every detail
     of the data; with k = a tenth of the rows, a few rows that are odd together do not vouch for one another. Each
-    view is standardised by what it is for rows that were held out, and counts by 0.3 only below that average: what
-    one view finds odd is not excused by another that finds nothing. The energy is the mean of the views.
+    view is standardised by what it is for rows that were held out, and counts by 0.3 only below that average, down
+    to three standard deviations: what one view finds odd is not excused by another that finds nothing. The energy
+    is the mean of the views.
 
     The rows are in K folds, and there is one energy for each: that of the rows of all the other folds. The energy
     of a row is their mean. A gap (NaN) is a cell that is not known: distances are over the cells that both rows
@@ -208,7 +209,7 @@ class NeighbourEnergy(Energy):
         finite = squares.isfinite()
         logs = 0.5 * (torch.where(finite, squares, 1.0) + self.floors).log()
         z = torch.where(finite, (logs - self.centers) / self.scales, 0.0)
-        return torch.where(z > 0, z, _BELOW * z).mean(-1)
+        return torch.where(z > 0, z, _BELOW * z.clamp(min=_LEAST)).mean(-1)
 
 
 def _pieces(x: Tensor, size: int) -> Iterator[tuple[Tensor, slice]]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 TASKS = {
     "regression": "thalweg.runs.settings.regression:RegressionSettings",
     "density": "thalweg.runs.settings.density:DensitySettings",
+    "detector": "thalweg.runs.settings.detector:DetectorSettings",
     "classifier": "thalweg.runs.settings.classifier:ClassifierSettings",
     "sequence": "thalweg.runs.settings.sequence:SequenceSettings",
     "forecast": "thalweg.runs.settings.forecast:ForecastSettings",

@@ -389,11 +389,12 @@ def _outliers(rows: pd.DataFrame, log_prob: np.ndarray, n_training: int) -> list
     for i in np.argsort(log_prob, kind="stable")[:_N_OUTLIERS]:
         place = int(rows.index[i])
         entry = {"row": place + 1, "log_prob": float(log_prob[i]), "training": bool(i < n_training)}
-        found.append(entry | {"values": [_as_json(v) for v in rows.iloc[i]]})
+        found.append(entry | {"values": [as_json(v) for v in rows.iloc[i]]})
     return found
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """A cell as JSON has it; None for a gap."""
     if value is None or value is pd.NaT or (isinstance(value, float) and np.isnan(value)):
         return None
     if isinstance(value, bool | np.bool_):

@@ -141,6 +141,24 @@ class DensityFigures(TableFigures):
     held_out_log_prob: list[float]
 
 
+class OddRow(TypedDict):
+    row: Count
+    score: float
+    p_value: Annotated[float, Least(0)]
+    training: bool
+    values: list[Any]
+
+
+class DetectorFigures(TableFigures):
+    table: str
+    columns: list[str]
+    constant: dict[str, Any]
+    alpha: float
+    odd_rows: list[OddRow]
+    training_p_values: list[float]
+    test_p_values: list[float]
+
+
 class BoltzmannFigures(TableFigures):
     data: str
     shape: list[Count] | None
